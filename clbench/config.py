@@ -1,0 +1,271 @@
+"""The configuration: one dataclass per group, stored where Hydra validates YAML files and the command line.
+
+A field made with :func:`option` carries its help text, its valid choices and its bounds; the same metadata checks a run
+before it starts and is printed by ``python -m clbench describe``.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from clbench.errors import ConfigError, choose_from
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A documented, checked field of a config dataclass.
+
+    Without ``default`` the value has to come from the group's YAML file, which is where paper values and their sources
+    are written down.
+    """
+    metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class StrategyConfig:
+    """Fields that every strategy has."""
+
+    name: str = option(help="registered name of the strategy")
+    plus: list[str] = option(
+        [], help="strategies added to this one, e.g. [ewc]; set their options with +plus.ewc.lam=5"
+    )
+
+
+@dataclass
+class ModelConfig:
+    """Fields that every model has."""
+
+    name: str = option(help="registered name of the model")
+
+
+@dataclass
+class AugmentConfig:
+    """Random transformations of training images, drawn per sample on the device."""
+
+    crop_padding: int = option(0, help="zero padding in pixels before a random crop to the original size", at_least=0)
+    flip: bool = option(False, help="flip left and right with probability 1/2")
+    brightness: float = option(0.0, help="jitter: factor drawn from [1 - b, 1 + b]", at_least=0)
+    contrast: float = option(0.0, help="jitter: factor drawn from [1 - c, 1 + c]", at_least=0)
+    saturation: float = option(0.0, help="jitter: factor drawn from [1 - s, 1 + s]", at_least=0)
+
+
+@dataclass
+class ScenarioConfig:
+    """Fields that every scenario has, whatever its kind."""
+
+    name: str = option(help="name of the scenario, as in conf/scenario/")
+    kind: str = option(help="how the stream is built: a registered scenario kind")
+    source: str = option(help="data source the samples come from")
+    image_size: int | None = option(
+        None, help="resize to this height and width in pixels; null keeps the source's", at_least=1
+    )
+    validation: float = option(0.0, help="fraction of every class's training samples held out", at_least=0, at_most=0.9)
+    logit_scope: str = option(
+        "seen",
+        help="logits that training and prediction see in class-incremental scenarios: all classes of the stream, those "
+        "seen so far (a growing head), or in training only those of the sample's own task",
+        choices=("all", "seen", "current"),
+    )
+    mean: list[float] | None = option(None, help="per-channel mean for normalisation; null takes the source's")
+    std: list[float] | None = option(None, help="per-channel standard deviation; null takes the source's")
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    frozen: str | None = option(
+        None, help="frozen definition in scenarios/ that the stream has to equal, e.g. split_mnist/v1"
+    )
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop. Scenario files set these to the published schedule."""
+
+    epochs: int | None = option(10, help="passes over a task's data; null leaves it to max_steps_per_task", at_least=1)
+    max_steps_per_task: int | None = option(
+        None, help="optimizer steps per task at most; with epochs=null, exactly", at_least=1
+    )
+    batch_size: int = option(128, help="new samples per step (replayed ones come on top)", at_least=1)
+    optimizer: str = option("sgd", help="optimizer", choices=("sgd", "adam", "adamw"))
+    lr: float = option(0.01, help="learning rate", above=0)
+    momentum: float = option(0.9, help="momentum of SGD", at_least=0, at_most=1)
+    weight_decay: float = option(0.0, help="weight decay of the optimizer", at_least=0)
+    scheduler: str = option(
+        "constant", help="learning-rate schedule within each task", choices=("constant", "cosine", "step")
+    )
+    milestones: list[float] = option(
+        [0.5, 0.75], help="scheduler=step: fractions of the task's steps at which lr drops"
+    )
+    gamma: float = option(0.1, help="scheduler=step: factor by which lr drops", above=0)
+    reset_optimizer: bool = option(True, help="new optimizer state (momentum, moments) for every task")
+    clip_grad_norm: float | None = option(None, help="largest L2 norm of the applied gradient", above=0)
+    batch_norm: str = option(
+        "train",
+        help="BatchNorm layers: train as usual, keep their statistics after the first task, or never update them",
+        choices=("train", "freeze_after_first_task", "frozen"),
+    )
+    threads: int | None = option(None, help="CPU threads of torch; null leaves torch's choice", at_least=1)
+
+
+@dataclass
+class EvaluatorConfig:
+    """The continual evaluator (De Lange et al. 2023)."""
+
+    split: str = option(
+        "test",
+        help="split that is evaluated; with validation the test stream is locked",
+        choices=("test", "validation"),
+    )
+    every: int = option(1, help="evaluate after every this many optimizer steps; 0 only at task switches", at_least=0)
+    subset: int = option(1000, help="evaluation samples per task, drawn once", at_least=1)
+    batch_size: int = option(4096, help="samples per forward pass", at_least=1)
+    diagnostics_every: int = option(
+        0, help="record gradient norms and feature drift every this many steps; 0 never", at_least=0
+    )
+
+
+@dataclass
+class DataConfig:
+    """Where data lie and where they are held."""
+
+    root: str | None = option(None, help="folder with the data sets; null: $CLBENCH_DATA, else the user's cache folder")
+    download: bool = option(True, help="download missing data where torchvision can")
+    placement: str = option("auto", help="where decoded images are held", choices=("auto", "device", "host", "mmap"))
+
+
+@dataclass
+class RecordConfig:
+    """The run folder."""
+
+    checkpoint_seconds: float = option(60.0, help="time between checkpoints within a task", at_least=0)
+    figure: bool = option(True, help="draw curve.png at the end")
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases; imported only when mode is not disabled."""
+
+    mode: str = option("disabled", help="disabled, offline or online", choices=("disabled", "offline", "online"))
+    project: str = option("clbench", help="project name")
+    group: str | None = option(None, help="group name")
+
+
+@dataclass
+class RunConfig:
+    """One run, fully described."""
+
+    scenario: Any = MISSING
+    strategy: Any = MISSING
+    model: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    plus: dict[str, Any] = option({}, help="options of the strategies in strategy.plus, by name")
+    seed: int = option(0, help="seed of every random stream of the run", at_least=0)
+    device: str = option("auto", help="auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
+    progress: bool = option(True, help="show the progress bar")
+
+
+def conf_dir() -> Path:
+    """The Hydra tree: the checkout's ``conf/`` where there is one, else the copy inside the installed wheel."""
+    return _shipped("conf", "_conf")
+
+
+def catalogue_dir() -> Path:
+    """The frozen scenario definitions: the checkout's ``scenarios/``, else the copy inside the installed wheel."""
+    return _shipped("scenarios", "_catalogue")
+
+
+def _shipped(in_checkout: str, in_wheel: str) -> Path:
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / in_checkout
+    is_checkout = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
+    return checkout if is_checkout else package / in_wheel
+
+
+def store_schemas() -> None:
+    """Put the dataclass of every group, and of every registered name, into Hydra's ConfigStore.
+
+    ``conf/strategy/ewc.yaml`` then begins with ``- schema/ewc@_here_`` in its defaults list, and a misspelt or mistyped
+    option fails while the configuration is composed.
+    """
+    from clbench.registry import MODELS, SCENARIOS, STRATEGIES
+
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
+        for name in registry.names():
+            store.store(group=f"{group}/schema", name=name, node=registry[name].config)
+            if not registry[name].__module__.startswith("clbench."):  # code of the user's: its dataclass is its YAML
+                store.store(group=group, name=name, node=registry[name].config(name=name))
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that ``python -m clbench <overrides>`` would run, for tests, tools and notebooks."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    store_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        return hydra_compose("config", overrides=overrides)
+
+
+def group_choices(group: str) -> list[str]:
+    """The names that may follow ``group=`` on the command line."""
+    from clbench.registry import MODELS, STRATEGIES
+
+    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    registry = {"strategy": STRATEGIES, "model": MODELS}.get(group)
+    if registry is not None:
+        names |= {name for name in registry.names() if not registry[name].__module__.startswith("clbench.")}
+    return sorted(names)
+
+
+def to_dataclass(config: DictConfig) -> Any:
+    """A typed dataclass instance of a composed config, every field checked by :func:`check_fields`.
+
+    Raises:
+        ConfigError: a value is missing, out of bounds or not among the choices.
+    """
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise ConfigError(f"no value for {', '.join(sorted(missing))}: set it on the command line")
+    return OmegaConf.to_object(config)
+
+
+def check_fields(config: Any, prefix: str) -> None:
+    """Check every field of a config dataclass against the metadata given to :func:`option`, recursively."""
+    for spec in dataclasses.fields(config):
+        value, where = getattr(config, spec.name), f"{prefix}{spec.name}"
+        if dataclasses.is_dataclass(value):
+            check_fields(value, f"{where}.")
+            continue
+        choices = spec.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(choose_from(f"value for {where}", value, choices))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        bounds = {
+            "at least": (spec.metadata.get("at_least"), lambda v, b: v >= b),
+            "above": (spec.metadata.get("above"), lambda v, b: v > b),
+            "at most": (spec.metadata.get("at_most"), lambda v, b: v <= b),
+        }
+        for words, (bound, holds) in bounds.items():
+            if bound is not None and not (math.isfinite(value) and holds(value, bound)):
+                raise ConfigError(f"{where}={value} is out of range: it has to be {words} {bound:g}")

@@ -1,0 +1,1 @@
+"""Data sources, the Store that holds decoded images, and on-device augmentation."""

@@ -1,0 +1,29 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8×8 pixels that ship with the package (UCI ML, Alpaydin & Kaynak)."""
+
+import numpy as np
+
+from clbench.config import DataConfig
+from clbench.data.images import ImageSet, SourceData
+from clbench.registry import SOURCES
+
+
+@SOURCES.register("digits")
+def digits(config: DataConfig) -> SourceData:
+    """8×8 digits, grey levels 0..16 scaled to 0..255; every fifth image of a class is a test image."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    labels = bunch.target.astype(np.int64)
+    position_in_class = np.empty_like(labels)
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        position_in_class[members] = np.arange(len(members))
+    is_test = position_in_class % 5 == 4
+    return SourceData(
+        train=ImageSet(pixels[~is_test], labels[~is_test]),
+        test=ImageSet(pixels[is_test], labels[is_test]),
+        class_names=[str(digit) for digit in range(10)],
+        mean=(0.3053,),
+        std=(0.3763,),
+    )

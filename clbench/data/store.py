@@ -1,0 +1,74 @@
+"""Where decoded images live, and how a batch is taken from them.
+
+A data set is decoded once; a batch is ``store.take(rows)``. The three placements differ only in where the uint8 images
+are held: on the training device, in page-locked host memory, or in a memory-mapped file.
+"""
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from clbench.errors import ConfigError
+
+FRACTION_OF_DEVICE_MEMORY = 0.5
+FRACTION_OF_HOST_MEMORY = 0.7
+
+
+class Store:
+    """uint8 images (N, C, H, W) on the device, on the host or memory-mapped.
+
+    Args:
+        pixels: uint8 array (N, C, H, W).
+        device: the training device, where batches are wanted.
+        placement: ``device``, ``host``, ``mmap`` or ``auto`` (device if it fits, else host, else mmap).
+    """
+
+    def __init__(self, pixels: np.ndarray, device: torch.device, placement: str = "auto") -> None:
+        self.device = device
+        self.placement = _choose_placement(pixels, device) if placement == "auto" else placement
+        if self.placement == "mmap":
+            if not isinstance(pixels, np.memmap):
+                raise ConfigError("data.placement=mmap needs a source that is cached on disk; valid here: device, host")
+            self._pixels: np.ndarray | Tensor = pixels
+        else:
+            tensor = torch.from_numpy(np.array(pixels))  # a private, writable copy in memory
+            if self.placement == "device":
+                tensor = tensor.to(device)
+            elif device.type == "cuda":
+                tensor = tensor.pin_memory()
+            self._pixels = tensor
+        self.shape = tuple(pixels.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images at ``rows``, uint8 (len(rows), C, H, W) on the device.
+
+        ``rows`` lies where the images do: on the device for placement ``device``, else on the host.
+        """
+        if isinstance(self._pixels, np.ndarray):
+            batch = torch.from_numpy(self._pixels[rows.numpy()])
+        else:
+            batch = self._pixels.index_select(0, rows)
+        return batch.to(self.device, non_blocking=True)
+
+    @property
+    def index_device(self) -> torch.device:
+        """Where ``rows`` for :meth:`take` have to lie."""
+        return self.device if self.placement == "device" else torch.device("cpu")
+
+
+def _choose_placement(pixels: np.ndarray, device: torch.device) -> str:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if pixels.nbytes <= FRACTION_OF_DEVICE_MEMORY * free:
+            return "device"
+    if pixels.nbytes <= FRACTION_OF_HOST_MEMORY * _free_host_memory() or not isinstance(pixels, np.memmap):
+        return "device" if device.type == "cpu" else "host"
+    return "mmap"
+
+
+def _free_host_memory() -> int:
+    return psutil.virtual_memory().available

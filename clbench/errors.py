@@ -1,0 +1,38 @@
+"""The errors a user can cause. Each message is one sentence with the offending value and the valid choices."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClbenchError(Exception):
+    """An error whose message alone tells the user what to change; shown without a traceback."""
+
+
+class ConfigError(ClbenchError, ValueError):
+    """A configuration that cannot be run, found before any training starts."""
+
+
+class DataError(ClbenchError):
+    """Data that are missing, damaged or not what the scenario was defined on."""
+
+
+class TestStreamLocked(ClbenchError, PermissionError):
+    """Tuning code asked for test data, which only the evaluation phase may see."""
+
+    __test__ = False  # the name begins with "Test", but pytest should not collect it
+
+
+class Diverged(ClbenchError, ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+def choose_from(kind: str, given: object, valid: Iterable[str]) -> str:
+    """The sentence for a name that does not exist: what was given, the nearest match, and the choices.
+
+    >>> choose_from("strategy", "ewcc", ["er", "ewc"])
+    "unknown strategy 'ewcc': did you mean 'ewc'? Valid choices: er, ewc"
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {given!r}: {hint}Valid choices: {', '.join(names)}"

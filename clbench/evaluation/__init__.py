@@ -1,0 +1,1 @@
+"""The continual evaluator, and the metrics computed from its table."""

@@ -1,0 +1,159 @@
+"""The continual evaluator: accuracy on every task seen so far, after every ``every`` optimizer steps.
+
+De Lange, van de Ven & Tuytelaars 2023 (arXiv:2205.13452). Each task is represented by a subset that is drawn once, from a
+generator of its own, so that a minimum over iterations measures the network and not the draw. One evaluation is one fused
+forward pass over the subsets of all seen tasks; its counts stay on the device until :meth:`ContinualEvaluator.flush`.
+"""
+
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench.config import EvaluatorConfig
+from clbench.scenarios.inputs import InputPipeline
+from clbench.scenarios.scenario import Samples, Scenario, Split
+from clbench.seeding import torch_generator
+from clbench.strategies.learner import Learner
+
+COLUMNS = ["task_learning", "iteration", "task_eval", "n", "correct", "loss"]
+"""One row per evaluation and task: the task being learned and the one evaluated count from 0; ``iteration`` is the number of
+optimizer steps since the start of the stream (0: before the first); ``loss`` is the summed cross-entropy of ``n`` samples."""
+
+LARGEST_CACHE = 2**31
+"""Bytes of normalised evaluation inputs that are kept; larger subsets are kept as uint8 and normalised each time."""
+
+
+class ContinualEvaluator:
+    """Evaluates a learner without leaving a trace in it.
+
+    Args:
+        learner: what is evaluated.
+        scenario: the stream; ``config.split`` names the split that is read.
+        inputs: makes network inputs.
+        config: period, subset size, split.
+        seed: the run's seed; the subsets come from the stream (seed, "evaluation_subset", task).
+    """
+
+    def __init__(
+        self, learner: Learner, scenario: Scenario, inputs: InputPipeline, config: EvaluatorConfig, seed: int
+    ) -> None:
+        self.learner, self.scenario, self.inputs, self.config = learner, scenario, inputs, config
+        self.split: Split = scenario.test if config.split == "test" else scenario.validation  # type: ignore[assignment]
+        self.subset_ids: list[Tensor] = []
+        for task in range(scenario.n_tasks):
+            ids = self.split.ids(task)
+            drawn = torch.randperm(len(ids), generator=torch_generator(seed, "evaluation_subset", task))
+            self.subset_ids.append(ids[drawn[: config.subset].sort().values])
+        self._sizes = [len(ids) for ids in self.subset_ids]
+        self._images, labels, tasks = self.split.take(torch.cat(self.subset_ids))
+        if 4 * self._images.numel() <= LARGEST_CACHE:
+            self._images = inputs.normalise(self._images)
+        self._labels, self._tasks = labels, tasks
+        self._pending: list[tuple[int, int, Tensor]] = []
+        self._rows: list[np.ndarray] = []
+        self._modules = list(learner.modules())
+        self.seconds = 0.0
+        """Time spent evaluating. On a GPU, where work is queued, only the time to queue it."""
+
+    def due(self, step: int, n_steps: int) -> bool:
+        """Whether to evaluate after ``step`` (from 1) of a task's ``n_steps``: periodically, and around task switches."""
+        every = self.config.every
+        return step in (1, n_steps) or (every > 0 and step % every == 0)
+
+    def evaluate(self, task_learning: int, iteration: int) -> None:
+        """Evaluate all tasks up to ``task_learning`` on their subsets; no result is read on the host."""
+        started = time.perf_counter()
+        with self._undisturbed():
+            n_seen = sum(self._sizes[: task_learning + 1])
+            parts = []
+            for start in range(0, n_seen, self.config.batch_size):
+                part = slice(start, min(start + self.config.batch_size, n_seen))
+                images = self._images[part]
+                x = self.inputs.normalise(images) if images.dtype == torch.uint8 else images
+                parts.append(self._score(Samples(x, self._labels[part], self._tasks[part])))
+            scores = torch.cat(parts) if len(parts) > 1 else parts[0]
+            per_task = [part.sum(0) for part in scores.split(self._sizes[: task_learning + 1])]
+            self._pending.append((task_learning, iteration, torch.stack(per_task)))
+        self.seconds += time.perf_counter() - started
+
+    def evaluate_full(self, task_learning: int, iteration: int) -> pd.DataFrame:
+        """Evaluate on the whole split, as a table with the columns :data:`COLUMNS`.
+
+        Covers the tasks seen so far; where outputs do not grow (task- and domain-incremental) also those to come, which
+        forward transfer needs. ``task_learning`` is −1 before the first task.
+        """
+        last = task_learning + 1 if self.scenario.setting == "class" else self.scenario.n_tasks
+        rows = []
+        started = time.perf_counter()
+        with self._undisturbed():
+            for task in range(last):
+                ids = self.split.ids(task)
+                scores = [
+                    self._score(self.inputs.plain(self.split, part)).sum(0)
+                    for part in ids.split(self.config.batch_size)
+                ]
+                correct, loss = torch.stack(scores).sum(0).tolist()
+                rows.append((task_learning, iteration, task, len(ids), correct, loss))
+        self.seconds += time.perf_counter() - started
+        return as_table(np.array(rows, np.float64).reshape(-1, len(COLUMNS)))
+
+    def feature_drift_probe(self, task_learning: int) -> Tensor:
+        """Penultimate features of the seen tasks' subsets, for drift between two moments (diagnostics)."""
+        with self._undisturbed():
+            n_seen = sum(self._sizes[: task_learning + 1])
+            x = self._images[:n_seen]
+            return self.learner.model.features(self.inputs.normalise(x) if x.dtype == torch.uint8 else x)
+
+    def latest(self) -> list[float]:
+        """Accuracy on every seen task at the last evaluation. Waits for the device; meant for a progress display."""
+        if not self._pending:
+            return []
+        correct = self._pending[-1][2][:, 0].tolist()
+        return [c / n for c, n in zip(correct, self._sizes, strict=False)]
+
+    def flush(self) -> np.ndarray:
+        """All rows so far, float64 (rows, len(COLUMNS)), on the host."""
+        for task_learning, iteration, scores in self._pending:
+            host = scores.double().cpu().numpy()
+            tasks = np.arange(len(host))
+            fixed = np.tile([task_learning, iteration], (len(host), 1))
+            self._rows.append(np.column_stack([fixed, tasks, np.array(self._sizes)[tasks], host]))
+        self._pending = []
+        if len(self._rows) > 1:
+            self._rows = [np.concatenate(self._rows)]
+        return self._rows[0] if self._rows else np.empty((0, len(COLUMNS)))
+
+    def restore(self, rows: np.ndarray) -> None:
+        """Start from the rows of a checkpoint."""
+        self._pending, self._rows = [], [rows]
+
+    def _score(self, samples: Samples) -> Tensor:
+        """float64 (B, 2): whether each sample is classified correctly, and its cross-entropy."""
+        logits = self.learner.predict(samples.x, samples.task).float()
+        correct = logits.argmax(1) == samples.y
+        loss = F.cross_entropy(logits, samples.y, reduction="none")
+        return torch.stack([correct.double(), loss.double()], dim=1)
+
+    @contextmanager
+    def _undisturbed(self):
+        """Evaluation mode, no gradients; afterwards every module is in the mode it was in."""
+        modes = [module.training for module in self._modules]
+        self.learner.prepare_for_eval()
+        self.learner.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module, mode in zip(self._modules, modes, strict=True):
+                module.training = mode
+
+
+def as_table(rows: np.ndarray) -> pd.DataFrame:
+    """Rows in the order of :data:`COLUMNS` as a typed table."""
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.astype({name: "int64" for name in COLUMNS if name != "loss"})

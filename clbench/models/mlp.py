@@ -1,0 +1,41 @@
+"""Multi-layer perceptron; 2 × 400 ReLU is the network of the Split-, Rotated- and Permuted-MNIST literature."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from clbench.config import ModelConfig, option
+from clbench.registry import MODELS
+
+
+@dataclass
+class MLPConfig(ModelConfig):
+    """Options of ``model=mlp``."""
+
+    hidden: list[int] = option(help="units of each hidden layer")
+
+
+@MODELS.register("mlp")
+class MLP(nn.Module):
+    """Fully connected layers with ReLU, on the flattened image.
+
+    Args:
+        config: the hidden layers.
+        input_shape: (C, H, W).
+    """
+
+    config = MLPConfig
+
+    def __init__(self, config: MLPConfig, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        sizes = [channels * height * width, *config.hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.n_features = sizes[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, last hidden size) of images (B, C, H, W)."""
+        return self.layers(x)

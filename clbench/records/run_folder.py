@@ -1,0 +1,101 @@
+"""Writing and reading a run folder. Every file is written to a neighbour first and renamed, so none is ever half there."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "timm", "pandas", "scikit-learn")
+
+
+class RunFolder:
+    """The files of one run, see section "Run folder" of the README.
+
+    Args:
+        path: the folder; created where it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The resumable state."""
+        return self.path / "checkpoint" / "state.pt"
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path / f".{name}.unfinished"
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.path / name)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file atomically; NaN is not JSON, so undefined values have to be None."""
+        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, or None where it does not exist."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a parquet file atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path / f".{name}.unfinished"
+        table.to_parquet(unfinished, index=False)
+        unfinished.replace(self.path / name)
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """The table in a parquet file."""
+        return pd.read_parquet(self.path / name)
+
+    @property
+    def status(self) -> str | None:
+        """``running`` (or killed), ``finished``, ``diverged``, ``failed``; None where no run has begun."""
+        summary = self.read_json("summary.json")
+        return None if summary is None else summary["status"]
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, device, git state and command of this process."""
+    return {
+        "clbench": _version("clbench"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": device,
+        "git": _git_state(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the checkout the package runs from, and whether files differ from it; None outside a checkout."""
+    package = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,199 @@
+"""One run: from a configuration to a complete run folder."""
+
+import dataclasses
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from clbench import config as configuration
+from clbench.config import RunConfig
+from clbench.errors import ClbenchError, ConfigError, Diverged
+from clbench.evaluation.evaluator import ContinualEvaluator
+from clbench.evaluation.metrics import summarise
+from clbench.models.continual import ContinualModel
+from clbench.records.run_folder import RunFolder, environment
+from clbench.registry import MODELS, STRATEGIES
+from clbench.scenarios.build import build
+from clbench.scenarios.frozen import check_frozen
+from clbench.scenarios.inputs import InputPipeline
+from clbench.scenarios.scenario import Scenario
+from clbench.seeding import stream_seed
+from clbench.strategies.base import Strategy
+from clbench.strategies.learner import Learner
+from clbench.training.trainer import Trainer
+
+
+@dataclass
+class Setup:
+    """Everything a run needs, built and checked, before the first step."""
+
+    config: RunConfig
+    device: torch.device
+    scenario: Scenario
+    learner: Learner
+    inputs: InputPipeline
+    evaluator: ContinualEvaluator
+
+
+def set_up(composed: DictConfig) -> Setup:
+    """Check the configuration and build what it names.
+
+    Raises:
+        ConfigError: a value or a combination of values cannot be run.
+        DataError: data are missing or not those the scenario was defined on.
+    """
+    config: RunConfig = configuration.to_dataclass(composed)
+    configuration.check_fields(config, "")
+    if config.trainer.epochs is None and config.trainer.max_steps_per_task is None:
+        raise ConfigError("trainer.epochs and trainer.max_steps_per_task are both null: one of them has to be set")
+    if config.evaluator.split == "validation" and not config.scenario.validation:
+        raise ConfigError("evaluator.split=validation needs scenario.validation above 0, e.g. scenario.validation=0.1")
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    strategies = [config.strategy, *_added_strategies(config)]
+    device = _device(config.device)
+    scenario = build(config.scenario, config.data, config.seed, device)
+    if config.evaluator.split == "validation":
+        scenario = dataclasses.replace(scenario, test_locked=True)
+    check_frozen(config.scenario, scenario)
+    torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
+    model = _model(config, scenario).to(device)
+    learner = Learner(model, [_strategy(options, model, scenario) for options in strategies]).to(device)
+    inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device)
+    evaluator = ContinualEvaluator(learner, scenario, inputs, config.evaluator, config.seed)
+    return Setup(config, device, scenario, learner, inputs, evaluator)
+
+
+def run(composed: DictConfig, path: Path, progress: Any = None) -> dict[str, Any]:
+    """Train and evaluate, writing everything to the folder ``path``; continues from a checkpoint found there.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        ClbenchError: the run cannot start. A run that diverges does not raise; its summary says so.
+    """
+    folder = RunFolder(path)
+    setup = set_up(composed)
+    if folder.status == "finished":
+        raise ConfigError(f"{path} already holds a finished run: choose another hydra.run.dir")
+    folder.write_text("config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+    folder.write_json("scenario.json", {"name": setup.scenario.name, "hash": setup.scenario.hash,
+                                        **setup.scenario.content, "note": setup.scenario.note,
+                                        "evaluation_subsets": [ids.tolist() for ids in setup.evaluator.subset_ids]})  # fmt: skip
+    folder.write_json("environment.json", environment(_device_name(setup.device)))
+    folder.write_json("summary.json", {"status": "running"})
+    trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, folder.checkpoint,
+                      on_progress=progress)  # fmt: skip
+    trainer.on_task_end = lambda _task: write_tables(folder, trainer)
+    status, reason = "finished", None
+    try:
+        trainer.fit()
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    except BaseException as error:
+        folder.write_json("summary.json", {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+        raise
+    write_tables(folder, trainer)
+    summary = {
+        "status": status,
+        "reason": reason,
+        "strategy": setup.config.strategy.name,
+        "scenario": setup.scenario.name,
+        "scenario_hash": setup.scenario.hash,
+        "seed": setup.config.seed,
+        "metrics": summarise(trainer.curve, trainer.tasks, setup.config.evaluator.every),
+        "costs": _costs(setup, trainer),
+    }
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def write_tables(folder: RunFolder, trainer: Trainer) -> None:
+    """Write the curve, the task table and the training losses as they are now."""
+    folder.write_table("curve.parquet", trainer.curve)
+    folder.write_table("tasks.parquet", trainer.tasks)
+    folder.write_table("training.parquet", trainer.training)
+    if trainer.diagnostics.every:
+        folder.write_table("diagnostics.parquet", trainer.diagnostics.table())
+
+
+def _added_strategies(config: RunConfig) -> list[Any]:
+    """The options of the strategies in ``strategy.plus``: those of their YAML files, changed by ``plus.<name>.*``."""
+    unused = set(config.plus) - set(config.strategy.plus)
+    if unused:
+        raise ConfigError(
+            f"options for {', '.join(sorted(unused))} are set under plus, but strategy.plus={config.strategy.plus} does not "
+            "name it"
+        )
+    added = []
+    for name in config.strategy.plus:
+        if name == config.strategy.name or config.strategy.plus.count(name) > 1:
+            raise ConfigError(f"strategy.plus={config.strategy.plus} names {name} twice")
+        options = STRATEGIES[name].config
+        file = configuration.conf_dir() / "strategy" / f"{name}.yaml"
+        values = OmegaConf.load(file) if file.exists() else OmegaConf.create({"name": name})
+        values.pop("defaults", None)
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(options), values, config.plus.get(name) or {})
+        except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
+            raise ConfigError(f"plus.{name}: {str(error).splitlines()[0]}") from error
+        options = configuration.to_dataclass(merged)
+        configuration.check_fields(options, f"plus.{name}.")
+        added.append(options)
+    return added
+
+
+def _strategy(options: Any, model: ContinualModel, scenario: Scenario) -> Strategy:
+    cls: type[Strategy] = STRATEGIES[options.name]
+    if scenario.setting not in cls.needs.settings:
+        raise ConfigError(
+            f"strategy {options.name} is not defined for {scenario.setting}-incremental scenarios such as {scenario.name}. "
+            f"Valid choices: {', '.join(f'{s}-incremental' for s in cls.needs.settings)}"
+        )
+    return cls(options, model, scenario)
+
+
+def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
+    """The network, its weights drawn from the stream (seed, "initialisation") without touching torch's own generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed, "initialisation"))
+        backbone = MODELS[config.model.name](config.model, scenario.input_shape)
+        return ContinualModel(backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no CUDA device. Valid choices here: auto, cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:
+    """Seconds, memory, parameters and floating-point operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = setup.learner.model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *setup.scenario.input_shape, device=setup.device))
+    if setup.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(setup.device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": trainer.seconds,
+        "evaluation_seconds": setup.evaluator.seconds,
+        "iterations": trainer.iteration,
+        "peak_memory_bytes": peak,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in trainer.parameters),
+        "strategy_bytes": setup.learner.extra_bytes(),
+        "forward_flops_per_sample": counter.get_total_flops(),
+    }

@@ -1,0 +1,107 @@
+"""Class- and task-incremental streams: the classes of one source, dealt out over tasks.
+
+Both are cut the same way; they differ in whether the task's identity is given (van de Ven, Tuytelaars & Tolias 2022).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clbench.config import ScenarioConfig, option
+from clbench.data.images import SourceData
+from clbench.errors import ConfigError
+from clbench.registry import SCENARIOS
+from clbench.scenarios.build import Part, StreamPlan
+from clbench.seeding import numpy_generator
+
+
+@dataclass
+class ClassIncrementalConfig(ScenarioConfig):
+    """Options of ``kind: class_incremental`` and ``kind: task_incremental``."""
+
+    increment: int = option(help="new classes per task", at_least=1)
+    base: int | None = option(None, help="classes of the first task; null: as many as increment", at_least=1)
+    class_order: Any = option(
+        "natural",
+        help="natural (as the source numbers them), shuffled (drawn from the run's seed), an integer seed for "
+        "numpy.random.RandomState (1993 is PyCIL's order), or a list of class numbers",
+    )
+    classes: list[int] | None = option(None, help="use only these classes of the source; null: all")
+
+
+@SCENARIOS.register("class_incremental")
+class ClassIncremental:
+    """Classes arrive in groups, and the task's identity is hidden."""
+
+    config = ClassIncrementalConfig
+    setting = "class"
+
+    @classmethod
+    def plan(cls, config: ClassIncrementalConfig, data: SourceData, seed: int) -> StreamPlan:
+        """Deal the classes out over tasks: ``base`` first, then ``increment`` at a time.
+
+        Raises:
+            ConfigError: the classes do not divide, or the class order names a class twice or one that does not exist.
+        """
+        order = class_order(config, len(data.class_names), seed)
+        first = config.base if config.base is not None else config.increment
+        rest = len(order) - first
+        if rest < 0 or rest % config.increment:
+            raise ConfigError(_does_not_divide(len(order), config))
+        starts = [0, *range(first, len(order), config.increment), len(order)]
+        groups = [order[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        label_of = {source_class: label for label, source_class in enumerate(order)}
+        return StreamPlan(
+            setting=cls.setting,
+            class_names=[data.class_names[c] for c in order],
+            task_names=[_task_name([data.class_names[c] for c in group]) for group in groups],
+            task_classes=[[label_of[c] for c in group] for group in groups],
+            parts=[Part(classes={c: label_of[c] for c in group}) for group in groups],
+        )
+
+
+@SCENARIOS.register("task_incremental")
+class TaskIncremental(ClassIncremental):
+    """Classes arrive in groups, the task's identity is given, and every task has its own head."""
+
+    setting = "task"
+
+
+def class_order(config: ClassIncrementalConfig, n_classes: int, seed: int) -> list[int]:
+    """The source's class numbers in the order in which the stream brings them."""
+    pool = list(range(n_classes)) if config.classes is None else list(config.classes)
+    if not set(pool) <= set(range(n_classes)) or len(set(pool)) != len(pool):
+        raise ConfigError(f"scenario.classes={pool} has to name each class once, out of 0..{n_classes - 1}")
+    match config.class_order:
+        case "natural":
+            return pool
+        case "shuffled":
+            return [int(c) for c in numpy_generator(seed, "class_order").permutation(pool)]
+        case bool():
+            pass
+        case int() as order_seed:
+            legacy = np.random.RandomState(order_seed)  # noqa: NPY002: published orders were drawn with this generator
+            return [int(c) for c in np.asarray(pool)[legacy.permutation(len(pool))]]
+        case list() as order if sorted(order) == sorted(pool):
+            return list(order)
+        case list() as order:
+            raise ConfigError(f"scenario.class_order={order} has to name each of the {len(pool)} classes exactly once")
+    raise ConfigError(
+        f"scenario.class_order={config.class_order!r} is unknown. Valid choices: natural, shuffled, an integer seed, "
+        "a list of class numbers"
+    )
+
+
+def _does_not_divide(n: int, config: ClassIncrementalConfig) -> str:
+    base = config.base if config.base is not None else 0
+    valid = [str(i) for i in range(1, n - base + 1) if (n - base) % i == 0]
+    after = f" after base={base}" if base else ""
+    return (
+        f"scenario.increment={config.increment} does not divide the {n - base} classes of {config.source}{after}. "
+        f"Valid choices: {', '.join(valid) or 'none: base is too large'}"
+    )
+
+
+def _task_name(classes: list[str]) -> str:
+    return ", ".join(classes) if len(classes) <= 3 else f"{classes[0]} … {classes[-1]}"

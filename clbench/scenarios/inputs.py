@@ -1,0 +1,43 @@
+"""From uint8 images to network inputs, batched on the device."""
+
+import torch
+from torch import Tensor
+
+from clbench.config import AugmentConfig
+from clbench.data.augment import Augmentation
+from clbench.scenarios.scenario import Samples, Scenario, Split
+from clbench.seeding import stream_seed
+
+
+class InputPipeline:
+    """Scales to [0, 1], augments (training only) and normalises.
+
+    The augmentation of step s of task t is drawn from a generator seeded by (seed, "augmentation", t) and s alone, so
+    that it does not depend on what was drawn before, and a resumed run draws the same.
+    """
+
+    def __init__(self, scenario: Scenario, augment: AugmentConfig, seed: int, device: torch.device) -> None:
+        self.seed = seed
+        shape = (1, -1, 1, 1)
+        std = torch.tensor(scenario.std)
+        self._scale = (1 / (255 * std)).view(shape).to(device)
+        self._shift = (-torch.tensor(scenario.mean) / std).view(shape).to(device)
+        self.augmentation = Augmentation(augment) if Augmentation.changes_anything(augment) else None
+        self._generator = torch.Generator(device=device)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """float (B, C, H, W): (pixels / 255 − mean) / std of uint8 or float images in 0..255."""
+        return torch.addcmul(self._shift, images.to(self._scale.dtype), self._scale)
+
+    def plain(self, split: Split, ids: Tensor) -> Samples:
+        """The samples ``ids`` without augmentation."""
+        images, labels, tasks = split.take(ids)
+        return Samples(self.normalise(images), labels, tasks)
+
+    def training(self, split: Split, ids: Tensor, task: int, step: int) -> Samples:
+        """The samples ``ids`` as training sees them at ``step`` of ``task``."""
+        images, labels, tasks = split.take(ids)
+        if self.augmentation is not None:
+            self._generator.manual_seed(stream_seed(self.seed, "augmentation", task) + step)
+            images = self.augmentation(images, self._generator)
+        return Samples(self.normalise(images), labels, tasks)

@@ -1,0 +1,163 @@
+"""What a scenario is: three splits, each a table of samples sorted by task.
+
+A *sample* of a stream is a row of its split's table: (row in the Store, label, task). The same image may be several
+samples (it appears once per rotation, say). A batch, a replay memory or an evaluation subset is a tensor of sample ids.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clbench.data.images import content_hash
+from clbench.data.store import Store
+from clbench.errors import TestStreamLocked
+
+
+class Samples(NamedTuple):
+    """Inputs with their labels and tasks.
+
+    Attributes:
+        x: float (B, C, H, W), normalised (and augmented, in training).
+        y: int64 (B,), labels in 0..classes-1, in the order in which the stream brings the classes.
+        task: int64 (B,), the task each sample belongs to.
+    """
+
+    x: Tensor
+    y: Tensor
+    task: Tensor
+
+
+class Split:
+    """One split (train, validation or test) of a stream.
+
+    Args:
+        store: the images.
+        rows: int64 (N,) row of each sample in the store, samples sorted by task.
+        labels: int64 (N,) label of each sample in the model's label space.
+        tasks: int64 (N,) task of each sample, ascending.
+        digests: uint64 (M, 2) digests of the store's images, see :mod:`clbench.data.images`.
+        permutations: int64 (T, C·H·W) or None: the order in which task t shows an image's pixels.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        tasks: np.ndarray,
+        digests: np.ndarray,
+        n_tasks: int,
+        permutations: np.ndarray | None = None,
+    ) -> None:
+        self.store = store
+        self.rows = torch.from_numpy(np.ascontiguousarray(rows, np.int64)).to(store.index_device)
+        self.labels = torch.from_numpy(np.ascontiguousarray(labels, np.int64)).to(store.device)
+        self.tasks = torch.from_numpy(np.ascontiguousarray(tasks, np.int64)).to(store.device)
+        self.permutations = None if permutations is None else torch.from_numpy(permutations).to(store.device)
+        bounds = np.searchsorted(tasks, np.arange(n_tasks + 1))
+        self.bounds: list[tuple[int, int]] = [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self.hashes = [content_hash(digests[rows[a:b]]) for a, b in self.bounds]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def ids(self, task: int) -> Tensor:
+        """int64 (n,), on the CPU: the sample ids of ``task``."""
+        return torch.arange(*self.bounds[task])
+
+    def labels_of(self, ids: Tensor) -> Tensor:
+        """int64 labels of the samples ``ids``, on the CPU."""
+        return self.labels.cpu()[ids.cpu()]
+
+    def take(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 images (B, C, H, W), labels (B,) and tasks (B,) of the samples ``ids`` (B,), on the device."""
+        on_device = ids.to(self.labels.device, non_blocking=True)
+        images = self.store.take(self.rows[ids.to(self.rows.device, non_blocking=True)])
+        tasks = self.tasks[on_device]
+        if self.permutations is not None:
+            images = images.flatten(1).gather(1, self.permutations[tasks]).view_as(images)
+        return images, self.labels[on_device], tasks
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A stream of tasks.
+
+    Attributes:
+        name: as in ``conf/scenario/``.
+        setting: ``class`` (identity hidden, classes grow), ``task`` (identity given) or ``domain`` (identity hidden,
+            classes shared by all tasks).
+        class_names: names of the classes in label order.
+        task_classes: for each task the labels it contains.
+        input_shape: (C, H, W).
+        mean, std: per-channel normalisation.
+        train, validation: the splits training and tuning may read; validation is None without a validation fraction.
+        recipe: what defines the stream beside its images (rotations, permutation seeds, ...); part of the hash.
+    """
+
+    name: str
+    setting: str
+    class_names: list[str]
+    task_names: list[str]
+    task_classes: list[list[int]]
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    validation: Split | None
+    _test: Split = field(repr=False)
+    recipe: dict = field(default_factory=dict)
+    test_locked: bool = False
+    note: str = ""
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.task_classes)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes (outputs of the head) over the whole stream."""
+        return len(self.class_names)
+
+    @property
+    def test(self) -> Split:
+        """The test split.
+
+        Raises:
+            TestStreamLocked: the run is part of a tuning phase, which must not see test data.
+        """
+        if self.test_locked:
+            raise TestStreamLocked(
+                f"the test stream of {self.name} is locked while tuning: evaluate on the validation split instead"
+            )
+        return self._test
+
+    @property
+    def content(self) -> dict:
+        """The definition as data: classes and content hash of every task and split, and the recipe."""
+        splits = {"train": self.train, "validation": self.validation, "test": self._test}
+        return {
+            "setting": self.setting,
+            "tasks": [
+                {
+                    "name": self.task_names[t],
+                    "classes": [self.class_names[c] for c in self.task_classes[t]],
+                    **{f"n_{name}": len(s.ids(t)) for name, s in splits.items() if s is not None},
+                    **{f"{name}_hash": s.hashes[t] for name, s in splits.items() if s is not None},
+                }
+                for t in range(self.n_tasks)
+            ],
+            "recipe": self.recipe,
+        }
+
+    @property
+    def hash(self) -> str:
+        """32 hexadecimal digits: equal for two runs exactly when they see the same stream."""
+        text = json.dumps(self.content, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,88 @@
+"""One task as a strategy sees it: the current task's training samples, and named random streams."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clbench.config import TrainerConfig
+from clbench.scenarios.inputs import InputPipeline
+from clbench.scenarios.scenario import Samples, Split
+from clbench.seeding import numpy_generator, torch_generator
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a strategy's hooks get.
+
+    Attributes:
+        index: 0 for the first task.
+        n_tasks: tasks in the whole stream.
+        classes: labels that occur in this task.
+        budget: epochs, steps and batch size.
+        seed: the run's seed.
+    """
+
+    index: int
+    n_tasks: int
+    classes: list[int]
+    budget: TrainerConfig
+    seed: int
+    split: Split
+    inputs: InputPipeline
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 (n,), on the CPU: this task's training samples."""
+        return self.split.ids(self.index)
+
+    def ids_of(self, task: int) -> Tensor:
+        """int64 (n,): the training samples of an earlier task. Only replay of everything (joint) may ask for these."""
+        return self.split.ids(task)
+
+    def labels_of(self, ids: Tensor) -> Tensor:
+        """int64 labels of samples, on the CPU."""
+        return self.split.labels_of(ids)
+
+    def tasks_of(self, ids: Tensor) -> Tensor:
+        """int64 task of each sample, on the CPU."""
+        return self.split.tasks.cpu()[ids.cpu()]
+
+    def samples(self, ids: Tensor) -> Samples:
+        """Samples without augmentation, normalised, on the device."""
+        return self.inputs.plain(self.split, ids)
+
+    def batches(self, ids: Tensor, batch_size: int) -> Iterator[Samples]:
+        """All samples ``ids`` without augmentation, in order."""
+        for part in ids.split(batch_size):
+            yield self.samples(part)
+
+    def torch_generator(self, purpose: str) -> torch.Generator:
+        """The CPU generator of the stream (seed, purpose, this task)."""
+        return torch_generator(self.seed, purpose, self.index)
+
+    def numpy_generator(self, purpose: str) -> np.random.Generator:
+        """The numpy generator of the stream (seed, purpose, this task)."""
+        return numpy_generator(self.seed, purpose, self.index)
+
+    def shuffled_batches(self, ids: Tensor, batch_size: int | None = None) -> list[Tensor]:
+        """Batches of ``ids`` for this task's whole budget, reshuffled every epoch; an epoch's last batch may be smaller.
+
+        ``epochs`` passes, cut off at ``max_steps_per_task``; with ``epochs=null`` as many passes as that takes.
+        """
+        batch_size = self.budget.batch_size if batch_size is None else batch_size
+        generator = self.torch_generator("batch_order")
+        per_epoch = -(-len(ids) // batch_size)
+        limit = self.budget.max_steps_per_task
+        if self.budget.epochs is not None:
+            steps = self.budget.epochs * per_epoch
+            steps = steps if limit is None else min(steps, limit)
+        else:
+            assert limit is not None  # checked when the run was set up
+            steps = limit
+        batches: list[Tensor] = []
+        while len(batches) < steps:
+            batches += ids[torch.randperm(len(ids), generator=generator)].split(batch_size)
+        return batches[:steps]

@@ -1,0 +1,70 @@
+"""A-GEM: averaged gradient episodic memory (Chaudhry et al. 2019, arXiv:1812.00420).
+
+With g the gradient of the new samples' loss and r the gradient of the loss on a random batch from the memory of all
+earlier tasks:
+
+    g̃ = g − (⟨g, r⟩ / ⟨r, r⟩) r   if ⟨g, r⟩ < 0,   else g
+
+Stores memory_size / (number of tasks) sample ids per task, drawn at random at the task's end.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench.config import StrategyConfig, option
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Needs, Plan, Strategy
+from clbench.strategies.memory import TaskMemory, draw_uniform
+
+
+@dataclass
+class AGEMConfig(StrategyConfig):
+    """Options of ``strategy=agem``."""
+
+    memory_size: int = option(help="samples in the memory, shared equally by all tasks of the stream", at_least=1)
+    reference_size: int = option(
+        help="samples drawn from the memory at each step for the reference gradient", at_least=1
+    )
+
+
+@STRATEGIES.register("agem")
+class AGEM(Strategy):
+    """Projects the gradient so that the average memory loss does not rise."""
+
+    config = AGEMConfig
+    needs = Needs(memory=True)
+    options: AGEMConfig
+
+    def __init__(self, config: AGEMConfig, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__(config, model, scenario)
+        self.memory = TaskMemory(config.memory_size, scenario)
+
+    def plan(self, task: Task, plan: Plan) -> Plan:
+        """Every step looks at a fresh draw from the memory."""
+        if task.index == 0:
+            return plan
+        rng = task.numpy_generator("reference")
+        stored = self.memory.ids[: task.index].flatten().cpu().numpy()
+        size = self.options.reference_size
+        return plan._replace(reference=[torch.from_numpy(draw_uniform(stored, size, rng)) for _ in plan.new])
+
+    def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
+        if batch.reference is None:
+            return gradient
+        return project(gradient, self.flat_gradient(batch.reference))
+
+    def end_task(self, task: Task) -> None:
+        self.memory.store(task)
+
+
+def project(gradient: Tensor, reference: Tensor) -> Tensor:
+    """g̃ of the module docstring, for gradients (P,)."""
+    product = gradient @ reference
+    smallest = torch.finfo(reference.dtype).tiny  # a zero reference gradient constrains nothing
+    correction = product.clamp(max=0) / (reference @ reference).clamp(min=smallest)
+    return gradient - correction * reference

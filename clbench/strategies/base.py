@@ -1,0 +1,177 @@
+"""What a method is, and when it may act.
+
+A strategy overrides only what it needs of
+
+========================  =============================================================================================
+``begin_task``            new teacher, anchors; the model already has the new task's outputs
+``plan``                  which samples every step of the task sees: replayed and reference samples are named here
+``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
+``penalty``               a further loss term (regularisation, distillation)
+``edit_gradients``        change the gradient before the optimizer sees it (projection, masks)
+``after_step``            update buffers after the optimizer's step
+``end_task``              consolidate: Fisher, anchors, memories
+``prepare_for_eval``      derive what prediction needs (class means, merged adapters); never touches training state
+``predict``               logits per sample; default: the model's
+========================  =============================================================================================
+
+Everything a strategy remembers is a parameter or a buffer, and that includes its real-valued options: each float field of
+its config is a 0-d buffer of the same name. ``data_loss``, ``penalty``, ``edit_gradients`` and ``after_step`` are pure
+functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same method runs eagerly,
+compiled, or ``vmap``-ped over seeds and options.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from clbench.config import StrategyConfig
+from clbench.models.continual import ContinualModel
+from clbench.scenarios.scenario import Samples, Scenario
+from clbench.scenarios.task import Task
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method requires and where it applies; validation, ``list`` and the test matrix are made from it.
+
+    Attributes:
+        boundaries: it acts at task boundaries, so it has to be told them.
+        memory: it stores training samples.
+        settings: scenario settings in which it is defined.
+        all_data: it reads earlier tasks' data in full (an upper bound, not a continual learner).
+    """
+
+    boundaries: bool = True
+    memory: bool = False
+    settings: tuple[str, ...] = ("class", "task", "domain")
+    all_data: bool = False
+
+
+class Plan(NamedTuple):
+    """The samples that every step of one task sees, as int64 sample ids on the CPU; one tensor per step.
+
+    Attributes:
+        new: samples of the current task.
+        replay: earlier samples, trained on beside the new ones, or None.
+        reference: earlier samples that are not trained on but looked at by ``edit_gradients``, or None.
+    """
+
+    new: list[Tensor]
+    replay: list[Tensor] | None = None
+    reference: list[Tensor] | None = None
+
+
+class Batch(NamedTuple):
+    """What one training step sees.
+
+    Attributes:
+        samples: the new samples, then the replayed ones.
+        n_new: how many of them are new.
+        reference: reference samples of the plan, or None.
+    """
+
+    samples: Samples
+    n_new: int
+    reference: Samples | None = None
+
+
+class Outputs(NamedTuple):
+    """One forward pass over ``batch.samples``: features (B, n_features) and logits (B, n_classes), not restricted."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class Strategy(nn.Module):
+    """Base of all methods.
+
+    Args:
+        config: the method's options, already checked field by field.
+        model: the network; the strategy borrows it (it is not a submodule of the strategy).
+        scenario: the stream's shape; training data come through :class:`Task`.
+    """
+
+    config: ClassVar[type[StrategyConfig]] = StrategyConfig
+    needs: ClassVar[Needs] = Needs()
+    model: ContinualModel
+
+    def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__()
+        object.__setattr__(self, "model", model)  # not registered: several strategies share one model
+        self.options = config
+        self.name = config.name
+        self.tasks_learned = 0
+        for spec in dataclasses.fields(config):
+            value = getattr(config, spec.name)
+            if isinstance(value, float):
+                self.register_buffer(spec.name, torch.tensor(value))
+
+    # ---- hooks ----------------------------------------------------------------------------------------------------
+
+    def begin_task(self, task: Task) -> None:
+        """Called once before a task's first step, after the model has grown."""
+
+    def plan(self, task: Task, plan: Plan) -> Plan:
+        """Amend the plan of the task.
+
+        Called after ``begin_task``, and again when a killed run resumes within the task: it may not change state that it
+        reads.
+        """
+        return plan
+
+    def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """Named loss terms on the batch's samples; the trainer minimises the sum of all terms.
+
+        The term called ``new`` is the plasticity term, every other one counts as stability.
+        """
+        return {"new": self.cross_entropy(outputs.logits, batch.samples).mean()}
+
+    def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
+        """A further loss term (scalar), or None."""
+        return None
+
+    def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
+        """The gradient (P,) the optimizer gets, from the loss gradient (P,); see :meth:`flat_parameters` for the order."""
+        return gradient
+
+    def after_step(self) -> None:
+        """Called after every optimizer step."""
+
+    def end_task(self, task: Task) -> None:
+        """Called once after a task's last step, in evaluation mode."""
+
+    def prepare_for_eval(self) -> None:
+        """Called before every evaluation."""
+
+    def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
+        """Logits (B, n_classes) of images (B, C, H, W), −inf where a class is ruled out.
+
+        ``task`` (B,) is None where the scenario hides it. Per sample: the answer for one image never depends on the others.
+        """
+        return self.model.restrict(self.model(x), task, predicting=True)
+
+    # ---- what methods share ---------------------------------------------------------------------------------------
+
+    def cross_entropy(self, logits: Tensor, samples: Samples) -> Tensor:
+        """Cross-entropy (B,) per sample over the logits the sample may see."""
+        return F.cross_entropy(self.model.restrict(logits, samples.task), samples.y, reduction="none")
+
+    def flat_parameters(self, where: str = "all") -> Tensor:
+        """The trainable parameters as one vector (P,); ``where="backbone"`` leaves the head out."""
+        module = self.model if where == "all" else self.model.backbone
+        return torch.cat([p.reshape(-1) for p in module.parameters() if p.requires_grad])
+
+    def flat_gradient(self, samples: Samples) -> Tensor:
+        """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+        def loss(values: dict[str, Tensor]) -> Tensor:
+            logits = functional_call(self.model, values, (samples.x,))
+            return self.cross_entropy(logits, samples).mean()
+
+        return torch.cat([g.reshape(-1) for g in grad(loss)(parameters).values()])

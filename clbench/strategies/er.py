@@ -1,0 +1,143 @@
+"""ER: experience replay (Chaudhry et al. 2019, arXiv:1902.10486).
+
+A memory of M samples; every step trains on B new and B replayed samples in one forward pass:
+
+    L = w · mean CE(new) + (1 − w) · mean CE(replayed)        (De Lange et al. 2023, their Lw_new = w)
+    L = mean CE over new and replayed samples together        (new_weight = null: Avalanche, Mammoth)
+
+and L = mean CE(new) while the memory is empty.
+
+Stores the ids of the M samples. Variants, which give different results and are not interchangeable:
+
+* ``selection=class_balanced``, ``update=task`` (De Lange et al.): refilled from all classes so far at the end of each task
+  with equal counts; replay draws classes equally often, and within a class without replacement.
+* ``selection=reservoir``, ``update=step`` (Chaudhry et al.; Mammoth): every sample seen enters with probability M / n.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clbench.config import StrategyConfig, option
+from clbench.errors import ConfigError
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Needs, Outputs, Plan, Strategy
+from clbench.strategies.memory import (
+    EMPTY,
+    balanced_fill,
+    check_memory_size,
+    draw_balanced,
+    draw_uniform,
+    reservoir_step,
+)
+
+
+@dataclass
+class ERConfig(StrategyConfig):
+    """Options of ``strategy=er``."""
+
+    memory_size: int = option(help="samples in the memory, over all classes", at_least=1)
+    selection: str = option(help="which samples are kept", choices=("reservoir", "class_balanced"))
+    update: str = option(
+        help="when the memory changes: after every step, or at the end of each task", choices=("step", "task")
+    )
+    replay_batch_size: int | None = option(
+        None, help="replayed samples per step; null: as many as new ones", at_least=1
+    )
+    new_weight: float | None = option(
+        help="weight of the new samples' loss (w above); null: one mean over new and replayed", at_least=0, at_most=1
+    )
+
+
+@STRATEGIES.register("er")
+class ER(Strategy):
+    """Replay of stored samples beside the new ones."""
+
+    config = ERConfig
+    needs = Needs(memory=True)
+    options: ERConfig
+    memory: Tensor
+    n_seen: Tensor
+
+    def __init__(self, config: ERConfig, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__(config, model, scenario)
+        check_memory_size(config.memory_size, scenario)
+        if config.selection == "class_balanced" and config.update == "step":
+            raise ConfigError(
+                "strategy.update=step is not defined for strategy.selection=class_balanced. Valid choices: "
+                "update=task, or selection=reservoir"
+            )
+        self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
+        self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
+        # What end_task puts into the memory; plan() makes it, and makes it again when a run resumes.
+        self._memory_after_task: tuple[np.ndarray, int] | None = None
+
+    def plan(self, task: Task, plan: Plan) -> Plan:
+        """Walk through the task's steps: draw from the memory as it is, then offer it the new samples."""
+        rng = task.numpy_generator("replay")
+        memory, n_seen = self.memory.cpu().numpy().copy(), int(self.n_seen)
+        by_step = self.options.update == "step"
+        in_first_epoch = _first_sightings(plan.new)
+        groups = self._groups(task, memory) if self.options.selection == "class_balanced" else None
+        replay = []
+        for ids, fresh in zip(plan.new, in_first_epoch, strict=True):
+            size = self.options.replay_batch_size or len(ids)
+            drawn = draw_balanced(groups, size, rng) if groups else draw_uniform(memory[memory != EMPTY], size, rng)
+            replay.append(torch.from_numpy(drawn))
+            if by_step:
+                n_seen = reservoir_step(memory, n_seen, fresh, rng)
+        if not by_step:
+            memory, n_seen = self._consolidated(task, memory, n_seen, rng)
+        self._memory_after_task = memory, n_seen
+        return plan._replace(replay=replay)
+
+    def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        losses = self.cross_entropy(outputs.logits, batch.samples)
+        new, replayed = losses[: batch.n_new], losses[batch.n_new :]
+        if not len(replayed):
+            return {"new": new.mean()}
+        if self.options.new_weight is None:
+            return {"new": new.sum() / len(losses), "replay": replayed.sum() / len(losses)}
+        return {"new": self.new_weight * new.mean(), "replay": (1 - self.new_weight) * replayed.mean()}
+
+    def end_task(self, task: Task) -> None:
+        assert self._memory_after_task is not None
+        memory, n_seen = self._memory_after_task
+        self.memory.copy_(torch.from_numpy(memory))
+        self.n_seen.fill_(n_seen)
+
+    def _consolidated(
+        self, task: Task, memory: np.ndarray, n_seen: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, int]:
+        """The memory after the task, for ``update=task``."""
+        if self.options.selection == "reservoir":
+            return memory, reservoir_step(memory, n_seen, rng.permutation(task.ids.numpy()), rng)
+        candidates = np.concatenate([memory[memory != EMPTY], task.ids.numpy()])
+        kept = balanced_fill(dict(enumerate(self._groups(task, candidates))), len(memory), rng)
+        refilled = np.full_like(memory, EMPTY)
+        refilled[: len(kept)] = kept
+        return refilled, n_seen + len(task.ids)
+
+    def _groups(self, task: Task, ids: np.ndarray) -> list[np.ndarray]:
+        """``ids`` by class; in domain-incremental streams by class and task, so that no domain crowds out another."""
+        ids = ids[ids != EMPTY]
+        labels = task.labels_of(torch.from_numpy(ids)).numpy()
+        tasks = task.tasks_of(torch.from_numpy(ids)).numpy()
+        keys = tasks * (labels.max(initial=0) + 1) + labels
+        return [ids[keys == key] for key in np.unique(keys)]
+
+
+def _first_sightings(batches: list[Tensor]) -> list[np.ndarray]:
+    """For each step the ids that no earlier step has shown: a reservoir counts a sample once, not once per epoch."""
+    seen: set[int] = set()
+    fresh = []
+    for batch in batches:
+        new = [i for i in batch.tolist() if i not in seen]
+        seen.update(new)
+        fresh.append(np.array(new, np.int64))
+    return fresh

@@ -1,0 +1,73 @@
+"""Incremental joint training: every task trains on all data so far (an upper bound; perfect replay).
+
+    L = mean CE over a batch drawn from the union of the current and all earlier tasks
+
+Hess, Tuytelaars & van de Ven 2023 (arXiv:2311.04898) show that the stability gap appears even here, because the network
+still has to move from the optimum for k − 1 tasks to the one for k. The batch grows with the number of tasks so far
+(B · k, as in the authors' demonstration) with ``batch_per_task``, so that every task keeps B samples a step on average.
+``from_scratch`` starts each task from the initial weights instead (joint rather than cumulative training; no gap to see).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench.config import StrategyConfig, option
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Needs, Outputs, Plan, Strategy
+
+
+@dataclass
+class JointConfig(StrategyConfig):
+    """Options of ``strategy=joint``."""
+
+    batch_per_task: bool = option(help="batch of batch_size × tasks so far, instead of batch_size")
+    from_scratch: bool = option(help="start every task from the run's initial weights")
+
+
+@STRATEGIES.register("joint")
+class Joint(Strategy):
+    """Trains on the data of all tasks so far."""
+
+    config = JointConfig
+    needs = Needs(all_data=True)
+    options: JointConfig
+
+    def __init__(self, config: JointConfig, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__(config, model, scenario)
+        if config.from_scratch:
+            for index, tensor in enumerate(_weights(model)):
+                self.register_buffer(f"initial_{index}", tensor.detach().clone())
+
+    def begin_task(self, task: Task) -> None:
+        if self.options.from_scratch:
+            with torch.no_grad():
+                for index, tensor in enumerate(_weights(self.model)):
+                    tensor.copy_(self.get_buffer(f"initial_{index}"))
+
+    def plan(self, task: Task, plan: Plan) -> Plan:
+        """Shuffle the union of all tasks so far."""
+        seen = torch.cat([task.ids_of(earlier) for earlier in range(task.index + 1)])
+        scale = task.index + 1 if self.options.batch_per_task else 1
+        return plan._replace(new=task.shuffled_batches(seen, task.budget.batch_size * scale))
+
+    def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        losses = self.cross_entropy(outputs.logits, batch.samples)
+        is_new = batch.samples.task == self.model.current_task
+        if self.tasks_learned == 0:
+            return {"new": losses.mean()}
+        zero = torch.zeros_like(losses)
+        return {
+            "new": torch.where(is_new, losses, zero).sum() / len(losses),
+            "earlier": torch.where(is_new, zero, losses).sum() / len(losses),
+        }
+
+
+def _weights(model: ContinualModel) -> list[Tensor]:
+    """Parameters and BatchNorm statistics, but not the model's record of which task it is in."""
+    own = {"class_task", "current_task"}
+    return [tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in own]

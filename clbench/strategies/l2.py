@@ -1,0 +1,55 @@
+"""L2: stay near the weights of the previous task (the rehearsal-free baseline of Smith et al. 2023, arXiv:2203.17269).
+
+    L = CE(new) + λ Σ_j (θ_j − θ*_j)²          no factor ½
+
+θ* are the weights at the start of the task, so the penalty's gradient is exactly 0 at a task's first step. This is EWC with
+the Fisher information replaced by the identity. With ``from_start`` the first task is held to the initial weights too, as
+in the authors' code; ``where=backbone`` leaves the classifier free, as there.
+
+Stores one copy of the penalised weights.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench.config import StrategyConfig, option
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Needs, Outputs, Strategy
+
+
+@dataclass
+class L2Config(StrategyConfig):
+    """Options of ``strategy=l2``."""
+
+    lam: float = option(help="weight λ of the penalty", at_least=0)
+    where: str = option(help="which parameters are penalised", choices=("all", "backbone"))
+    from_start: bool = option(help="hold the first task to the initial weights")
+
+
+@STRATEGIES.register("l2")
+class L2(Strategy):
+    """Squared distance to the weights at the start of the task."""
+
+    config = L2Config
+    needs = Needs()
+    options: L2Config
+    lam: Tensor
+    anchor: Tensor
+
+    def __init__(self, config: L2Config, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__(config, model, scenario)
+        self.register_buffer("anchor", self.flat_parameters(config.where).detach().clone())
+
+    def begin_task(self, task: Task) -> None:
+        with torch.no_grad():
+            self.anchor.copy_(self.flat_parameters(self.options.where))
+
+    def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
+        if self.tasks_learned == 0 and not self.options.from_start:
+            return None
+        return self.lam * (self.flat_parameters(self.options.where) - self.anchor).square().sum()

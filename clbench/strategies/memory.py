@@ -1,0 +1,102 @@
+"""Replay memories: which training samples are kept. A memory is a tensor of sample ids, never of images.
+
+All functions work on numpy arrays on the host and draw from the generator they are given. What a memory holds at every
+step depends on ids and draws only, not on the network, so a whole task's replay is known before the task starts.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clbench.errors import ConfigError
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+
+EMPTY = -1
+
+
+def reservoir_step(memory: np.ndarray, n_seen: int, arriving: np.ndarray, rng: np.random.Generator) -> int:
+    """Offer the ``arriving`` ids to the reservoir ``memory`` (in place); returns the new number of ids seen.
+
+    Vitter 1985, algorithm R: the n-th id ever seen (from 1) takes slot n − 1 while there is room, and later the slot
+    j ~ U{0..n−1} if j < M. Every id seen is then in the memory with probability M / n.
+    """
+    size = len(memory)
+    order = n_seen + np.arange(len(arriving))
+    slots = np.where(order < size, order, rng.integers(0, order + 1))
+    for slot, sample in zip(slots, arriving, strict=True):  # in turn: a later sample may evict an earlier one
+        if slot < size:
+            memory[slot] = sample
+    return n_seen + len(arriving)
+
+
+def balanced_fill(groups: dict[int, np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to ``size`` ids with group counts as equal as the groups' sizes allow.
+
+    ``groups`` maps a group (a class, or a class of one task) to its candidate ids. Which groups get one more where the
+    size does not divide is drawn.
+    """
+    keys = [int(key) for key in rng.permutation(sorted(groups))]
+    quota = dict.fromkeys(keys, 0)
+    room = min(size, sum(len(ids) for ids in groups.values()))
+    while room:
+        open_keys = [key for key in keys if quota[key] < len(groups[key])]
+        share = max(1, room // len(open_keys))
+        for key in open_keys:
+            take = min(share, len(groups[key]) - quota[key], room)
+            quota[key] += take
+            room -= take
+    kept = [rng.permutation(groups[key])[: quota[key]] for key in sorted(groups)]
+    return np.concatenate(kept) if kept else np.empty(0, np.int64)
+
+
+def draw_uniform(memory: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` ids drawn uniformly without replacement, or all of them if there are no more than ``n``."""
+    return memory.copy() if len(memory) <= n else rng.choice(memory, n, replace=False)
+
+
+def draw_balanced(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` ids: groups drawn equally often, within a group without replacement while it lasts."""
+    n = min(n, sum(len(group) for group in groups))
+    counts = np.full(len(groups), n // len(groups))
+    counts[rng.permutation(len(groups))[: n % len(groups)]] += 1
+    drawn = []
+    for group, count in zip(groups, counts, strict=True):
+        rounds = [rng.permutation(group) for _ in range(-(-int(count) // len(group)))]
+        drawn.append(np.concatenate(rounds)[:count] if rounds else group[:0])
+    return np.concatenate(drawn)
+
+
+class TaskMemory(nn.Module):
+    """An equal share of the memory for every task of the stream (GEM, A-GEM).
+
+    Args:
+        size: samples in all; each task gets ``size // n_tasks``, or as many as the smallest task has.
+        scenario: the stream.
+
+    Raises:
+        ConfigError: the memory is smaller than the number of classes.
+    """
+
+    ids: Tensor
+
+    def __init__(self, size: int, scenario: Scenario) -> None:
+        super().__init__()
+        check_memory_size(size, scenario)
+        smallest = min(stop - start for start, stop in scenario.train.bounds)
+        self.register_buffer("ids", torch.full((scenario.n_tasks, min(size // scenario.n_tasks, smallest)), EMPTY))
+
+    def store(self, task: Task) -> None:
+        """Keep a random draw of the task's samples."""
+        drawn = task.numpy_generator("memory").choice(task.ids.numpy(), self.ids.shape[1], replace=False)
+        self.ids[task.index] = torch.from_numpy(drawn).to(self.ids.device)
+
+
+def check_memory_size(size: int, scenario: Scenario) -> None:
+    """Raise ConfigError where a memory has no room for one sample of every class, and of every task."""
+    least = max(scenario.n_classes, scenario.n_tasks)
+    if size < least:
+        raise ConfigError(
+            f"strategy.memory_size={size} is too small for {scenario.name} with {scenario.n_classes} classes in "
+            f"{scenario.n_tasks} tasks: it has to be at least {least}"
+        )

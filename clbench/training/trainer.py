@@ -1,0 +1,295 @@
+"""The training loop: the only one.
+
+One step is: take the plan's samples, let the learner name its loss terms, differentiate their sum, let the learner edit the
+gradient, step the optimizer, evaluate where due. Nothing in a step reads a device tensor on the host.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from clbench.config import RunConfig
+from clbench.errors import Diverged
+from clbench.evaluation.diagnostics import Diagnostics
+from clbench.evaluation.evaluator import ContinualEvaluator, as_table
+from clbench.scenarios.inputs import InputPipeline
+from clbench.scenarios.scenario import Samples, Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Plan
+from clbench.strategies.learner import Learner
+from clbench.training.checkpoint import load_checkpoint, save_checkpoint
+from clbench.training.optimizers import make_optimizer, make_scheduler
+
+PROGRESS_SECONDS = 0.25
+"""The display is refreshed, and the losses are checked for NaN, this often."""
+
+
+class Trainer:
+    """Trains a learner on a scenario's tasks in turn.
+
+    Args:
+        config: the run's configuration.
+        scenario: the stream.
+        learner: model and strategies.
+        inputs: makes network inputs.
+        evaluator: evaluates while training.
+        checkpoint: file that the state is saved to, and resumed from where it exists.
+        on_progress: called a few times a second with (task, step, steps of the task, accuracies on the seen tasks).
+        on_task_end: called with the index of each finished task after its tables are complete.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        scenario: Scenario,
+        learner: Learner,
+        inputs: InputPipeline,
+        evaluator: ContinualEvaluator,
+        checkpoint: Path,
+        on_progress: Callable[[int, int, int, list[float]], None] | None = None,
+        on_task_end: Callable[[int], None] | None = None,
+    ) -> None:
+        self.config, self.scenario, self.learner = config, scenario, learner
+        self.inputs, self.evaluator, self.checkpoint = inputs, evaluator, checkpoint
+        self.on_progress, self.on_task_end = on_progress, on_task_end
+        self.device = next(learner.parameters()).device
+        self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
+        self.parameters = list(learner.trainable().values())
+        self.optimizer = make_optimizer(config.trainer, self.parameters)
+        self.scheduler: LRScheduler | None = None
+        self._scheduler_state: dict[str, Any] | None = None
+        self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
+        self.seconds_before = 0.0  # spent before a resume
+        self._started = time.perf_counter()
+        self._losses: list[tuple[int, int, dict[str, Tensor]]] = []
+        self._loss_rows: list[tuple[int, int, str, float]] = []
+        self._task_tables: list[pd.DataFrame] = []
+        self._reference: tuple[Tensor, Samples] | None = None
+
+    # ---- results --------------------------------------------------------------------------------------------------
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """The per-iteration table, see :data:`clbench.evaluation.evaluator.COLUMNS`."""
+        return as_table(self.evaluator.flush())
+
+    @property
+    def tasks(self) -> pd.DataFrame:
+        """The same columns, on full test sets at task ends."""
+        return pd.concat(self._task_tables, ignore_index=True) if self._task_tables else as_table(np.empty((0, 6)))
+
+    @property
+    def training(self) -> pd.DataFrame:
+        """Training loss by term: task_learning, iteration, term, loss."""
+        self._collect_losses()
+        return pd.DataFrame(self._loss_rows, columns=["task_learning", "iteration", "term", "loss"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training and evaluation, over all resumes."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the end of the stream, from the checkpoint where there is one.
+
+        Raises:
+            Diverged: a training loss is NaN or infinite; the tables end with the last step before it.
+        """
+        self._started = time.perf_counter()
+        begun = self._resume()
+        if self.task == self.step == 0 and not begun and self.scenario.setting != "class":
+            self._task_tables.append(self.evaluator.evaluate_full(-1, 0))  # accuracy at initialisation, for FWT
+        for task in range(self.task, self.scenario.n_tasks):
+            self._fit_task(task, begun)
+            begun = False
+
+    def _fit_task(self, index: int, begun: bool) -> None:
+        config = self.config.trainer
+        task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
+                    self.scenario.train, self.inputs)  # fmt: skip
+        if not begun:
+            if config.reset_optimizer and index > 0:
+                self.optimizer = make_optimizer(config, self.parameters)
+            self.learner.begin_task(task)
+        plan = self.learner.plan(task)
+        steps = self._placed(plan)
+        self.scheduler = make_scheduler(config, self.optimizer, len(steps))
+        if begun and self.scheduler is not None:
+            self.scheduler.load_state_dict(self._scheduler_state)
+            for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+                group["lr"] = lr
+        self._train_mode(index)
+        if index == 0 and self.step == 0:
+            self.evaluator.evaluate(0, 0)
+        last_look = last_checkpoint = time.monotonic()
+        while self.step < len(steps):
+            self._train_step(index, *steps[self.step])
+            self.step += 1
+            self.iteration += 1
+            if self.evaluator.due(self.step, len(steps)):
+                self.evaluator.evaluate(index, self.iteration)
+            now = time.monotonic()
+            if now - last_look >= PROGRESS_SECONDS:
+                last_look = now
+                self._check_finite()
+                if self.on_progress:
+                    self.on_progress(index, self.step, len(steps), self.evaluator.latest())
+            if now - last_checkpoint >= self.config.record.checkpoint_seconds and self.step < len(steps):
+                self.save()
+                last_checkpoint = time.monotonic()
+        self._check_finite()
+        if self.on_progress:
+            self.on_progress(index, self.step, len(steps), self.evaluator.latest())
+        self.learner.end_task(task)
+        self._task_tables.append(self.evaluator.evaluate_full(index, self.iteration))
+        self.task, self.step, self._reference = index + 1, 0, None
+        self.save()
+        if self.on_task_end:
+            self.on_task_end(index)
+
+    def _train_step(self, task: int, ids: Tensor, n_new: int, reference_ids: Tensor | None) -> None:
+        samples = self.inputs.training(self.scenario.train, ids, task, self.step)
+        reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
+        batch = Batch(samples, n_new, reference)
+        terms = self.learner.loss(batch)
+        total = sum(terms.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        look = self.diagnostics.due(self.step)
+        if look:
+            self.diagnostics.before_step(task, self.iteration + 1, terms)
+        total.backward()
+        if self.learner.edits_gradients:
+            gradient = flatten_gradients(self.parameters)
+            edited = self.learner.edit_gradients(gradient, batch)
+            if look:
+                self.diagnostics.projection(gradient, edited)
+            assign_gradients(self.parameters, edited)
+        if self.config.trainer.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad_norm)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.learner.after_step()
+        if look:
+            self.diagnostics.after_step()
+        self._losses.append((task, self.iteration + 1, {name: term.detach() for name, term in terms.items()}))
+
+    def _placed(self, plan: Plan) -> list[tuple[Tensor, int, Tensor | None]]:
+        """Per step: sample ids (new, then replayed), how many are new, reference ids; where the store wants them."""
+        where = self.scenario.train.store.index_device
+        replay = plan.replay or [None] * len(plan.new)
+        reference = plan.reference or [None] * len(plan.new)
+        moved = {id(r): r.to(where) for r in reference if r is not None}  # GEM names one tensor for every step
+        return [
+            (
+                (new if extra is None else torch.cat([new, extra])).to(where),
+                len(new),
+                None if looked_at is None else moved[id(looked_at)],
+            )
+            for new, extra, looked_at in zip(plan.new, replay, reference, strict=True)
+        ]
+
+    def _reference_samples(self, ids: Tensor, task: int) -> Samples:
+        """Reference samples; kept from step to step while the ids are the same and nothing random is done to them."""
+        if self._reference is None or self._reference[0] is not ids or self.inputs.augmentation is not None:
+            # A step number that no training batch has, so that the two draw different augmentations.
+            self._reference = ids, self.inputs.training(self.scenario.train, ids, task, -1 - self.step)
+        return self._reference[1]
+
+    def _train_mode(self, task: int) -> None:
+        """Training mode, with BatchNorm as ``trainer.batch_norm`` says."""
+        self.learner.train()
+        policy = self.config.trainer.batch_norm
+        if policy == "frozen" or (policy == "freeze_after_first_task" and task > 0):
+            for module in self.learner.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    # ---- losses ---------------------------------------------------------------------------------------------------
+
+    def _collect_losses(self) -> None:
+        if not self._losses:
+            return
+        values = torch.stack([value for _, _, terms in self._losses for value in terms.values()]).tolist()
+        names = [(task, iteration, name) for task, iteration, terms in self._losses for name in terms]
+        self._loss_rows += [(*name, value) for name, value in zip(names, values, strict=True)]
+        self._losses = []
+
+    def _check_finite(self) -> None:
+        """Raise Diverged at the first non-finite loss, dropping everything recorded from that step on."""
+        n_checked = len(self._loss_rows)
+        self._collect_losses()
+        bad = [row for row in self._loss_rows[n_checked:] if not np.isfinite(row[3])]
+        if not bad:
+            return
+        iteration = bad[0][1]
+        self._loss_rows = [row for row in self._loss_rows if row[1] <= iteration]
+        rows = self.evaluator.flush()
+        self.evaluator.restore(rows[rows[:, 1] < iteration])
+        raise Diverged(f"the loss term {bad[0][2]!r} became {bad[0][3]} at iteration {iteration} (task {bad[0][0]})")
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._collect_losses()
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "learner": self.learner.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "position": {"task": self.task, "step": self.step, "iteration": self.iteration},
+                "curve": torch.from_numpy(self.evaluator.flush()),
+                "tasks": torch.from_numpy(self.tasks.to_numpy(np.float64)),
+                "losses": list(self._loss_rows),
+                "diagnostics": self.diagnostics.rows(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+                "seconds": self.seconds,
+                "evaluation_seconds": self.evaluator.seconds,
+            },
+        )
+
+    def _resume(self) -> bool:
+        """Load the checkpoint if there is one. Returns whether it lies within a task that has begun."""
+        state: dict[str, Any] | None = load_checkpoint(self.checkpoint, self.device)
+        self._scheduler_state = None
+        if state is None:
+            return False
+        self.learner.load_state_dict(state["learner"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scheduler_state = state["scheduler"]
+        self.task, self.step, self.iteration = (state["position"][key] for key in ("task", "step", "iteration"))
+        self.learner.resume_at(self.task)
+        self.evaluator.restore(state["curve"].cpu().numpy())
+        self._task_tables = [as_table(state["tasks"].cpu().numpy())]
+        self._loss_rows = [tuple(row) for row in state["losses"]]
+        self.diagnostics.restore(state["diagnostics"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        self.seconds_before, self.evaluator.seconds = state["seconds"], state["evaluation_seconds"]
+        return self.step > 0
+
+
+def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """The gradients of ``parameters`` as one vector (P,); zeros where a parameter has none."""
+    return torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
+
+
+def assign_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:
+    """Write the vector (P,) back into the parameters' gradients."""
+    start = 0
+    for parameter in parameters:
+        parameter.grad = gradient[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
