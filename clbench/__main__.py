@@ -1,28 +1,123 @@
-"""``python -m clbench``: one run, or a sub-command."""
+"""``python -m clbench``: train one configuration or a sweep, or run a sub-command.
+
+python -m clbench strategy=ewc scenario=cifar100       one run
+python -m clbench -m strategy=ewc,l2 seed=0,1,2        a sweep (Hydra's multirun)
+python -m clbench list                                 every scenario, strategy, model, experiment
+python -m clbench describe ewc                         equation, options, defaults and source of one
+python -m clbench resume <run folder>                  continue a run that was stopped
+"""
 
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from clbench import config as configuration
+from clbench.errors import ClbenchError, ConfigError, choose_from
+
+CONFIG_ERROR = 2
+"""Exit status for an error of the user's."""
 
 
-def train(composed: DictConfig) -> float:
-    """One run, in the folder that Hydra has made for it."""
+def train(composed: DictConfig) -> float | None:
+    """One run in the folder that Hydra made for it; returns ACC, which a sweeper may maximise."""
+    hydra_config = HydraConfig.get()
+    try:
+        return _run(composed, Path(hydra_config.runtime.output_dir))
+    except ClbenchError as error:
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise  # Hydra marks this job failed and goes on with the others
+        sys.exit(_complain(error))
+
+
+def _run(composed: DictConfig, folder: Path) -> float | None:
+    from rich.console import Console
+
+    from clbench.records.run_folder import RunFolder
+    from clbench.reports.end_of_run import end_of_run
     from clbench.run import run
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
     summary = run(composed, folder)
-    print(summary, folder)
+    Console().print(end_of_run(summary, RunFolder(folder).read_table("tasks.parquet"), folder))
     return summary["metrics"]["ACC"]
 
 
+def resume(folder: str) -> None:
+    """Continue the run in ``folder`` from its last checkpoint (from its beginning where there is none)."""
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    _run(configuration.load_run_config(path / "config.yaml"), path)
+
+
+def show_list() -> None:
+    """Print every scenario, strategy, model and experiment."""
+    from clbench.listing import list_everything
+
+    list_everything()
+
+
+def describe(name: str) -> None:
+    """Print what one of them is."""
+    from clbench.listing import describe as describe_one
+
+    describe_one(name)
+
+
+COMMANDS = {"list": (show_list, ""), "describe": (describe, " NAME"), "resume": (resume, " RUN_FOLDER")}
+
+
 def main() -> None:
-    configuration.store_schemas()
+    """Entry point."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            command, words = COMMANDS[arguments[0]]
+            if len(arguments) - 1 != len(words.split()):
+                raise ConfigError(f"usage: python -m clbench {arguments[0]}{words}")
+            command(*arguments[1:])
+            return
+        check_group_choices(arguments)
+        configuration.store_schemas()
+    except ClbenchError as error:
+        sys.exit(_complain(error))
     hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(train)()
+
+
+def check_group_choices(arguments: list[str]) -> None:
+    """Answer a misspelt ``strategy=``, ``scenario=``, ``model=`` or ``experiment=`` before Hydra does, and more briefly.
+
+    Raises:
+        ConfigError: with the nearest match and all choices; also for a word that is neither an override nor a command.
+    """
+    for argument in arguments:
+        group, equals, values = argument.partition("=")
+        if not equals and not argument.startswith(("-", "~")) and not _is_value_of_flag(arguments, argument):
+            raise ConfigError(choose_from("command", argument, COMMANDS) + ", or key=value overrides")
+        if (
+            group not in ("strategy", "scenario", "model", "experiment", "debug")
+            or not values.replace(",", "").isidentifier()
+        ):
+            continue  # another key, or a sweep expression such as glob(*): Hydra's to judge
+        choices = configuration.group_choices(group)
+        for value in values.split(","):
+            if value and value not in choices and value != "null":
+                raise ConfigError(choose_from(group, value, choices))
+
+
+def _is_value_of_flag(arguments: list[str], argument: str) -> bool:
+    position = arguments.index(argument)
+    return (
+        position > 0 and arguments[position - 1].startswith("-") and arguments[position - 1] not in ("-m", "--multirun")
+    )
+
+
+def _complain(error: ClbenchError) -> int:
+    print(f"clbench: {error}", file=sys.stderr)
+    return CONFIG_ERROR
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class StrategyConfig:
 class ModelConfig:
     """Fields that every model has."""
 
-    name: str = option(help="registered name of the model")
+    kind: str = option(help="registered model class")
+    name: str = option(help="name of the architecture within its kind; for kind=timm any name timm knows")
 
 
 @dataclass
@@ -210,8 +211,10 @@ def store_schemas() -> None:
     for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
         for name in registry.names():
             store.store(group=f"{group}/schema", name=name, node=registry[name].config)
-            if not registry[name].__module__.startswith("clbench."):  # code of the user's: its dataclass is its YAML
-                store.store(group=group, name=name, node=registry[name].config(name=name))
+            if not (conf_dir() / group / f"{name}.yaml").exists() and group != "scenario":
+                # Code of the user's, without a YAML file here: its dataclass has to have all defaults.
+                named = {"name": name} if group == "strategy" else {"kind": name, "name": name}
+                store.store(group=group, name=name, node=registry[name].config(**named))
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -226,15 +229,25 @@ def compose(overrides: list[str]) -> DictConfig:
         return hydra_compose("config", overrides=overrides)
 
 
+def load_run_config(path: Path) -> DictConfig:
+    """The configuration in a run folder's ``config.yaml``, typed and checked like a composed one."""
+    from clbench.registry import MODELS, SCENARIOS, STRATEGIES
+
+    saved = OmegaConf.load(path)
+    typed = OmegaConf.structured(RunConfig)
+    typed.scenario = OmegaConf.structured(SCENARIOS[saved.scenario.kind].config)
+    typed.strategy = OmegaConf.structured(STRATEGIES[saved.strategy.name].config)
+    typed.model = OmegaConf.structured(MODELS[saved.model.kind].config)
+    return OmegaConf.merge(typed, saved)  # type: ignore[return-value]
+
+
 def group_choices(group: str) -> list[str]:
     """The names that may follow ``group=`` on the command line."""
     from clbench.registry import MODELS, STRATEGIES
 
-    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
     registry = {"strategy": STRATEGIES, "model": MODELS}.get(group)
-    if registry is not None:
-        names |= {name for name in registry.names() if not registry[name].__module__.startswith("clbench.")}
-    return sorted(names)
+    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    return sorted(names | set(registry.names() if registry is not None else []))
 
 
 def to_dataclass(config: DictConfig) -> Any:

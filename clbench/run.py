@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from clbench import config as configuration
 from clbench.config import RunConfig
-from clbench.errors import ClbenchError, ConfigError, Diverged
+from clbench.errors import ConfigError, Diverged
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
 from clbench.models.continual import ContinualModel
+from clbench.progress import ProgressDisplay
 from clbench.records.run_folder import RunFolder, environment
+from clbench.records.wandb_log import WandbLog
 from clbench.registry import MODELS, STRATEGIES
+from clbench.reports.curve_figure import draw_curves
 from clbench.scenarios.build import build
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
@@ -68,7 +72,7 @@ def set_up(composed: DictConfig) -> Setup:
     return Setup(config, device, scenario, learner, inputs, evaluator)
 
 
-def run(composed: DictConfig, path: Path, progress: Any = None) -> dict[str, Any]:
+def run(composed: DictConfig, path: Path) -> dict[str, Any]:
     """Train and evaluate, writing everything to the folder ``path``; continues from a checkpoint found there.
 
     Returns:
@@ -78,38 +82,69 @@ def run(composed: DictConfig, path: Path, progress: Any = None) -> dict[str, Any
         ClbenchError: the run cannot start. A run that diverges does not raise; its summary says so.
     """
     folder = RunFolder(path)
-    setup = set_up(composed)
     if folder.status == "finished":
         raise ConfigError(f"{path} already holds a finished run: choose another hydra.run.dir")
-    folder.write_text("config.yaml", OmegaConf.to_yaml(composed, resolve=True))
-    folder.write_json("scenario.json", {"name": setup.scenario.name, "hash": setup.scenario.hash,
-                                        **setup.scenario.content, "note": setup.scenario.note,
-                                        "evaluation_subsets": [ids.tolist() for ids in setup.evaluator.subset_ids]})  # fmt: skip
-    folder.write_json("environment.json", environment(_device_name(setup.device)))
-    folder.write_json("summary.json", {"status": "running"})
-    trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, folder.checkpoint,
-                      on_progress=progress)  # fmt: skip
-    trainer.on_task_end = lambda _task: write_tables(folder, trainer)
-    status, reason = "finished", None
     try:
-        trainer.fit()
-    except Diverged as error:
-        status, reason = "diverged", str(error)
-    except BaseException as error:
+        summary = _run_in(folder, set_up(composed), OmegaConf.to_yaml(composed, resolve=True))
+    except BaseException as error:  # recorded, not swallowed
         folder.write_json("summary.json", {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
         raise
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:
+    config, scenario = setup.config, setup.scenario
+    subsets = [ids.tolist() for ids in setup.evaluator.subset_ids]
+    folder.write_text("config.yaml", resolved)
+    folder.write_json(
+        "scenario.json",
+        {
+            "name": scenario.name,
+            "hash": scenario.hash,
+            "note": scenario.note,
+            **scenario.content,
+            "evaluation_subsets": subsets,
+        },
+    )
+    folder.write_json("environment.json", environment(_device_name(setup.device)))
+    folder.write_json("summary.json", {"status": "running"})
+    wandb_log = None
+    if config.wandb.mode != "disabled":
+        wandb_log = WandbLog(config.wandb, yaml.safe_load(resolved), folder.path)
+
+    def on_task_end(_task: int) -> None:
+        write_tables(folder, trainer)
+        if wandb_log is not None:
+            wandb_log.log_curve(trainer.curve)
+
+    status, reason = "finished", None
+    with ProgressDisplay(scenario.n_tasks, config.progress) as progress:
+        trainer = Trainer(
+            config, scenario, setup.learner, setup.inputs, setup.evaluator, folder.checkpoint, progress, on_task_end
+        )
+        try:
+            trainer.fit()
+        except Diverged as error:
+            status, reason = "diverged", str(error)
     write_tables(folder, trainer)
     summary = {
         "status": status,
         "reason": reason,
-        "strategy": setup.config.strategy.name,
-        "scenario": setup.scenario.name,
-        "scenario_hash": setup.scenario.hash,
-        "seed": setup.config.seed,
-        "metrics": summarise(trainer.curve, trainer.tasks, setup.config.evaluator.every),
+        "strategy": "+".join(s.name for s in setup.learner),
+        "scenario": scenario.name,
+        "scenario_hash": scenario.hash,
+        "seed": config.seed,
+        "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every),
         "costs": _costs(setup, trainer),
     }
-    folder.write_json("summary.json", summary)
+    figure = folder.path / "curve.png"
+    if config.record.figure:
+        draw_curves(
+            trainer.curve, trainer.tasks, figure, f"{summary['strategy']} on {scenario.name}", scenario.task_names
+        )
+    if wandb_log is not None:
+        wandb_log.finish(summary, figure)
     return summary
 
 
@@ -162,7 +197,7 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
     """The network, its weights drawn from the stream (seed, "initialisation") without touching torch's own generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed, "initialisation"))
-        backbone = MODELS[config.model.name](config.model, scenario.input_shape)
+        backbone = MODELS[config.model.kind](config.model, scenario.input_shape)
         return ContinualModel(backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope)
 
 

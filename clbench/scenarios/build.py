@@ -54,17 +54,22 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         device: the training device.
     """
     kind = SCENARIOS[config.kind]
-    data = resized(SOURCES[config.source](data_config), config.image_size)
+    source = SOURCES[config.source](data_config)
+    data = resized(source, config.image_size)
     plan = kind.plan(config, data, seed)
-    fit, held_out = _hold_out(data.train, config.validation, seed)
+    fit, held_out = _hold_out(source.train, config.validation, seed)
     place = data_config.placement
-    train = _cut(plan, data.train, fit, device, place)
-    validation = _cut(plan, data.train, held_out, device, place, like=train) if config.validation else None
-    test = _cut(plan, data.test, np.arange(len(data.test)), device, place)
-    for split_name, split in (("training", train), ("test", test)):
-        for name, (start, stop) in zip(plan.task_names, split.bounds, strict=True):
+    # The digests are those of the source's own images, so that they do not depend on how a library rounds when it resizes.
+    train = _cut(plan, data.train, source.train.digests, fit, device, place)
+    validation = None
+    if config.validation:
+        validation = _cut(plan, data.train, source.train.digests, held_out, device, place, like=train)
+    test = _cut(plan, data.test, source.test.digests, _by_content(source.test), device, place)
+    for split_name, split in (("training", train), ("validation", validation), ("test", test)):
+        for name, (start, stop) in zip(plan.task_names, split.bounds if split else [], strict=split is not None):
             if start == stop:
-                raise ConfigError(f"task {name!r} of scenario {config.name} has no {split_name} samples")
+                hint = f": scenario.validation={config.validation} is too small" if split is validation else ""
+                raise ConfigError(f"task {name!r} of scenario {config.name} has no {split_name} samples{hint}")
     return Scenario(
         name=config.name,
         setting=plan.setting,
@@ -100,44 +105,59 @@ def resized(data: SourceData, size: int | None) -> SourceData:
     return replace(data, train=shrink(data.train), test=shrink(data.test))
 
 
+def _by_content(images: ImageSet) -> np.ndarray:
+    """Row numbers in an order that the images alone decide, so that every packing of them gives the same stream."""
+    domains = np.zeros(len(images)) if images.domains is None else images.domains
+    return np.lexsort((images.digests[:, 1], images.digests[:, 0], domains))
+
+
 def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers kept for training and held out: ``fraction`` of every class (rounded), drawn from the seed."""
+    """Row numbers kept for training and held out, both in :func:`_by_content` order.
+
+    Held out is ``fraction`` (rounded) of every class, in every domain by itself, drawn from (seed, "validation_split").
+    """
+    rows = _by_content(images)
     rng = numpy_generator(seed, "validation_split")
-    held_out = np.zeros(len(images), bool)
+    held_out = np.zeros(len(rows), bool)
     if fraction:
-        for label in np.unique(images.labels):
-            members = np.flatnonzero(images.labels == label)
+        domains = np.zeros_like(images.labels) if images.domains is None else images.domains
+        strata = np.column_stack([domains, images.labels])[rows]
+        for stratum in np.unique(strata, axis=0):
+            members = np.flatnonzero((strata == stratum).all(axis=1))
             held_out[rng.permutation(members)[: round(fraction * len(members))]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return rows[~held_out], rows[held_out]
 
 
 def _cut(
     plan: StreamPlan,
     images: ImageSet,
+    image_digests: np.ndarray,
     usable: np.ndarray,
     device: torch.device,
     placement: str,
     like: Split | None = None,
 ) -> Split:
-    """Collect the samples of every task. Rendered tasks get rows of their own, appended task by task.
+    """Collect the samples of every task, in the order of ``usable``. Rendered tasks get rows of their own.
 
     ``like`` shares the store of a split cut from the same images (train and validation), where nothing is rendered.
     """
     rows, labels, tasks, rendered, digests = [], [], [], [], []
     renders = any(part.render for part in plan.parts)
     for task, part in enumerate(plan.parts):
-        chosen = usable[np.isin(images.labels[usable], list(part.classes))]
+        label_of = np.full(1 + max(int(images.labels.max()), *part.classes), -1)
+        label_of[list(part.classes)] = list(part.classes.values())
+        chosen = usable[label_of[images.labels[usable]] >= 0]
         if part.domain is not None:
             assert images.domains is not None
             chosen = chosen[images.domains[chosen] == part.domain]
         if renders:
             pixels = np.asarray(images.pixels[chosen])
             rendered.append(part.render(pixels) if part.render else pixels)
-            digests.append(images.digests[chosen])
+            digests.append(image_digests[chosen])
             rows.append(np.arange(len(chosen)) + sum(len(r) for r in rows))
         else:
             rows.append(chosen)
-        labels.append(np.array([part.classes[int(c)] for c in images.labels[chosen]], np.int64))
+        labels.append(label_of[images.labels[chosen]])
         tasks.append(np.full(len(chosen), task))
     permutations = None
     if any(part.permutation is not None for part in plan.parts):
@@ -152,7 +172,7 @@ def _cut(
         np.concatenate(rows),
         np.concatenate(labels),
         np.concatenate(tasks),
-        np.concatenate(digests) if renders else images.digests,
+        np.concatenate(digests) if renders else image_digests,
         len(plan.parts),
         permutations,
     )

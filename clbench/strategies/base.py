@@ -44,12 +44,14 @@ class Needs:
         memory: it stores training samples.
         settings: scenario settings in which it is defined.
         all_data: it reads earlier tasks' data in full (an upper bound, not a continual learner).
+        cost_grows: a training step costs more the more tasks have been learned.
     """
 
     boundaries: bool = True
     memory: bool = False
     settings: tuple[str, ...] = ("class", "task", "domain")
     all_data: bool = False
+    cost_grows: bool = False
 
 
 class Plan(NamedTuple):

@@ -41,7 +41,7 @@ class GEM(Strategy):
     """Projects the gradient so that no earlier task's memory loss rises."""
 
     config = GEMConfig
-    needs = Needs(memory=True)
+    needs = Needs(memory=True, cost_grows=True)
     options: GEMConfig
     gamma: Tensor
 

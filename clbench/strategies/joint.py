@@ -34,7 +34,7 @@ class Joint(Strategy):
     """Trains on the data of all tasks so far."""
 
     config = JointConfig
-    needs = Needs(all_data=True)
+    needs = Needs(all_data=True, cost_grows=True)
     options: JointConfig
 
     def __init__(self, config: JointConfig, model: ContinualModel, scenario: Scenario) -> None:

@@ -1,0 +1,1 @@
+"""Tables and figures; reads run folders only and imports no torch."""

@@ -1,0 +1,63 @@
+"""Shared fixtures: real data where there are any, and small runs built as a user's run is built."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from clbench.config import compose
+from clbench.run import Setup, set_up
+from clbench.training.trainer import Trainer
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+SMALL = [
+    "model.hidden=[16]",
+    "trainer.epochs=null",
+    "trainer.max_steps_per_task=4",
+    "trainer.batch_size=8",
+    "evaluator.subset=20",
+    "record.figure=false",
+    "progress=false",
+    "device=cpu",
+]
+"""Overrides that shrink the default run to a fraction of a second."""
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real data sets, or skip."""
+    root = os.environ.get("CLBENCH_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs real data sets: set CLBENCH_DATA to their folder")
+    return Path(root)
+
+
+@pytest.fixture
+def small_setup() -> Callable[..., Setup]:
+    """A function: overrides → everything a small run on digits needs, built but not trained."""
+
+    def make(*overrides: str) -> Setup:
+        return set_up(compose([*SMALL, *overrides]))
+
+    return make
+
+
+@pytest.fixture
+def small_trainer(small_setup: Callable[..., Setup], tmp_path: Path) -> Callable[..., Trainer]:
+    """A function: overrides → a trainer of a small run; ``checkpoint`` names its file within the test's folder."""
+
+    def make(*overrides: str, checkpoint: str = "unused") -> Trainer:
+        setup = small_setup(*overrides)
+        return Trainer(
+            setup.config,
+            setup.scenario,
+            setup.learner,
+            setup.inputs,
+            setup.evaluator,
+            tmp_path / checkpoint / "state.pt",
+        )
+
+    return make

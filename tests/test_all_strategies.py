@@ -1,0 +1,212 @@
+"""What every registered strategy has to satisfy, in every setting it is defined for."""
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from clbench.registry import STRATEGIES
+from clbench.strategies.base import Batch
+from clbench.training.trainer import flatten_gradients
+
+STREAMS = {
+    "class": ["scenario=split_digits"],
+    "task": ["scenario=split_digits_task"],
+    "domain": ["scenario=permuted_mnist", "scenario.source=digits", "scenario.n_tasks=3", "model=mlp"],
+}
+"""A small stream of every setting."""
+
+MEMORY = {"er": 40, "gem": 40, "agem": 40}
+
+CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
+
+
+def options(name: str, setting: str) -> list[str]:
+    memory = [f"strategy.memory_size={MEMORY[name]}"] if name in MEMORY else []
+    return [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", "trainer.lr=0.05", *memory]
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.learner.state_dict().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_deterministic_and_undisturbed_by_evaluation(name, setting, small_trainer):
+    """Bit-identical weights with evaluation after every step, every 7th, and at switches only; and in a second run."""
+    runs = []
+    for index, every in enumerate(["1", "1", "7", "0"]):
+        trainer = small_trainer(*options(name, setting), f"evaluator.every={every}", checkpoint=f"run{index}")
+        torch.rand(index + 1)  # whatever happened to torch's own generator before may not matter
+        trainer.fit()
+        runs.append((weights(trainer), trainer.curve, trainer.tasks))
+    for state, _, tasks in runs[1:]:
+        assert_same(runs[0][0], state)
+        pd.testing.assert_frame_equal(runs[0][2], tasks)
+    pd.testing.assert_frame_equal(runs[0][1], runs[1][1])
+    sparse = runs[3][1]
+    merged = sparse.merge(
+        runs[0][1], how="left", on=["iteration", "task_learning", "task_eval"], suffixes=("", "_dense")
+    )
+    assert (merged.correct == merged.correct_dense).all()
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two steps."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 8, 10])
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_resumes_to_the_same_run(name, setting, kill_at, small_trainer, monkeypatch):
+    """Killed within a task, at its end, or right after a checkpoint, a resumed run ends in the same weights and tables."""
+    whole = small_trainer(*options(name, setting), "trainer.scheduler=cosine", checkpoint="whole")
+    whole.fit()
+
+    first = small_trainer(
+        *options(name, setting), "trainer.scheduler=cosine", "record.checkpoint_seconds=0", checkpoint="killed"
+    )
+    train_step = first._train_step
+
+    def step_or_die(*arguments):
+        if first.iteration == kill_at:
+            raise Killed
+        train_step(*arguments)
+
+    monkeypatch.setattr(first, "_train_step", step_or_die)
+    with pytest.raises(Killed):
+        first.fit()
+
+    second = small_trainer(*options(name, setting), "trainer.scheduler=cosine", checkpoint="killed")
+    second.fit()
+    assert_same(weights(whole), weights(second))
+    pd.testing.assert_frame_equal(whole.curve, second.curve)
+    pd.testing.assert_frame_equal(whole.tasks, second.tasks)
+    pd.testing.assert_frame_equal(whole.training, second.training)
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_prediction_is_per_sample(name, setting, small_trainer):
+    """The answer for an image depends neither on the size nor on the order of the batch it comes in."""
+    trainer = small_trainer(*options(name, setting))
+    trainer.fit()
+    learner = trainer.learner.eval()
+    learner.prepare_for_eval()
+    split = trainer.scenario.test
+    samples = trainer.inputs.plain(split, torch.cat([split.ids(t)[:12] for t in range(3)]))
+    with torch.no_grad():
+        together = learner.predict(samples.x, samples.task)
+        alone = torch.cat(
+            [learner.predict(samples.x[i : i + 1], samples.task[i : i + 1]) for i in range(len(samples.x))]
+        )
+        order = torch.randperm(len(samples.x), generator=torch.Generator().manual_seed(0))
+        shuffled = learner.predict(samples.x[order], samples.task[order])
+    torch.testing.assert_close(alone, together)
+    torch.testing.assert_close(shuffled, together[order])
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_hidden_task_identity_is_not_used(name, setting, small_trainer):
+    """Where the scenario hides the task, the prediction is the same whatever task is claimed."""
+    if setting == "task":
+        pytest.skip("the task's identity is given in task-incremental streams")
+    trainer = small_trainer(*options(name, setting))
+    trainer.fit()
+    samples = trainer.inputs.plain(trainer.scenario.test, trainer.scenario.test.ids(0)[:5])
+    with torch.no_grad():
+        honest = trainer.learner.eval().predict(samples.x, samples.task)
+        claimed = trainer.learner.predict(samples.x, samples.task + 1)
+    assert torch.equal(honest, claimed)
+
+
+class OperationCount(TorchDispatchMode):
+    """Counts tensor operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_memory_and_step_cost_are_flat_over_50_tasks(name, small_trainer, monkeypatch):
+    """Bytes kept, operations and FLOPs of a training step do not grow, unless the method is declared to grow."""
+    trainer = small_trainer(
+        *options(name, "domain"),
+        "scenario.n_tasks=50",
+        "trainer.max_steps_per_task=2",
+        "trainer.batch_size=20",
+        "evaluator.every=0",
+        "evaluator.subset=2",
+        *(["strategy.memory_size=100"] if name in MEMORY else []),
+        *(["strategy.reference_size=2"] if name == "agem" else []),
+    )
+    costs, bytes_kept = {}, {}
+    train_step = trainer._train_step
+
+    def counted(task, *arguments):
+        with FlopCounterMode(display=False) as flops, OperationCount() as operations:
+            train_step(task, *arguments)
+        costs[task] = (operations.count, flops.get_total_flops())
+        bytes_kept[task] = trainer.learner.extra_bytes()
+
+    monkeypatch.setattr(trainer, "_train_step", counted)
+    trainer.fit()
+    assert len(set(bytes_kept.values())) == 1
+    if STRATEGIES[name].needs.cost_grows:
+        assert costs[49] > costs[2]
+    else:
+        assert costs[49] == costs[2]
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trainer, monkeypatch):
+    """The gradients of the named loss terms, and a projection's change, sum to what the optimizer gets."""
+    trainer = small_trainer(*options(name, setting), "trainer.max_steps_per_task=3")
+    checked = []
+    loss = trainer.learner.loss
+    step = trainer.optimizer.__class__.step
+    pieces = {}
+
+    def loss_with_gradients(batch: Batch):
+        terms = loss(batch)
+        pieces["terms"] = [
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(
+                term, trainer.parameters, retain_graph=True, materialize_grads=True)])
+            for term in terms.values() if term.requires_grad
+        ]  # fmt: skip
+        pieces["batch"] = batch
+        return terms
+
+    def checked_step(optimizer, *arguments):
+        applied = flatten_gradients(trainer.parameters)
+        total = torch.stack(pieces["terms"]).sum(0)
+        if trainer.learner.edits_gradients:
+            total = trainer.learner.edit_gradients(total, pieces["batch"])
+        torch.testing.assert_close(applied, total, atol=1e-5, rtol=1e-4)
+        checked.append(applied.norm())
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(trainer.learner, "loss", loss_with_gradients)
+    monkeypatch.setattr(trainer.optimizer.__class__, "step", checked_step)
+    trainer.fit()
+    assert len(checked) == 3 * trainer.scenario.n_tasks
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_real_valued_options_are_buffers(name, small_setup):
+    """A learner's state holds its real-valued options, so that learners with different ones can be stacked."""
+    setup = small_setup(*options(name, "class"))
+    strategy = setup.learner.strategies[0]
+    for field, value in vars(strategy.options).items():
+        if isinstance(value, float):
+            assert strategy.get_buffer(field).shape == ()
+            assert strategy.get_buffer(field) == pytest.approx(value)
