@@ -63,7 +63,7 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = build(config.scenario, config.data, config.seed, device)
     if config.evaluator.split == "validation":
         scenario = dataclasses.replace(scenario, test_locked=True)
-    check_frozen(config.scenario, scenario)
+    scenario = check_frozen(config.scenario, scenario)
     torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
     learner = Learner(model, [_strategy(options, model, scenario) for options in strategies]).to(device)
@@ -102,6 +102,7 @@ def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:
         {
             "name": scenario.name,
             "hash": scenario.hash,
+            "frozen": scenario.frozen,
             "note": scenario.note,
             **scenario.content,
             "evaluation_subsets": subsets,

@@ -52,6 +52,10 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         data_config: where data lie and where they are held.
         seed: the run's seed; a class order or permutation that is drawn comes from it.
         device: the training device.
+
+    Raises:
+        ConfigError: the options do not describe a stream of this source, or a task of it would have no samples.
+        DataError: the source's data are missing or damaged.
     """
     kind = SCENARIOS[config.kind]
     source = SOURCES[config.source](data_config)
@@ -65,11 +69,10 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
     if config.validation:
         validation = _cut(plan, data.train, source.train.digests, held_out, device, place, like=train)
     test = _cut(plan, data.test, source.test.digests, _by_content(source.test), device, place)
-    for split_name, split in (("training", train), ("validation", validation), ("test", test)):
-        for name, (start, stop) in zip(plan.task_names, split.bounds if split else [], strict=split is not None):
-            if start == stop:
-                hint = f": scenario.validation={config.validation} is too small" if split is validation else ""
-                raise ConfigError(f"task {name!r} of scenario {config.name} has no {split_name} samples{hint}")
+    _refuse_empty_tasks(config, plan, train, "training samples")
+    _refuse_empty_tasks(config, plan, test, "test samples")
+    if validation is not None:
+        _refuse_empty_tasks(config, plan, validation, f"validation samples: raise scenario.validation={config.validation}")
     return Scenario(
         name=config.name,
         setting=plan.setting,
@@ -121,11 +124,17 @@ def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[np.ndarray,
     held_out = np.zeros(len(rows), bool)
     if fraction:
         domains = np.zeros_like(images.labels) if images.domains is None else images.domains
-        strata = np.column_stack([domains, images.labels])[rows]
-        for stratum in np.unique(strata, axis=0):
-            members = np.flatnonzero((strata == stratum).all(axis=1))
+        strata = (domains * (1 + images.labels.max()) + images.labels)[rows]
+        for stratum in np.unique(strata):
+            members = np.flatnonzero(strata == stratum)
             held_out[rng.permutation(members)[: round(fraction * len(members))]] = True
     return rows[~held_out], rows[held_out]
+
+
+def _refuse_empty_tasks(config: ScenarioConfig, plan: StreamPlan, split: Split, what: str) -> None:
+    for name, (start, stop) in zip(plan.task_names, split.bounds, strict=True):
+        if start == stop:
+            raise ConfigError(f"task {name!r} of scenario {config.name} has no {what}")
 
 
 def _cut(

@@ -32,7 +32,7 @@ class ClassIncrementalConfig(ScenarioConfig):
 
 @SCENARIOS.register("class_incremental")
 class ClassIncremental:
-    """Classes arrive in groups, and the task's identity is hidden."""
+    """Classes arrive in groups, and the task is hidden: all classes seen so far compete."""
 
     config = ClassIncrementalConfig
     setting = "class"
@@ -55,7 +55,7 @@ class ClassIncremental:
         return StreamPlan(
             setting=cls.setting,
             class_names=[data.class_names[c] for c in order],
-            task_names=[_task_name([data.class_names[c] for c in group]) for group in groups],
+            task_names=[range_of_names([data.class_names[c] for c in group]) for group in groups],
             task_classes=[[label_of[c] for c in group] for group in groups],
             parts=[Part(classes={c: label_of[c] for c in group}) for group in groups],
         )
@@ -63,34 +63,55 @@ class ClassIncremental:
 
 @SCENARIOS.register("task_incremental")
 class TaskIncremental(ClassIncremental):
-    """Classes arrive in groups, the task's identity is given, and every task has its own head."""
+    """Classes arrive in groups, the task is given, and every task has its own head."""
 
     setting = "task"
 
 
 def class_order(config: ClassIncrementalConfig, n_classes: int, seed: int) -> list[int]:
-    """The source's class numbers in the order in which the stream brings them."""
-    pool = list(range(n_classes)) if config.classes is None else list(config.classes)
-    if not set(pool) <= set(range(n_classes)) or len(set(pool)) != len(pool):
-        raise ConfigError(f"scenario.classes={pool} has to name each class once, out of 0..{n_classes - 1}")
+    """The source's class numbers in the order in which the stream brings them.
+
+    Raises:
+        ConfigError: ``class_order`` or ``classes`` is none of the valid choices.
+    """
+    pool = used_classes(config.classes, n_classes)
     match config.class_order:
         case "natural":
             return pool
         case "shuffled":
             return [int(c) for c in numpy_generator(seed, "class_order").permutation(pool)]
-        case bool():
-            pass
-        case int() as order_seed:
+        case int() as order_seed if not isinstance(order_seed, bool) and 0 <= order_seed < 2**32:
             legacy = np.random.RandomState(order_seed)  # noqa: NPY002: published orders were drawn with this generator
             return [int(c) for c in np.asarray(pool)[legacy.permutation(len(pool))]]
-        case list() as order if sorted(order) == sorted(pool):
+        case list() as order if all(isinstance(c, int) for c in order) and sorted(order) == sorted(pool):
             return list(order)
         case list() as order:
-            raise ConfigError(f"scenario.class_order={order} has to name each of the {len(pool)} classes exactly once")
+            raise ConfigError(
+                f"scenario.class_order={order} has to name each of the {len(pool)} classes exactly once, out of "
+                f"{_numbers(pool)}"
+            )
     raise ConfigError(
         f"scenario.class_order={config.class_order!r} is unknown. Valid choices: natural, shuffled, an integer seed, "
         "a list of class numbers"
     )
+
+
+def used_classes(classes: list[int] | None, n_classes: int) -> list[int]:
+    """The class numbers that ``scenario.classes`` names, all ``n_classes`` for None.
+
+    Raises:
+        ConfigError: it names no class, one twice, or one that does not exist.
+    """
+    if classes is None:
+        return list(range(n_classes))
+    if not classes or len(set(classes)) != len(classes) or not set(classes) <= set(range(n_classes)):
+        raise ConfigError(f"scenario.classes={classes} has to name at least one class and none twice, out of 0..{n_classes - 1}")
+    return list(classes)
+
+
+def _numbers(pool: list[int]) -> str:
+    """Class numbers for a message: a range where they are one."""
+    return f"{pool[0]}..{pool[-1]}" if pool == list(range(pool[0], pool[0] + len(pool))) else str(pool)
 
 
 def _does_not_divide(n: int, config: ClassIncrementalConfig) -> str:
@@ -103,5 +124,6 @@ def _does_not_divide(n: int, config: ClassIncrementalConfig) -> str:
     )
 
 
-def _task_name(classes: list[str]) -> str:
+def range_of_names(classes: list[str]) -> str:
+    """A task's name from those of its classes: all of up to three, else the first and the last."""
     return ", ".join(classes) if len(classes) <= 3 else f"{classes[0]} … {classes[-1]}"

@@ -97,7 +97,10 @@ class Scenario:
         input_shape: (C, H, W).
         mean, std: per-channel normalisation.
         train, validation: the splits training and tuning may read; validation is None without a validation fraction.
-        recipe: what defines the stream beside its images (rotations, permutation seeds, ...); part of the hash.
+        recipe: what defines the stream beside its images (rotations, permutations, ...); part of the hash.
+        test_locked: whether asking for the test split raises.
+        note: what a reader of results has to know about these data, or empty.
+        frozen: the definition in the catalogue that the stream was found to equal, e.g. ``split_mnist/v1``, or None.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Scenario:
     recipe: dict = field(default_factory=dict)
     test_locked: bool = False
     note: str = ""
+    frozen: str | None = None
 
     @property
     def n_tasks(self) -> int:

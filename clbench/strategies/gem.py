@@ -97,7 +97,7 @@ def nonnegative_minimum(A: Tensor, b: Tensor) -> Tensor:
     u = torch.zeros_like(b)
     for _ in range(5 * k + 5):
         both = positive[:, None] & positive[None, :]
-        u = torch.linalg.solve(torch.where(both, A, eye), torch.where(positive, -b, 0.0))
+        u = torch.linalg.solve_ex(torch.where(both, A, eye), torch.where(positive, -b, 0.0)).result  # unlike solve, does not wait for a GPU
         w = torch.where(positive, 0.0, A @ u + b)
         violated = torch.where(positive, u < 0, w < -tolerance)
         n_violated = violated.sum()

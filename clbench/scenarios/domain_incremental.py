@@ -1,0 +1,239 @@
+"""Streams whose tasks show the same classes in different domains: rotated, with permuted pixels, from different folders,
+or through different subclasses.
+
+Every kind here takes ``setting``. With ``domain`` the labels are shared and the task is hidden, which is
+domain-incremental learning; with ``task`` or ``class`` each task's classes count as classes of their own, so that the
+same images make a task-incremental or a class-incremental stream (van de Ven, Tuytelaars & Tolias 2022).
+"""
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from clbench.config import ScenarioConfig, option
+from clbench.data.images import SourceData
+from clbench.errors import ConfigError, choose_from
+from clbench.registry import SCENARIOS
+from clbench.scenarios.build import Part, StreamPlan
+from clbench.scenarios.class_incremental import range_of_names, used_classes
+from clbench.seeding import numpy_generator
+
+ROTATED_AT_ONCE = 4096
+"""Images rotated in one call, which bounds the memory taken by their float copies."""
+
+
+@dataclass
+class DomainIncrementalConfig(ScenarioConfig):
+    """The option that all kinds of this file share."""
+
+    setting: str = option(
+        "domain",
+        help="domain: labels are shared and the task is hidden; task: the task is given, a head per task; class: the task "
+        "is hidden and every task's classes count as new ones",
+        choices=("domain", "task", "class"),
+    )
+
+
+@dataclass
+class RotationConfig(DomainIncrementalConfig):
+    """Options of ``kind: rotation``."""
+
+    angles: list[float] = option(help="one task per angle, in degrees counter-clockwise")
+    interpolation: str = option("bilinear", help="how pixels are resampled", choices=("bilinear", "nearest"))
+
+
+@SCENARIOS.register("rotation")
+class Rotation:
+    """All classes in every task, the images turned by the task's angle (Rotated MNIST, Lopez-Paz & Ranzato 2017)."""
+
+    config = RotationConfig
+
+    @staticmethod
+    def plan(config: RotationConfig, data: SourceData, seed: int) -> StreamPlan:
+        """One task per angle; nothing is random.
+
+        Raises:
+            ConfigError: there are no angles, or one is not a number.
+        """
+        if not config.angles or not all(math.isfinite(angle) for angle in config.angles):
+            raise ConfigError(f"scenario.angles={config.angles} has to list one angle in degrees per task, e.g. [0,80,160]")
+        labels = {c: c for c in range(len(data.class_names))}
+        parts = []
+        for angle in config.angles:
+            render = partial(rotated, angle=angle, interpolation=config.interpolation) if angle % 360 else None
+            parts.append(Part(labels, render=render))
+        names = [f"{angle:g}°" for angle in config.angles]
+        recipe = {"angles": list(config.angles), "interpolation": config.interpolation}
+        return _stream(config, data.class_names, names, parts, recipe)
+
+
+@dataclass
+class PermutationConfig(DomainIncrementalConfig):
+    """Options of ``kind: permutation``."""
+
+    n_tasks: int = option(help="number of tasks", at_least=1)
+    identity_first: bool = option(help="the first task shows the pixels in their own order")
+    permutation_seed: int | None = option(
+        None, help="seed of the permutations; null: the run's seed, so that every seed has other tasks", at_least=0
+    )
+
+
+@SCENARIOS.register("permutation")
+class Permutation:
+    """All classes in every task, the pixels in an order of the task's own (Permuted MNIST, Goodfellow et al. 2013).
+
+    The channels of a pixel stay together. Task t's order comes from the stream (seed, "permutation", t), so that it
+    does not depend on the number of tasks.
+    """
+
+    config = PermutationConfig
+
+    @staticmethod
+    def plan(config: PermutationConfig, data: SourceData, seed: int) -> StreamPlan:
+        """One random order of the pixels per task."""
+        channels, height, width = data.train.pixels.shape[1:]
+        permutation_seed = seed if config.permutation_seed is None else config.permutation_seed
+        labels = {c: c for c in range(len(data.class_names))}
+        parts, names, orders = [], [], []
+        for task in range(config.n_tasks):
+            if task == 0 and config.identity_first:
+                parts.append(Part(labels))
+                names.append("identity")
+                orders.append("identity")
+                continue
+            order = numpy_generator(permutation_seed, "permutation", task).permutation(height * width)
+            parts.append(Part(labels, permutation=np.concatenate([order + c * height * width for c in range(channels)])))
+            names.append(f"permutation {task}")
+            orders.append(hashlib.blake2b(order.astype("<i8").tobytes(), digest_size=16).hexdigest())
+        return _stream(config, data.class_names, names, parts, {"permutations": orders})
+
+
+@dataclass
+class DomainsConfig(DomainIncrementalConfig):
+    """Options of ``kind: domains``."""
+
+    domains: list[str] | None = option(None, help="names of the domains, one task each, in this order; null: all")
+    classes: list[int] | None = option(None, help="use only these classes of the source; null: all")
+
+
+@SCENARIOS.register("domains")
+class Domains:
+    """All classes in every task, the images from the task's own domain (PACS, DomainNet)."""
+
+    config = DomainsConfig
+
+    @staticmethod
+    def plan(config: DomainsConfig, data: SourceData, seed: int) -> StreamPlan:
+        """One task per domain; nothing is random.
+
+        Raises:
+            ConfigError: the source has no domains, or one that is named does not exist or is named twice.
+        """
+        if not data.domain_names:
+            raise ConfigError(
+                f"scenario.source={config.source} has no domains: kind=domains needs a source with domains, such as pacs"
+            )
+        names = data.domain_names if config.domains is None else config.domains
+        for name in names:
+            if name not in data.domain_names:
+                raise ConfigError(choose_from(f"domain of {config.source}", name, data.domain_names))
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(
+                f"scenario.domains={names} has to name at least one domain, and none twice. "
+                f"Valid choices: {', '.join(data.domain_names)}"
+            )
+        pool = used_classes(config.classes, len(data.class_names))
+        labels = {source_class: label for label, source_class in enumerate(pool)}
+        parts = [Part(labels, domain=data.domain_names.index(name)) for name in names]
+        return _stream(config, [data.class_names[c] for c in pool], list(names), parts, {"domains": list(names)})
+
+
+@dataclass
+class SuperclassConfig(DomainIncrementalConfig):
+    """Options of ``kind: superclass``."""
+
+    class_order: str = option(
+        "natural",
+        help="order of the classes within their superclass: natural (as the source numbers them) or shuffled (drawn from "
+        "the run's seed)",
+        choices=("natural", "shuffled"),
+    )
+
+
+@SCENARIOS.register("superclass")
+class Superclass:
+    """The labels are superclasses, and task t shows the t-th class of each (Domain CIFAR-100, Hess et al. 2023)."""
+
+    config = SuperclassConfig
+
+    @staticmethod
+    def plan(config: SuperclassConfig, data: SourceData, seed: int) -> StreamPlan:
+        """As many tasks as a superclass has classes.
+
+        Raises:
+            ConfigError: the source has no superclasses, or they differ in size.
+        """
+        if data.superclass is None:
+            raise ConfigError(
+                f"scenario.source={config.source} has no superclasses: kind=superclass needs a source with superclasses, "
+                "such as cifar100"
+            )
+        members = [np.flatnonzero(data.superclass == s) for s in np.unique(data.superclass)]
+        if config.class_order == "shuffled":
+            members = [numpy_generator(seed, "class_order", label).permutation(m) for label, m in enumerate(members)]
+        sizes = {len(m) for m in members}
+        if len(sizes) > 1:
+            raise ConfigError(f"the superclasses of {config.source} have to be of one size, but they have {sorted(sizes)} classes")
+        shown = np.stack(members, axis=1)  # (tasks, superclasses): the class that stands for each superclass
+        fine_names = [[data.class_names[c] for c in classes] for classes in shown]
+        return _stream(
+            config,
+            [", ".join(data.class_names[c] for c in sorted(m)) for m in members],
+            [range_of_names(names) for names in fine_names],
+            [Part({int(c): label for label, c in enumerate(classes)}) for classes in shown],
+            {"classes_shown": fine_names},
+        )
+
+
+def rotated(images: np.ndarray, angle: float, interpolation: str) -> np.ndarray:
+    """The images turned counter-clockwise about their centre; what comes from outside is 0.
+
+    Args:
+        images: uint8 (n, C, H, W).
+        angle: degrees.
+        interpolation: ``bilinear`` or ``nearest``.
+
+    Returns:
+        uint8 (n, C, H, W), rounded to the nearest integer (torchvision's ``rotate`` on tensors).
+    """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import rotate
+
+    mode = InterpolationMode(interpolation)
+    parts = [
+        rotate(torch.from_numpy(np.array(images[i : i + ROTATED_AT_ONCE])), angle, interpolation=mode).numpy()
+        for i in range(0, len(images), ROTATED_AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else images
+
+
+def _stream(
+    config: DomainIncrementalConfig, class_names: list[str], task_names: list[str], parts: list[Part], recipe: dict
+) -> StreamPlan:
+    """The plan of a stream whose parts share labels, numbered anew for every task unless the setting is ``domain``."""
+    n = len(class_names)
+    if config.setting == "domain":
+        return StreamPlan("domain", class_names, task_names, [list(range(n)) for _ in parts], parts, recipe)
+    own = [
+        dataclasses.replace(part, classes={c: label + task * n for c, label in part.classes.items()})
+        for task, part in enumerate(parts)
+    ]
+    names = [f"{name} ({task})" for task in task_names for name in class_names]
+    return StreamPlan(
+        config.setting, names, task_names, [list(range(t * n, (t + 1) * n)) for t in range(len(parts))], own, recipe
+    )

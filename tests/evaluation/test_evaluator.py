@@ -1,0 +1,139 @@
+"""The continual evaluator: what it measures, when, and that it leaves no trace."""
+
+import pandas as pd
+import pytest
+import torch
+
+OPTIONS = ["strategy=finetune", "trainer.max_steps_per_task=6"]
+
+
+def test_subsets_are_drawn_once_from_their_own_generator(small_setup):
+    """Equal for every run of a seed whatever else differs, distinct, sorted, and of the asked size."""
+    first = small_setup("strategy=finetune").evaluator.subset_ids
+    second = small_setup("strategy=er", "strategy.memory_size=20", "trainer.lr=1", "evaluator.every=3").evaluator.subset_ids
+    other_seed = small_setup("strategy=finetune", "seed=1").evaluator.subset_ids
+    for task, ids in enumerate(first):
+        assert torch.equal(ids, second[task])
+        assert len(ids) == 20 == len(set(ids.tolist()))
+        assert (ids.diff() > 0).all()
+        assert not torch.equal(ids, other_seed[task])
+
+
+def test_counts_equal_a_loop_over_single_samples(small_trainer):
+    trainer = small_trainer(*OPTIONS)
+    trainer.fit()
+    curve, scenario, learner = trainer.curve, trainer.scenario, trainer.learner.eval()
+    last = curve[curve.iteration == curve.iteration.max()].set_index("task_eval")
+    for task, ids in enumerate(trainer.evaluator.subset_ids):
+        correct, loss = 0, 0.0
+        for sample in ids:
+            samples = trainer.inputs.plain(scenario.test, sample[None])
+            logits = learner.model(samples.x)
+            correct += int(logits.argmax() == samples.y)
+            loss += float(torch.nn.functional.cross_entropy(logits.detach(), samples.y))
+        assert last.correct[task] == correct
+        assert last.n[task] == len(ids)
+        assert last.loss[task] == pytest.approx(loss, rel=1e-4)
+
+
+def test_task_table_uses_the_full_test_sets(small_trainer):
+    trainer = small_trainer(*OPTIONS)
+    trainer.fit()
+    sizes = [len(trainer.scenario.test.ids(task)) for task in range(5)]
+    assert trainer.tasks.groupby("task_eval").n.first().tolist() == sizes
+    assert trainer.tasks.groupby("task_learning").task_eval.apply(list).tolist() == [list(range(k + 1)) for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("every", "in_task"), [(1, [1, 2, 3, 4, 5, 6]), (4, [1, 4, 6]), (0, [1, 6]), (100, [1, 6])]
+)
+def test_evaluates_periodically_and_around_every_switch(every, in_task, small_trainer):
+    trainer = small_trainer(*OPTIONS, f"evaluator.every={every}")
+    trainer.fit()
+    expected = [0, *(6 * task + step for task in range(5) for step in in_task)]
+    assert sorted(trainer.curve.iteration.unique()) == expected
+    assert (trainer.curve.task_eval <= trainer.curve.task_learning).all()
+
+
+def test_small_batches_give_the_same_curve(small_trainer):
+    whole, parts = small_trainer(*OPTIONS), small_trainer(*OPTIONS, "evaluator.batch_size=7", checkpoint="other")
+    whole.fit()
+    parts.fit()
+    columns = ["task_learning", "iteration", "task_eval", "n", "correct"]
+    pd.testing.assert_frame_equal(whole.curve[columns], parts.curve[columns])
+
+
+def test_uint8_inputs_give_the_same_curve(small_trainer, monkeypatch):
+    whole = small_trainer(*OPTIONS)
+    whole.fit()
+    monkeypatch.setattr("clbench.evaluation.evaluator.LARGEST_CACHE", 0)
+    lean = small_trainer(*OPTIONS, checkpoint="other")
+    assert lean.evaluator._images.dtype == torch.uint8
+    lean.fit()
+    pd.testing.assert_frame_equal(whole.curve, lean.curve)
+
+
+def test_module_modes_are_restored_one_by_one(small_trainer):
+    """A frozen layer in evaluation mode is still frozen afterwards (a known defect of other harnesses)."""
+    trainer = small_trainer(*OPTIONS)
+    modules = list(trainer.learner.modules())
+    for index, module in enumerate(modules):
+        module.training = index % 2 == 0
+    trainer.evaluator.evaluate(0, 0)
+    assert [module.training for module in modules] == [index % 2 == 0 for index in range(len(modules))]
+
+
+def test_no_host_sync_in_a_step(small_trainer, monkeypatch):
+    """Neither a training step nor an evaluation reads a tensor's value on the host."""
+    trainer = small_trainer("strategy=er", "strategy.memory_size=20", "strategy.plus=[ewc,lwf,l2]")
+    inside = []
+
+    def guard(owner, name):
+        call = getattr(owner, name)
+
+        def guarded(*arguments):
+            inside.append(name)
+            result = call(*arguments)
+            inside.pop()
+            return result
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    def refuse(read):
+        original = getattr(torch.Tensor, read)
+
+        def checked(tensor, *arguments, **options):
+            assert not inside, f"Tensor.{read} within {inside}"
+            return original(tensor, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, read, checked)
+
+    guard(trainer, "_train_step")
+    guard(trainer.evaluator, "evaluate")
+    for read in ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy"):
+        refuse(read)
+    trainer.fit()
+
+
+@pytest.mark.parametrize("strategy", ["lwf", "ewc", "l2"])
+def test_protection_starts_at_exactly_zero(strategy, small_trainer):
+    """The stability gradient is 0 at the first step of task 2 and positive afterwards: why the gap exists (spec, section 6)."""
+    trainer = small_trainer(f"strategy={strategy}", "evaluator.diagnostics_every=1", "trainer.max_steps_per_task=5")
+    trainer.fit()
+    table = trainer.diagnostics.table()
+    stability = table[table.quantity == "gradient_norm/stability"].set_index("iteration").value
+    assert stability[6] == 0
+    assert (stability.loc[7:10] > 0).all()
+    plasticity = table[table.quantity == "gradient_norm/new"].set_index("iteration").value
+    assert (plasticity > 0).all()
+
+
+def test_diagnostics_leave_training_alone(small_trainer):
+    plain = small_trainer("strategy=gem", "strategy.memory_size=20")
+    looked_at = small_trainer("strategy=gem", "strategy.memory_size=20", "evaluator.diagnostics_every=2", checkpoint="other")
+    plain.fit()
+    looked_at.fit()
+    for first, second in zip(plain.learner.parameters(), looked_at.learner.parameters(), strict=True):
+        assert torch.equal(first, second)
+    quantities = set(looked_at.diagnostics.table().quantity)
+    assert {"gradient_norm/new", "gradient_norm/projection", "gradient_cosine", "feature_drift/0"} <= quantities
