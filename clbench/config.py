@@ -52,6 +52,9 @@ class ModelConfig:
 
     kind: str = option(help="registered model class")
     name: str = option(help="name of the architecture within its kind; for kind=timm any name timm knows")
+    checkpoint: str | None = option(
+        None, help="file with weights to start from (.safetensors, .pth, …); its classifier is left out"
+    )
 
 
 @dataclass

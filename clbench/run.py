@@ -16,6 +16,7 @@ from clbench.errors import ConfigError, Diverged
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
 from clbench.models.continual import ContinualModel
+from clbench.models.weights import load_backbone
 from clbench.progress import ProgressDisplay
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
@@ -199,6 +200,8 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed, "initialisation"))
         backbone = MODELS[config.model.kind](config.model, scenario.input_shape)
+        if config.model.checkpoint is not None:
+            load_backbone(backbone, config.model.checkpoint)
         return ContinualModel(backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope)
 
 

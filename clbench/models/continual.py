@@ -3,7 +3,8 @@
 The head is always one linear layer with an output for every class of the stream, so that tensor shapes never change.
 What differs between scenarios is which outputs a sample sees (:meth:`ContinualModel.restrict`):
 
-* class-incremental: those of all classes seen so far, which is a growing head; or of all classes;
+* class-incremental: those of all classes seen so far, which is a growing head; in training only those of the sample's own
+  task (``logit_scope=current``); or of all classes of the stream from the start (``logit_scope=all``);
 * task-incremental: those of the sample's own task, which is one head per task;
 * domain-incremental: all of them.
 
@@ -57,7 +58,7 @@ class ContinualModel(nn.Module):
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation)."""
         self.current_task.fill_(task)
-        if task == 0 or self.setting == "domain":
+        if task == 0 or self._head_is_fixed:
             return
         new = self.class_task == task
         bound = 1 / math.sqrt(self.head.in_features)
@@ -79,12 +80,17 @@ class ContinualModel(nn.Module):
 
     def visible(self, task: Tensor | None, predicting: bool = False) -> Tensor | None:
         """Boolean (B, n_classes) or (n_classes,): the outputs a sample may see; None for all."""
-        if self.setting == "domain" or (self.setting == "class" and self.logit_scope == "all"):
+        if self._head_is_fixed:
             return None
         if self.setting == "task" or (self.logit_scope == "current" and not predicting):
             assert task is not None, "the scenario gives each sample's task"
             return self.class_task == task.unsqueeze(-1)
         return self.class_task <= self.current_task
+
+    @property
+    def _head_is_fixed(self) -> bool:
+        """Whether every sample sees every output from the start, so that nothing grows."""
+        return self.setting == "domain" or (self.setting == "class" and self.logit_scope == "all")
 
     def learned_before(self) -> Tensor:
         """Boolean (n_classes,): the outputs of tasks before the current one (all of them in domain-incremental)."""

@@ -1,6 +1,7 @@
 """Multi-layer perceptron; 2 × 400 ReLU is the network of the Split-, Rotated- and Permuted-MNIST literature."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class MLP(nn.Module):
         channels, height, width = input_shape
         sizes = [channels * height * width, *config.hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.n_features = sizes[-1]

@@ -72,7 +72,9 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
     _refuse_empty_tasks(config, plan, train, "training samples")
     _refuse_empty_tasks(config, plan, test, "test samples")
     if validation is not None:
-        _refuse_empty_tasks(config, plan, validation, f"validation samples: raise scenario.validation={config.validation}")
+        _refuse_empty_tasks(
+            config, plan, validation, f"validation samples: raise scenario.validation={config.validation}"
+        )
     return Scenario(
         name=config.name,
         setting=plan.setting,

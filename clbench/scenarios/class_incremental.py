@@ -4,6 +4,7 @@ Both are cut the same way; they differ in whether the task's identity is given (
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class ClassIncremental:
         if rest < 0 or rest % config.increment:
             raise ConfigError(_does_not_divide(len(order), config))
         starts = [0, *range(first, len(order), config.increment), len(order)]
-        groups = [order[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        groups = [order[a:b] for a, b in pairwise(starts)]
         label_of = {source_class: label for label, source_class in enumerate(order)}
         return StreamPlan(
             setting=cls.setting,
@@ -81,7 +82,8 @@ def class_order(config: ClassIncrementalConfig, n_classes: int, seed: int) -> li
         case "shuffled":
             return [int(c) for c in numpy_generator(seed, "class_order").permutation(pool)]
         case int() as order_seed if not isinstance(order_seed, bool) and 0 <= order_seed < 2**32:
-            legacy = np.random.RandomState(order_seed)  # noqa: NPY002: published orders were drawn with this generator
+            # Published orders were drawn with this generator, so it has to be the legacy one.
+            legacy = np.random.RandomState(order_seed)
             return [int(c) for c in np.asarray(pool)[legacy.permutation(len(pool))]]
         case list() as order if all(isinstance(c, int) for c in order) and sorted(order) == sorted(pool):
             return list(order)
@@ -105,7 +107,9 @@ def used_classes(classes: list[int] | None, n_classes: int) -> list[int]:
     if classes is None:
         return list(range(n_classes))
     if not classes or len(set(classes)) != len(classes) or not set(classes) <= set(range(n_classes)):
-        raise ConfigError(f"scenario.classes={classes} has to name at least one class and none twice, out of 0..{n_classes - 1}")
+        raise ConfigError(
+            f"scenario.classes={classes} has to name at least one class and none twice, out of 0..{n_classes - 1}"
+        )
     return list(classes)
 
 

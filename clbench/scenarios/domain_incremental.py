@@ -61,7 +61,9 @@ class Rotation:
             ConfigError: there are no angles, or one is not a number.
         """
         if not config.angles or not all(math.isfinite(angle) for angle in config.angles):
-            raise ConfigError(f"scenario.angles={config.angles} has to list one angle in degrees per task, e.g. [0,80,160]")
+            raise ConfigError(
+                f"scenario.angles={config.angles} has to list one angle in degrees per task, e.g. [0,80,160]"
+            )
         labels = {c: c for c in range(len(data.class_names))}
         parts = []
         for angle in config.angles:
@@ -107,7 +109,9 @@ class Permutation:
                 orders.append("identity")
                 continue
             order = numpy_generator(permutation_seed, "permutation", task).permutation(height * width)
-            parts.append(Part(labels, permutation=np.concatenate([order + c * height * width for c in range(channels)])))
+            parts.append(
+                Part(labels, permutation=np.concatenate([order + c * height * width for c in range(channels)]))
+            )
             names.append(f"permutation {task}")
             orders.append(hashlib.blake2b(order.astype("<i8").tobytes(), digest_size=16).hexdigest())
         return _stream(config, data.class_names, names, parts, {"permutations": orders})
@@ -188,7 +192,9 @@ class Superclass:
             members = [numpy_generator(seed, "class_order", label).permutation(m) for label, m in enumerate(members)]
         sizes = {len(m) for m in members}
         if len(sizes) > 1:
-            raise ConfigError(f"the superclasses of {config.source} have to be of one size, but they have {sorted(sizes)} classes")
+            raise ConfigError(
+                f"the superclasses of {config.source} have {sorted(sizes)} classes, but all have to have equally many"
+            )
         shown = np.stack(members, axis=1)  # (tasks, superclasses): the class that stands for each superclass
         fine_names = [[data.class_names[c] for c in classes] for classes in shown]
         return _stream(

@@ -41,9 +41,13 @@ def freeze(name: str) -> Path:
     config = configuration.to_dataclass(compose([f"scenario={name}"]))
     scenario_config = config.scenario
     if scenario_config.frozen is None:
-        raise ConfigError(f"conf/scenario/{name}.yaml names no version to freeze: write frozen: {name}/v1 into it first")
+        raise ConfigError(
+            f"conf/scenario/{name}.yaml names no version to freeze: write frozen: {name}/v1 into it first"
+        )
     if scenario_config.source not in CITATIONS:
-        raise ConfigError(f"no citation for source {scenario_config.source}. Valid choices: {', '.join(sorted(CITATIONS))}")
+        raise ConfigError(
+            f"no citation for source {scenario_config.source}. Valid choices: {', '.join(sorted(CITATIONS))}"
+        )
     scenario, other_seed = (build(scenario_config, config.data, seed, torch.device("cpu")) for seed in (0, 1))
     if scenario.hash != other_seed.hash:
         raise ConfigError(f"scenario {name} depends on the run's seed, so that there is no one stream to freeze")

@@ -7,6 +7,7 @@ samples (it appears once per rotation, say). A batch, a replay memory or an eval
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ class Split:
         self.tasks = torch.from_numpy(np.ascontiguousarray(tasks, np.int64)).to(store.device)
         self.permutations = None if permutations is None else torch.from_numpy(permutations).to(store.device)
         bounds = np.searchsorted(tasks, np.arange(n_tasks + 1))
-        self.bounds: list[tuple[int, int]] = [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self.bounds: list[tuple[int, int]] = [(int(a), int(b)) for a, b in pairwise(bounds)]
         self.hashes = [content_hash(digests[rows[a:b]]) for a, b in self.bounds]
 
     def __len__(self) -> int:

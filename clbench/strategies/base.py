@@ -169,11 +169,17 @@ class Strategy(nn.Module):
         return torch.cat([p.reshape(-1) for p in module.parameters() if p.requires_grad])
 
     def flat_gradient(self, samples: Samples) -> Tensor:
-        """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters."""
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters.
 
-        def loss(values: dict[str, Tensor]) -> Tensor:
-            logits = functional_call(self.model, values, (samples.x,))
+        The pass leaves no trace in the model. BatchNorm layers that train normalise with the statistics of ``samples``, as
+        they do in a training step, but their running statistics do not move: those depend on the batches trained on, and on
+        nothing a strategy looks at beside them. (In the code of GEM's authors they follow the memory batches too.)
+        """
+        parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+        def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            logits = functional_call(self.model, (parameters, buffers), (samples.x,))
             return self.cross_entropy(logits, samples).mean()
 
-        return torch.cat([g.reshape(-1) for g in grad(loss)(parameters).values()])
+        return torch.cat([g.reshape(-1) for g in grad(loss)(parameters, buffers).values()])

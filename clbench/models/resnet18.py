@@ -1,0 +1,88 @@
+"""ResNet-18 with the CIFAR stem: a 3×3 convolution of stride 1 and no max-pooling (He et al. 2016, arXiv:1512.03385).
+
+Two networks of the literature are this one at different widths:
+
+* ``model=resnet18``: 64, 128, 256, 512 channels, global average pooling, 512 features (Mammoth and others).
+* ``model=slim_resnet18``: 20, 40, 80, 160 channels, as introduced with GEM (Lopez-Paz & Ranzato 2017) and used by De Lange
+  et al. 2023. It averages windows of 4×4 of the last feature map, which is global at 32×32 pixels (160 features) but gives
+  640 features at 84×84 and 1,440 at 96×96; maps smaller than a window are averaged whole.
+
+Both start from PyTorch's default initialisation, as those codes do. Layers are named as in torchvision, whose ResNet-18
+differs in its stem (7×7, stride 2, max-pooling) and in how it is initialised; that network is ``model=timm
+model.name=resnet18``.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.config import ModelConfig, option
+from clbench.registry import MODELS
+
+
+@dataclass
+class ResNet18Config(ModelConfig):
+    """Options of ``model=resnet18`` and ``model=slim_resnet18``."""
+
+    width: int = option(help="channels of the first of the four stages; each later stage has twice as many", at_least=1)
+    pool: int | None = option(
+        help="side of the windows of the last feature map that are averaged; null: the whole map", at_least=1
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm and a shortcut, a 1×1 convolution where the shape changes."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.downsample = nn.Sequential()
+        if stride != 1 or n_in != n_out:
+            self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n_in, H, W) → (B, n_out, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+@MODELS.register("resnet18")
+class ResNet18(nn.Module):
+    """Four stages of two blocks.
+
+    Args:
+        config: width and pooling.
+        input_shape: (C, H, W).
+    """
+
+    config = ResNet18Config
+    classifier = ("fc", "linear")
+    """Modules of a checkpoint that belong to its classifier and are not loaded."""
+
+    def __init__(self, config: ResNet18Config, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.conv1 = nn.Conv2d(channels, config.width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.width)
+        n_in = config.width
+        for stage in range(4):
+            n_out = config.width * 2**stage
+            stride = 1 if stage == 0 else 2
+            self.add_module(
+                f"layer{stage + 1}", nn.Sequential(BasicBlock(n_in, n_out, stride), BasicBlock(n_out, n_out, 1))
+            )
+            n_in = n_out
+            height, width = -(-height // stride), -(-width // stride)
+        window = (height, width) if config.pool is None else (min(config.pool, height), min(config.pool, width))
+        self.pool = nn.AvgPool2d(window)
+        self.n_features = n_in * (height // window[0]) * (width // window[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, n_features) of images (B, C, H, W)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.pool(x).flatten(1)

@@ -1,0 +1,98 @@
+"""Class- and task-incremental streams: who is in which task, under which label."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clbench.errors import ConfigError
+from clbench.registry import SCENARIOS
+from clbench.scenarios.class_incremental import class_order
+
+
+@settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    n_classes=st.integers(2, 12), base=st.none() | st.integers(1, 12), increment=st.integers(1, 6), kind_seed=st.integers(0, 9)
+)
+def test_tasks_partition_the_classes_or_the_choices_are_named(
+    make_source, build_stream, n_classes, base, increment, kind_seed
+):
+    data = make_source(n_classes)
+    order = [int(c) for c in np.random.default_rng(kind_seed).permutation(n_classes)]
+    options = {"increment": increment, "base": base, "class_order": order}
+    first = increment if base is None else base
+    if first > n_classes or (n_classes - first) % increment:
+        with pytest.raises(ConfigError, match=f"increment={increment} does not divide") as error:
+            build_stream(data, "class_incremental", **options)
+        rest = n_classes - (base or 0)
+        choices = [i for i in range(1, rest + 1) if rest % i == 0]
+        named = error.value.args[0].split("Valid choices: ")[1]
+        assert named == (", ".join(map(str, choices)) if choices else "none: base is too large")
+        return
+    scenario = build_stream(data, "class_incremental", **options)
+    assert [len(labels) for labels in scenario.task_classes] == [first] + [increment] * ((n_classes - first) // increment)
+    assert sum(scenario.task_classes, []) == list(range(n_classes))  # labels count up in the order of arrival
+    assert scenario.class_names == [f"c{c}" for c in order]
+    for split, images in ((scenario.train, data.train), (scenario.test, data.test)):
+        assert len(split) == len(images)
+        for task, labels in enumerate(scenario.task_classes):
+            pixels, y, tasks = split.take(split.ids(task))
+            assert set(y.tolist()) == set(labels)
+            assert set(tasks.tolist()) == {task}
+            expected = {(images.pixels[i].tobytes(), order.index(images.labels[i])) for i in range(len(images))}
+            assert {(p.numpy().tobytes(), int(label)) for p, label in zip(pixels, y, strict=True)} <= expected
+
+
+def test_task_incremental_cuts_the_same_tasks_and_gives_the_identity(make_source, build_stream):
+    hidden = build_stream(make_source(), "class_incremental", increment=2)
+    given = build_stream(make_source(), "task_incremental", increment=2)
+    assert (hidden.setting, given.setting) == ("class", "task")
+    assert hidden.task_classes == given.task_classes
+    assert hidden.train.hashes == given.train.hashes
+
+
+def order_of(class_order_option, n_classes=10, seed=0, classes=None):
+    config = SCENARIOS["class_incremental"].config
+    return class_order(
+        config(name="x", kind="class_incremental", source="tiny", increment=1, class_order=class_order_option, classes=classes),
+        n_classes,
+        seed,
+    )
+
+
+def test_class_orders():
+    assert order_of("natural") == list(range(10))
+    assert order_of([3, 1, 2, 0], 4) == [3, 1, 2, 0]
+    assert order_of("natural", classes=[7, 5, 2]) == [7, 5, 2]
+    assert sorted(order_of("shuffled", seed=1)) == list(range(10))
+    assert order_of("shuffled", seed=1) == order_of("shuffled", seed=1) != order_of("shuffled", seed=2)
+    assert order_of(5, seed=1) == order_of(5, seed=2) != order_of(6, seed=1)
+
+
+def test_order_1993_is_the_published_one():
+    # The order that iCaRL, PyCIL and their successors print and copy: numpy seeded with 1993, a permutation of 100.
+    assert order_of(1993, 100)[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+
+
+@pytest.mark.parametrize(
+    ("option", "classes", "message"),
+    [
+        ([0, 1, 2, 2], None, r"class_order=\[0, 1, 2, 2\] has to name each of the 4 classes exactly once, out of 0..3"),
+        ([0, 1, 2], None, "exactly once"),
+        ([0, 1, 2, 4], None, "exactly once"),
+        ([0, 1, 2, "3"], None, "exactly once"),
+        ([[0], 1, 2, 3], None, "exactly once"),
+        ([0, 1, 2, 3], [0, 3], r"each of the 2 classes exactly once, out of \[0, 3\]"),
+        ("suffled", None, "'suffled' is unknown. Valid choices: natural, shuffled, an integer seed, a list"),
+        (True, None, "True is unknown"),
+        (-1, None, "-1 is unknown"),
+        ("natural", [0, 0], r"scenario.classes=\[0, 0\] has to name .* out of 0..3"),
+        ("natural", [4], "out of 0..3"),
+        ("natural", [], "at least one class"),
+    ],
+)
+def test_a_wrong_class_order_is_answered_with_the_choices(option, classes, message):
+    with pytest.raises(ConfigError, match=message):
+        order_of(option, 4, classes=classes)
