@@ -2,16 +2,20 @@
 
 A memory of M samples; every step trains on B new and B replayed samples in one forward pass:
 
-    L = w · mean CE(new) + (1 − w) · mean CE(replayed)        (De Lange et al. 2023, their Lw_new = w)
-    L = mean CE over new and replayed samples together        (new_weight = null: Avalanche, Mammoth)
+    L = w · mean CE(new) + (1 − w) · mean CE(replayed)
 
-and L = mean CE(new) while the memory is empty.
+* ``weighting=fixed``: w = new_weight (De Lange et al. 2023, their Lw_new). As in their code it holds from the first task
+  on, where nothing is replayed yet and L = w · mean CE(new).
+* ``weighting=tasks``: w = 1/k while learning the k-th task, so that all tasks count equally (van de Ven et al. 2020; Hess et
+  al. 2023).
+* ``weighting=samples``: w = B_new / (B_new + B_replayed), one mean over all samples (Avalanche, Mammoth).
 
 Stores the ids of the M samples. Variants, which give different results and are not interchangeable:
 
 * ``selection=class_balanced``, ``update=task`` (De Lange et al.): refilled from all classes so far at the end of each task
-  with equal counts; replay draws classes equally often, and within a class without replacement.
-* ``selection=reservoir``, ``update=step`` (Chaudhry et al.; Mammoth): every sample seen enters with probability M / n.
+  with equal counts; replay draws classes equally often, and samples without replacement within a step.
+* ``selection=reservoir``, ``update=step`` (Chaudhry et al.; Mammoth): a uniform sample of all samples seen so far, those of
+  the current task included. A sample counts when it is seen first, not once per epoch (Mammoth counts every epoch).
 """
 
 from dataclasses import dataclass
@@ -29,7 +33,6 @@ from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Needs, Outputs, Plan, Strategy
 from clbench.strategies.memory import (
     EMPTY,
-    balanced_fill,
     check_memory_size,
     draw_balanced,
     draw_uniform,
@@ -49,9 +52,12 @@ class ERConfig(StrategyConfig):
     replay_batch_size: int | None = option(
         None, help="replayed samples per step; null: as many as new ones", at_least=1
     )
-    new_weight: float | None = option(
-        help="weight of the new samples' loss (w above); null: one mean over new and replayed", at_least=0, at_most=1
+    weighting: str = option(
+        help="weights of the losses on new and replayed samples: new_weight and 1 - new_weight; 1/k and 1 - 1/k in the k-th "
+        "task; or one mean over all samples",
+        choices=("fixed", "tasks", "samples"),
     )
+    new_weight: float = option(help="weighting=fixed: weight of the new samples' loss", at_least=0, at_most=1)
 
 
 @STRATEGIES.register("er")
@@ -61,6 +67,7 @@ class ER(Strategy):
     config = ERConfig
     needs = Needs(memory=True)
     options: ERConfig
+    new_weight: Tensor
     memory: Tensor
     n_seen: Tensor
 
@@ -82,15 +89,18 @@ class ER(Strategy):
         rng = task.numpy_generator("replay")
         memory, n_seen = self.memory.cpu().numpy().copy(), int(self.n_seen)
         by_step = self.options.update == "step"
-        in_first_epoch = _first_sightings(plan.new)
-        groups = self._groups(task, memory) if self.options.selection == "class_balanced" else None
+        balanced = self.options.selection == "class_balanced"
+        groups = self._groups(task, memory) if balanced else []
+        not_seen_yet = set(task.ids.tolist())  # a reservoir counts a sample once, not once per epoch
         replay = []
-        for ids, fresh in zip(plan.new, in_first_epoch, strict=True):
+        for ids in plan.new:
             size = self.options.replay_batch_size or len(ids)
-            drawn = draw_balanced(groups, size, rng) if groups else draw_uniform(memory[memory != EMPTY], size, rng)
+            drawn = draw_balanced(groups, size, rng) if balanced else draw_uniform(memory[memory != EMPTY], size, rng)
             replay.append(torch.from_numpy(drawn))
-            if by_step:
-                n_seen = reservoir_step(memory, n_seen, fresh, rng)
+            if by_step and not_seen_yet:
+                arriving = [i for i in ids.tolist() if i in not_seen_yet]
+                not_seen_yet.difference_update(arriving)
+                n_seen = reservoir_step(memory, n_seen, np.array(arriving, np.int64), rng)
         if not by_step:
             memory, n_seen = self._consolidated(task, memory, n_seen, rng)
         self._memory_after_task = memory, n_seen
@@ -99,11 +109,15 @@ class ER(Strategy):
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         losses = self.cross_entropy(outputs.logits, batch.samples)
         new, replayed = losses[: batch.n_new], losses[batch.n_new :]
-        if not len(replayed):
-            return {"new": new.mean()}
-        if self.options.new_weight is None:
-            return {"new": new.sum() / len(losses), "replay": replayed.sum() / len(losses)}
-        return {"new": self.new_weight * new.mean(), "replay": (1 - self.new_weight) * replayed.mean()}
+        weight = {
+            "fixed": self.new_weight,
+            "tasks": 1 / (self.tasks_learned + 1),
+            "samples": batch.n_new / len(losses),
+        }[self.options.weighting]
+        terms = {"new": weight * new.mean()}
+        if len(replayed):
+            terms["replay"] = (1 - weight) * replayed.mean()
+        return terms
 
     def end_task(self, task: Task) -> None:
         assert self._memory_after_task is not None
@@ -118,7 +132,7 @@ class ER(Strategy):
         if self.options.selection == "reservoir":
             return memory, reservoir_step(memory, n_seen, rng.permutation(task.ids.numpy()), rng)
         candidates = np.concatenate([memory[memory != EMPTY], task.ids.numpy()])
-        kept = balanced_fill(dict(enumerate(self._groups(task, candidates))), len(memory), rng)
+        kept = draw_balanced(self._groups(task, candidates), len(memory), rng)
         refilled = np.full_like(memory, EMPTY)
         refilled[: len(kept)] = kept
         return refilled, n_seen + len(task.ids)
@@ -130,14 +144,3 @@ class ER(Strategy):
         tasks = task.tasks_of(torch.from_numpy(ids)).numpy()
         keys = tasks * (labels.max(initial=0) + 1) + labels
         return [ids[keys == key] for key in np.unique(keys)]
-
-
-def _first_sightings(batches: list[Tensor]) -> list[np.ndarray]:
-    """For each step the ids that no earlier step has shown: a reservoir counts a sample once, not once per epoch."""
-    seen: set[int] = set()
-    fresh = []
-    for batch in batches:
-        new = [i for i in batch.tolist() if i not in seen]
-        seen.update(new)
-        fresh.append(np.array(new, np.int64))
-    return fresh

@@ -2,6 +2,7 @@
 
     L = CE(new) + λ/2 · Σ_i Σ_j F_ij (θ_j − θ*_ij)²        over earlier tasks i       (mode=separate, the paper)
     L = CE(new) + λ/2 · Σ_j F_j (θ_j − θ*_j)²,  F ← γ F + F_new,  θ* the last weights   (mode=online; Schwarz et al. 2018)
+    the same with F the mean of the F_i                                                  (mode=average; De Lange et al. 2023)
 
 θ*_i are the weights after task i and F_i the diagonal of its Fisher information, on n samples of its training data:
 
@@ -10,13 +11,15 @@
     empirical  mean_x (∂ log p(y|x) / ∂θ)²                   the true labels; squares of per-sample gradients
     batched    mean_b (∂ mean_{x∈b} log p(y|x) / ∂θ)²        squares of batch means: about 1/|b| of empirical
 
-(names: van de Ven 2025, arXiv:2502.11756). They differ by orders of magnitude, so a λ belongs to one of them.
+(names: van de Ven 2025, arXiv:2502.11756). They differ by orders of magnitude, so a λ belongs to one of them; the size of the
+estimate is logged at level INFO after every task. Without the factor ½ of the penalty (Avalanche, Mammoth, De Lange et al.)
+a λ corresponds to 2λ here.
 
 The sum of the separate mode over tasks is kept in O(1) memory: Σ_i F_i (θ − θ*_i)² = A (θ − m)² + r with A = Σ_i F_i,
 m = Σ_i F_i θ*_i / A and r constant. Stores A, m (one value per parameter) and r.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +33,11 @@ from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Needs, Outputs, Strategy
 
-NUMBERS_AT_ONCE = 2**25
-"""Per-sample gradients are held for so many samples at a time that this many numbers are not exceeded."""
+log = logging.getLogger(__name__)
+
+NUMBERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+"""Per-sample gradients are held for as many samples at a time as make this many numbers: what fits a processor's cache, or
+fills a GPU."""
 
 
 @dataclass
@@ -39,7 +45,11 @@ class EWCConfig(StrategyConfig):
     """Options of ``strategy=ewc``."""
 
     lam: float = option(help="weight λ of the penalty λ/2 Σ F (θ − θ*)²", at_least=0)
-    mode: str = option(help="one anchor per task, or one running anchor", choices=("separate", "online"))
+    mode: str = option(
+        help="one anchor per task; or the last weights as the only one, with a decayed sum or the mean of the Fisher "
+        "information",
+        choices=("separate", "online", "average"),
+    )
     decay: float = option(help="mode=online: factor γ of the old Fisher information", at_least=0, at_most=1)
     fisher: str = option(
         help="estimator of the Fisher information", choices=("exact", "sample", "empirical", "batched")
@@ -82,16 +92,27 @@ class EWC(Strategy):
     def end_task(self, task: Task) -> None:
         theta = self.flat_parameters(self.options.where)
         fisher = fisher_diagonal(self, task)[: len(theta)]  # the backbone's parameters come first
+        log.info(
+            "Fisher information (%s) after task %d: mean %.3g, largest %.3g, %.1f %% exactly zero",
+            self.options.fisher, task.index, fisher.mean(), fisher.max(), 100 * (fisher == 0).float().mean(),
+        )  # fmt: skip
         if self.options.normalise == "max":
             fisher = fisher / fisher.max().clamp(min=torch.finfo(fisher.dtype).tiny)
+        if self.options.mode == "separate":
+            self._add_anchor(fisher, theta)
+            return
+        self.anchor.copy_(theta)
         if self.options.mode == "online":
             self.importance.mul_(self.decay).add_(fisher)
-            self.anchor.copy_(theta)
-            return
+        else:
+            self.importance.lerp_(fisher, 1 / (task.index + 1))
+
+    def _add_anchor(self, fisher: Tensor, theta: Tensor) -> None:
+        """Add F (θ − θ*)² of one more task to A (θ − m)² + r."""
         total = self.importance + fisher
         share = torch.where(total > 0, fisher / total, 1.0)  # of the new task, in the mean of the anchors
-        drift = theta - self.anchor
         if self.tasks_learned:
+            drift = theta - self.anchor
             self.remainder.add_((self.importance * share * drift.square()).sum())
             self.anchor.add_(share * drift)
         else:
@@ -105,9 +126,6 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     generator = task.torch_generator("fisher")
     ids = task.ids[torch.randperm(len(task.ids), generator=generator)][: options.fisher_samples]
-    n_parameters = sum(p.numel() for p in parameters.values())
-    chunk = max(1, NUMBERS_AT_ONCE // n_parameters)
-    total = torch.zeros(n_parameters, device=strategy.importance.device)
 
     def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         return strategy.cross_entropy(functional_call(model, values, (x,)), Samples(x, y, t)).mean()
@@ -117,33 +135,32 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
 
     if options.fisher == "batched":
         batches = list(task.batches(ids, options.fisher_batch_size))
-        for samples in batches:
-            total += _flat(grad(loss)(parameters, *samples), 0).square()
-        return total / len(batches)
+        return sum(_flat(grad(loss)(parameters, *samples)).square() for samples in batches) / len(batches)
 
-    squares: Callable = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))
+    def weighted_squares(samples: Samples, labels: Tensor, weights: Tensor) -> Tensor:
+        """Σ_x weight · (∂ log p(label|x) / ∂θ)², (P,)."""
+        gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(parameters, samples.x, labels, samples.task)
+        return torch.cat([(weights @ g.flatten(1).square()) for g in gradients.values()])
+
+    device = strategy.importance.device
+    chunk = max(1, NUMBERS_AT_ONCE[device.type] // sum(p.numel() for p in parameters.values()))
+    total = torch.zeros((), device=device)
     for samples in task.batches(ids, chunk):
+        one = torch.ones(len(samples.y), device=device)
         if options.fisher == "empirical":
-            total += _flat(squares(parameters, *samples), 1).square().sum(0)
+            total = total + weighted_squares(samples, samples.y, one)
             continue
         probabilities = model.restrict(model(samples.x), samples.task).softmax(dim=1)
         if options.fisher == "sample":
             drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(samples.y.device)
-            total += _flat(squares(parameters, samples.x, drawn, samples.task), 1).square().sum(0)
+            total = total + weighted_squares(samples, drawn, one)
             continue
         for label in range(probabilities.shape[1]):
-            weight = probabilities[:, label]
-            if weight.any():  # a class that no sample may see has probability 0 and no gradient
-                label_for_all = torch.full_like(samples.y, label)
-                gradients = _flat(squares(parameters, samples.x, label_for_all, samples.task), 1)
-                total += (weight.unsqueeze(1) * _finite(gradients, weight).square()).sum(0)
+            weights = probabilities[:, label]
+            if weights.any():  # else a class that no sample of this task may see, whose log p is −∞
+                total = total + weighted_squares(samples, torch.full_like(samples.y, label), weights)
     return total / len(ids)
 
 
-def _flat(gradients: dict[str, Tensor], batch_dims: int) -> Tensor:
-    return torch.cat([g.flatten(batch_dims) for g in gradients.values()], dim=batch_dims)
-
-
-def _finite(gradients: Tensor, weight: Tensor) -> Tensor:
-    """Zero the gradients (B, P) of labels that a sample may not have (task-incremental: another head's)."""
-    return torch.where(weight.unsqueeze(1) > 0, gradients, 0.0)
+def _flat(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([g.reshape(-1) for g in gradients.values()])

@@ -30,41 +30,30 @@ def reservoir_step(memory: np.ndarray, n_seen: int, arriving: np.ndarray, rng: n
     return n_seen + len(arriving)
 
 
-def balanced_fill(groups: dict[int, np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to ``size`` ids with group counts as equal as the groups' sizes allow.
-
-    ``groups`` maps a group (a class, or a class of one task) to its candidate ids. Which groups get one more where the
-    size does not divide is drawn.
-    """
-    keys = [int(key) for key in rng.permutation(sorted(groups))]
-    quota = dict.fromkeys(keys, 0)
-    room = min(size, sum(len(ids) for ids in groups.values()))
-    while room:
-        open_keys = [key for key in keys if quota[key] < len(groups[key])]
-        share = max(1, room // len(open_keys))
-        for key in open_keys:
-            take = min(share, len(groups[key]) - quota[key], room)
-            quota[key] += take
-            room -= take
-    kept = [rng.permutation(groups[key])[: quota[key]] for key in sorted(groups)]
-    return np.concatenate(kept) if kept else np.empty(0, np.int64)
-
-
 def draw_uniform(memory: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """``n`` ids drawn uniformly without replacement, or all of them if there are no more than ``n``."""
     return memory.copy() if len(memory) <= n else rng.choice(memory, n, replace=False)
 
 
 def draw_balanced(groups: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
-    """``n`` ids: groups drawn equally often, within a group without replacement while it lasts."""
-    n = min(n, sum(len(group) for group in groups))
-    counts = np.full(len(groups), n // len(groups))
-    counts[rng.permutation(len(groups))[: n % len(groups)]] += 1
-    drawn = []
-    for group, count in zip(groups, counts, strict=True):
-        rounds = [rng.permutation(group) for _ in range(-(-int(count) // len(group)))]
-        drawn.append(np.concatenate(rounds)[:count] if rounds else group[:0])
-    return np.concatenate(drawn)
+    """Up to ``n`` ids without replacement, from every group as equally many as the groups' sizes allow.
+
+    A group is a class, or a class of one task. Which groups give one more where ``n`` does not divide is drawn.
+    """
+    sizes = np.array([len(group) for group in groups], np.int64)
+    counts = np.zeros_like(sizes)
+    order = rng.permutation(len(groups))
+    room = min(n, int(sizes.sum()))
+    while room:
+        unfinished = order[counts[order] < sizes[order]]
+        if room < len(unfinished):
+            counts[unfinished[:room]] += 1
+            break
+        taken = np.minimum(room // len(unfinished), (sizes - counts)[unfinished])
+        counts[unfinished] += taken
+        room -= int(taken.sum())
+    drawn = [rng.permutation(group)[:count] for group, count in zip(groups, counts, strict=True) if count]
+    return np.concatenate(drawn) if drawn else np.empty(0, np.int64)
 
 
 class TaskMemory(nn.Module):

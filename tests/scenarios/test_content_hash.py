@@ -113,6 +113,7 @@ def test_any_change_of_the_stream_changes_the_hash(make_source, build_stream):
         ("task_incremental", {"increment": 2}),
         ("rotation", {"angles": [0.0, 30.0]}),
         ("rotation", {"angles": [0.0, 30.5]}),
+        ("rotation", {"angles": [0.0, 30.0000001]}),
         ("rotation", {"angles": [30.0, 0.0]}),
         ("rotation", {"angles": [0.0, 30.0], "interpolation": "nearest"}),
         ("rotation", {"angles": [0.0, 30.0], "setting": "task"}),
@@ -141,8 +142,9 @@ def test_what_is_drawn_from_the_seed_changes_the_hash(make_source, build_stream)
 
 
 def test_resizing_does_not_let_a_librarys_rounding_into_the_hash(make_source, build_stream):
-    whole = build_stream(make_source(), "class_incremental", increment=2)
-    small = build_stream(make_source(), "class_incremental", increment=2, image_size=2)
+    whole = build_stream(make_source(), "class_incremental", increment=2, validation=0.3)
+    small = build_stream(make_source(), "class_incremental", increment=2, validation=0.3, image_size=2)
     assert small.input_shape == (1, 2, 2)
-    assert small.train.hashes == whole.train.hashes
+    for split in ("train", "validation", "test"):
+        assert getattr(small, split).hashes == getattr(whole, split).hashes
     assert small.hash != whole.hash
