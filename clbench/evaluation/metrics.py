@@ -23,8 +23,8 @@ Ours, labelled as such, each the mean over every pair (earlier task i, later tas
 *plateau* of i in j is the mean of the last tenth of j's evaluations:
 
 * gap_depth = A(E_i) at the end of task j − 1, minus min over task j of A(E_i)
-* recovery_iterations = iterations from the minimum's side of the switch until A(E_i) is back at 95 % of its plateau for good,
-  0 where it never falls below
+* recovery_iterations = iterations after the switch until A(E_i) is back at 95 % of its plateau for good; 0 where nothing is lost,
+  undefined where accuracy falls and does not come back
 * gap_area = Σ over task j's evaluations of max(0, plateau − A(E_i)), in accuracy × iterations
 
 The rehearsal-free literature's global and local forgetting need predictions restricted to class subsets, which the table does
@@ -216,7 +216,8 @@ def recovery_iterations(curve: pd.DataFrame) -> float:
     def recovery(iterations: np.ndarray, accuracy: np.ndarray, before: float) -> float:
         below = np.flatnonzero(accuracy < RECOVERED * _plateau(accuracy))
         if not len(below):
-            return 0.0
+            # No dip: either nothing was lost, or what was lost stayed lost.
+            return 0.0 if _plateau(accuracy) >= RECOVERED * before else math.nan
         # The last evaluation lies within the plateau, but may itself be a dip: then there was no recovery.
         back = below[-1] + 1
         return math.nan if back == len(accuracy) else float(iterations[back])

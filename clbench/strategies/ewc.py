@@ -20,6 +20,7 @@ m = Σ_i F_i θ*_i / A and r constant. Stores A, m (one value per parameter) and
 """
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -134,19 +135,20 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
         return loss(values, x[None], y[None], t[None])
 
     if options.fisher == "batched":
-        batches = list(task.batches(ids, options.fisher_batch_size))
-        return sum(_flat(grad(loss)(parameters, *samples)).square() for samples in batches) / len(batches)
+        batches = task.batches(ids, options.fisher_batch_size)
+        squares = (_flat(grad(loss)(parameters, *samples)).square() for samples in batches)
+        return sum(squares) / math.ceil(len(ids) / options.fisher_batch_size)
 
     def weighted_squares(samples: Samples, labels: Tensor, weights: Tensor) -> Tensor:
         """Σ_x weight · (∂ log p(label|x) / ∂θ)², (P,)."""
         gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(parameters, samples.x, labels, samples.task)
-        return torch.cat([(weights @ g.flatten(1).square()) for g in gradients.values()])
+        return torch.cat([weights @ g.reshape(len(weights), -1).square() for g in gradients.values()])
 
     device = strategy.importance.device
     chunk = max(1, NUMBERS_AT_ONCE[device.type] // sum(p.numel() for p in parameters.values()))
     total = torch.zeros((), device=device)
     for samples in task.batches(ids, chunk):
-        one = torch.ones(len(samples.y), device=device)
+        one = samples.x.new_ones(len(samples.y))
         if options.fisher == "empirical":
             total = total + weighted_squares(samples, samples.y, one)
             continue

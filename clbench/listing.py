@@ -1,0 +1,168 @@
+"""``python -m clbench list`` and ``describe``: what there is, read from the registry, the docstrings and the YAML files."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clbench import config as configuration
+from clbench.errors import ConfigError, choose_from
+from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES
+
+GROUPS = ("strategy", "scenario", "model", "experiment")
+SETTING_LETTERS = {"class": "C", "task": "T", "domain": "D"}
+
+
+def list_everything() -> None:
+    """Print every strategy, scenario, model, experiment and data source with a line each."""
+    console = Console()
+    for group in GROUPS:
+        table = Table(
+            title=f"{group}=", title_justify="left", show_header=group == "strategy", box=None, padding=(0, 2)
+        )
+        table.add_column("name", style="bold", no_wrap=True)
+        if group == "strategy":
+            table.add_column("settings", no_wrap=True)
+            table.add_column("memory", no_wrap=True)
+        table.add_column("what it is")
+        for name in configuration.group_choices(group):
+            needs = _needs_columns(name) if group == "strategy" else ()
+            table.add_row(name, *needs, escape(one_line(group, name)))
+        console.print(table, "")
+    console.print("[bold]data sources (scenario.source=)[/bold]", ", ".join(SOURCES.names()))
+    console.print("settings: C class-, T task-, D domain-incremental. More about one: python -m clbench describe NAME")
+
+
+def one_line(group: str, name: str) -> str:
+    """The line that ``list`` shows: a strategy's or model's docstring, else the first comment of the YAML file."""
+    if group == "strategy":
+        return _module_docstring(STRATEGIES[name]).splitlines()[0]
+    return _comment(configuration.conf_dir() / group / f"{name}.yaml").splitlines()[0]
+
+
+def describe(name: str) -> None:
+    """Print the equation, options, defaults and sources of one strategy, scenario, model, experiment or data source.
+
+    Raises:
+        ConfigError: nothing has this name.
+    """
+    console = Console()
+    found = [group for group in GROUPS if name in configuration.group_choices(group)]
+    if not found and name not in SOURCES.names():
+        known = {n for group in GROUPS for n in configuration.group_choices(group)} | set(SOURCES.names())
+        raise ConfigError(choose_from("name", name, known))
+    for group in found:
+        console.rule(f"{group}={name}", align="left")
+        file = configuration.conf_dir() / group / f"{name}.yaml"
+        if group == "strategy":
+            console.print(escape(_module_docstring(STRATEGIES[name])), "", highlight=False)
+            _print_needs(console, name)
+            _print_options(console, STRATEGIES[name].config, file, group)
+        elif group == "model":
+            kind = OmegaConf.load(file).kind
+            console.print(
+                escape(_comment(file)), "", escape(_module_docstring(MODELS[kind])), "", sep="\n", highlight=False
+            )
+            _print_options(console, MODELS[kind].config, file, group)
+        elif group == "scenario":
+            kind = OmegaConf.load(file).scenario.kind
+            console.print(
+                escape(_comment(file)), "", escape(_module_docstring(SCENARIOS[kind])), "", sep="\n", highlight=False
+            )
+            _print_options(console, SCENARIOS[kind].config, file, group)
+            console.print("[bold]the file[/bold]", escape(file.read_text()), sep="\n", highlight=False)
+        else:
+            console.print(escape(file.read_text()), highlight=False)
+        console.print(f"[bold]run it[/bold]  python -m clbench {group}={name}\n", highlight=False)
+    if name in SOURCES.names():
+        console.rule(f"data source {name}", align="left")
+        console.print(escape(inspect.getdoc(SOURCES[name]) or ""), highlight=False)
+
+
+def strategies_markdown() -> str:
+    """The README's table of strategies."""
+    rows = ["| strategy | what it is | settings | memory |", "|---|---|---|---|"]
+    for name in STRATEGIES.names():
+        settings, memory = _needs_columns(name)
+        rows.append(f"| `{name}` | {one_line('strategy', name)} | {settings} | {memory} |")
+    return "\n".join(rows)
+
+
+def _needs_columns(name: str) -> tuple[str, str]:
+    needs = STRATEGIES[name].needs
+    settings = " ".join(letter for setting, letter in SETTING_LETTERS.items() if setting in needs.settings)
+    return settings, "all data" if needs.all_data else "samples" if needs.memory else "–"
+
+
+def _print_needs(console: Console, name: str) -> None:
+    needs = STRATEGIES[name].needs
+    settings = ", ".join(f"{setting}-incremental" for setting in needs.settings)
+    facts = [f"settings: {settings}"]
+    facts += ["stores training samples"] if needs.memory else []
+    facts += ["reads earlier tasks' data in full: an upper bound"] if needs.all_data else []
+    facts += ["acts at task boundaries"] if needs.boundaries else []
+    facts += ["a step costs more the more tasks have been learned"] if needs.cost_grows else []
+    console.print("[bold]needs[/bold]  " + "; ".join(facts) + "\n", highlight=False)
+
+
+def _print_options(console: Console, schema: type, file: Path, group: str) -> None:
+    """A table of the fields of ``schema`` with the defaults of the YAML file, and the comments there (their sources)."""
+    defaults = OmegaConf.load(file) if file.exists() else OmegaConf.create()
+    if group == "scenario":
+        defaults = defaults.scenario
+    comments = _line_comments(file) if file.exists() else {}
+    table = Table(title="options", title_justify="left")
+    for column in ("option", "default", "what it does"):
+        table.add_column(column, no_wrap=column == "option")
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            for inner in dataclasses.fields(field.type):
+                table.add_row(f"{group}.{field.name}.{inner.name}", str(_default(inner)), escape(_help(inner, "")))
+            continue
+        default = defaults.get(field.name, _default(field))
+        table.add_row(f"{group}.{field.name}", escape(str(default)), escape(_help(field, comments.get(field.name, ""))))
+    console.print(table, highlight=False)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return "(required)" if field.default in (MISSING, dataclasses.MISSING) else field.default
+
+
+def _help(field: dataclasses.Field, comment: str) -> str:
+    text = field.metadata.get("help", "")
+    if field.metadata.get("choices"):
+        text += f" [{' | '.join(field.metadata['choices'])}]"
+    return f"{text}. In the file: {comment}" if comment else text
+
+
+def _module_docstring(entry: Any) -> str:
+    """The docstring of the module that defines a class, which holds a method's equations."""
+    return inspect.getdoc(inspect.getmodule(entry)) or inspect.getdoc(entry) or ""
+
+
+def _comment(file: Path) -> str:
+    """The comment at the head of a YAML file, without the package line."""
+    if not file.exists():
+        return ""
+    lines = []
+    for line in file.read_text().splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return "\n".join(lines) or file.stem
+
+
+def _line_comments(file: Path) -> dict[str, str]:
+    """Key → the comment on its line."""
+    found = re.findall(r"^\s*(\w+):[^#\n]*#\s*(.+)$", file.read_text(), flags=re.MULTILINE)
+    return dict(found)

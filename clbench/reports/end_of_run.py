@@ -1,0 +1,100 @@
+"""What is shown when a run ends: the metrics, the accuracy matrix, the run folder."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+FULL, SUBSET = "full test sets", "subsets"
+
+ROWS: list[tuple[str, str, str]] = [
+    ("ACC", "ACC", FULL),
+    ("FORG", "FORG (just learned − final)", FULL),
+    ("BWT", "BWT", FULL),
+    ("FWT", "FWT", FULL),
+    ("average_incremental", "average incremental accuracy", FULL),
+    ("min_ACC", "min-ACC", SUBSET),
+    ("WC_ACC", "WC-ACC", SUBSET),
+    ("WF10", "WF10", SUBSET),
+    ("WF100", "WF100", SUBSET),
+    ("WP10", "WP10", SUBSET),
+    ("WP100", "WP100", SUBSET),
+    ("AAA", "AAA", SUBSET),
+]
+"""Metric, what it is called in the table, and what it was measured on. All are shown in percent."""
+
+
+def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Group:
+    """The closing display of a run.
+
+    Args:
+        summary: content of ``summary.json``.
+        tasks: the table on full test sets, see :mod:`clbench.evaluation.metrics`.
+        folder: the run folder.
+    """
+    parts: list[Any] = [metrics_table(summary)]
+    if (tasks.task_learning >= 0).any():
+        parts.append(accuracy_matrix_table(tasks))
+    if summary["metrics"].get("warning"):
+        parts.append(Text(summary["metrics"]["warning"], style="yellow"))
+    if summary["status"] != "finished":
+        parts.append(Text(f"{summary['status']}: {summary['reason']}", style="bold red"))
+    picture = " (picture: curve.png)" if (folder / "curve.png").exists() else ""
+    parts.append(Text(f"run folder: {folder}{picture}", no_wrap=True, overflow="ignore"))
+    return Group(*parts)
+
+
+def metrics_table(summary: dict[str, Any]) -> Table:
+    """Metrics in percent with what they were measured on, recovery time and costs."""
+    metrics, costs = summary["metrics"], summary["costs"]
+    table = Table(title=f"{summary['strategy']} on {summary['scenario']}, seed {summary['seed']}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("measured on", style="dim")
+    where = {
+        FULL: "full test sets, task ends",
+        SUBSET: f"subsets of {metrics['smallest_subset']}, {_period(metrics['every'])}",
+    }
+    for name, title, measured in ROWS:
+        value = _percent(metrics[name])
+        if name == "min_ACC" and metrics["min_ACC_stderr"] is not None:
+            value += f" ± {100 * metrics['min_ACC_stderr']:.1f}"
+        table.add_row(title, value, where[measured])
+    recovery = metrics["recovery_iterations"]
+    table.add_row("recovery time (ours)", "–" if recovery is None else f"{recovery:.0f} iterations", where[SUBSET])
+    table.add_section()
+    share = costs["evaluation_seconds"] / costs["seconds"]
+    table.add_row("time", f"{costs['seconds']:.1f} s", f"of which evaluation {100 * share:.0f} %")
+    table.add_row("peak memory", f"{costs['peak_memory_bytes'] / 2**20:.0f} MiB", "the process")
+    table.add_row("kept beside the model", f"{costs['strategy_bytes'] / 2**20:.2f} MiB", "buffers of the strategy")
+    return table
+
+
+def accuracy_matrix_table(tasks: pd.DataFrame) -> Table:
+    """Accuracy in percent on each task (columns) after each task (rows), on full test sets."""
+    accuracy = tasks.assign(accuracy=100 * tasks.correct / tasks.n)
+    matrix = accuracy.pivot(index="task_learning", columns="task_eval", values="accuracy")
+    table = Table(title="accuracy (%) on task … after task …", title_justify="left", padding=(0, 0), pad_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
+    for task in matrix.columns:
+        table.add_column(f"{task + 1:d}", justify="right", no_wrap=True, min_width=3)
+    digits = 1 if len(matrix.columns) <= 12 else 0
+    for learned, row in matrix.iterrows():
+        cells = [
+            "" if math.isnan(value) else Text(f"{value:.{digits}f}", style="bold" if task == learned else "")
+            for task, value in row.items()
+        ]
+        table.add_row("start" if learned == -1 else f"{int(str(learned)) + 1}", *cells)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _period(every: int) -> str:
+    return {0: "at task switches", 1: "every iteration"}.get(every, f"every {every} iterations")
