@@ -58,9 +58,9 @@ def small_trainer_with_batch_norm(tmp_path: Path) -> Callable[..., Trainer]:
 
 @pytest.fixture
 def task_of() -> Callable[[Setup, int], Task]:
-    """A function: the task with an index, as the trainer gives it to the hooks."""
+    """A function: the task with an index, as the trainer gives it to the hooks (of a setup or a trainer)."""
 
-    def make(setup: Setup, index: int) -> Task:
+    def make(setup: Setup | Trainer, index: int) -> Task:
         scenario = setup.scenario
         return Task(
             index,

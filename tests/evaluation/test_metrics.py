@@ -1,0 +1,219 @@
+"""Metrics against hand-worked cases and against slow restatements of their definitions."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clbench.evaluation import metrics
+from clbench.evaluation.evaluator import COLUMNS
+
+
+def table(traces: list[list[float]], starts: list[int], length: int, n: int = 1000) -> pd.DataFrame:
+    """A curve from accuracy traces; task i is learned from iteration starts[i] (from 1) to the next start."""
+    rows = []
+    for task, (trace, start) in enumerate(zip(traces, starts, strict=True)):
+        for offset, accuracy in enumerate(trace):
+            iteration = start + offset
+            learning = max(i for i, s in enumerate(starts) if s <= iteration)
+            rows.append((learning, iteration, task, n, round(accuracy * n), 0.0))
+    assert max(row[1] for row in rows) == length
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def task_table(matrix: list[list[float]], untrained: list[float] | None = None) -> pd.DataFrame:
+    rows = [(j, 10 * j, i, 1000, round(1000 * a), 0.0) for j, row in enumerate(matrix) for i, a in enumerate(row)]
+    rows += [(-1, 0, i, 1000, round(1000 * a), 0.0) for i, a in enumerate(untrained or [])]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+GOLDEN = table([[0.2, 0.6, 0.8, 0.9, 0.5, 0.3, 0.7, 0.8], [0.4, 0.7, 0.85, 0.9]], starts=[1, 5], length=8)
+"""The case worked by hand in the specification: four iterations on task 1, four on task 2."""
+
+
+def test_golden_case():
+    traces = metrics.accuracy_traces(GOLDEN)
+    assert metrics.minimum_accuracy(GOLDEN)[0] == pytest.approx(0.30)
+    assert metrics.worst_case_accuracy(GOLDEN) == pytest.approx(0.60)
+    assert metrics.windowed_forgetting(traces, 2) == pytest.approx(0.20)
+    assert metrics.windowed_forgetting(traces, 10) == pytest.approx(0.30)
+    assert metrics.windowed_plasticity(traces, 2) == pytest.approx(0.35)
+    assert metrics.windowed_plasticity(traces, 10) == pytest.approx(0.60)
+    ends = GOLDEN[GOLDEN.iteration.isin([4, 8])]
+    matrix = metrics.accuracy_matrix(ends)
+    assert metrics.final_accuracy(matrix) == pytest.approx(0.85)
+    assert metrics.forgetting(matrix) == pytest.approx(0.10)
+    assert metrics.gap_depth(GOLDEN) == pytest.approx(0.60)
+
+
+def test_window_that_a_shortcut_gets_wrong():
+    """[.5, .2, .9] rises by .7; the reference implementation's pruning reports .4."""
+    assert metrics.windowed_plasticity([np.array([0.5, 0.2, 0.9])], 10) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "untrained", "expected"),
+    [
+        ([[0.9]], None, {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental": 0.9}),
+        (
+            [[0.9], [0.5, 0.8]],
+            None,
+            {"ACC": 0.65, "FORG": 0.4, "forgetting_max": 0.4, "BWT": -0.4, "FWT": None, "average_incremental": 0.775},
+        ),
+        (
+            # task 1: .8 → .9 → .6, task 2: .7 → .5; before learning: .3 on task 2, .2 on task 3; at initialisation: .1
+            [[0.8, 0.3, 0.1], [0.9, 0.7, 0.2], [0.6, 0.5, 0.4]],
+            [0.1, 0.1, 0.1],
+            {"ACC": 0.5, "FORG": 0.2, "forgetting_max": 0.25, "BWT": -0.2, "FWT": 0.15, "average_incremental": 2.1 / 3},
+        ),
+    ],
+)
+def test_matrices_worked_by_hand(matrix, untrained, expected):
+    """One, two and three tasks; the last task never enters forgetting, and the denominators are k − 1."""
+    tasks = task_table(matrix, untrained)
+    curve = tasks[(tasks.task_learning >= 0) & (tasks.task_eval <= tasks.task_learning)]
+    summary = metrics.summarise(curve, tasks, every=1)
+    for name, value in expected.items():
+        assert summary[name] == (None if value is None else pytest.approx(value)), name
+
+
+def test_one_task_has_no_worst_case_but_an_accuracy():
+    curve = table([[0.2, 0.6, 0.9]], starts=[1], length=3)
+    summary = metrics.summarise(curve, curve[curve.iteration == 3], every=1)
+    assert summary["min_ACC"] is summary["recovery_iterations"] is summary["gap_area"] is None
+    assert summary["WC_ACC"] == pytest.approx(0.9)
+
+
+def test_nothing_measured_is_nothing_claimed():
+    empty = pd.DataFrame(columns=COLUMNS)
+    summary = metrics.summarise(empty, empty, every=1)
+    assert set(summary) - {"every"} == {name for name, value in summary.items() if value is None}
+    json.dumps(summary, allow_nan=False)
+
+
+def test_recovery_depth_and_area_of_a_drawn_gap():
+    """Task 1 stands at .9, falls to .4 and is back at its plateau of .8 four iterations after the switch."""
+    curve = table([[0.9] * 10 + [0.4, 0.5, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8], [0.5] * 10], starts=[1, 11], length=20)
+    assert metrics.gap_depth(curve) == pytest.approx(0.5)
+    assert metrics.recovery_iterations(curve) == 4
+    assert metrics.gap_area(curve) == pytest.approx(0.4 + 0.3 + 0.2)
+
+
+def test_what_never_comes_back_has_no_recovery_time():
+    gone = table([[0.9] * 4 + [0.0] * 4, [0.5] * 4], starts=[1, 5], length=8)
+    kept = table([[0.9] * 4 + [0.9] * 4, [0.5] * 4], starts=[1, 5], length=8)
+    assert math.isnan(metrics.recovery_iterations(gone))
+    assert metrics.recovery_iterations(kept) == 0
+
+
+def test_small_subsets_are_pointed_out():
+    curve = table([[0.5] * 4, [0.5] * 2], starts=[1, 3], length=4, n=100)
+    summary = metrics.summarise(curve, curve, every=1)
+    assert "100 samples" in summary["warning"]
+    assert summary["min_ACC_stderr"] == pytest.approx(math.sqrt(0.25 / 100))
+    assert "warning" not in metrics.summarise(GOLDEN, GOLDEN, every=1)
+
+
+# ---- brute force ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def random_curves(draw) -> pd.DataFrame:
+    """A random stream: up to four tasks of up to eight evaluations, different n per task, rows shuffled."""
+    n_tasks = draw(st.integers(1, 4))
+    lengths = [draw(st.integers(1, 8)) for _ in range(n_tasks)]
+    period = draw(st.integers(1, 3))
+    sizes = [draw(st.sampled_from([5, 10, 20])) for _ in range(n_tasks)]
+    rows, iteration = [], 0
+    for learning, length in enumerate(lengths):
+        for _ in range(length):
+            iteration += period
+            rows += [(learning, iteration, i, sizes[i], draw(st.integers(0, sizes[i])), 0.0) for i in range(learning + 1)]
+    return pd.DataFrame(draw(st.permutations(rows)), columns=COLUMNS)
+
+
+def accuracies(curve: pd.DataFrame) -> dict[tuple[int, int], float]:
+    return {(row.task_eval, row.iteration): row.correct / row.n for row in curve.itertuples()}
+
+
+@settings(deadline=None, max_examples=60)
+@given(random_curves())
+def test_equal_to_their_definitions(curve):
+    A = accuracies(curve)
+    learning = {row.iteration: row.task_learning for row in curve.itertuples()}
+    times, k = sorted(learning), max(learning.values()) + 1
+    end = {task: max(t for t in times if learning[t] == task) for task in range(k)}
+    traces = metrics.accuracy_traces(curve)
+
+    if k > 1:
+        minimum = np.mean([min(A[i, t] for t in times if t > end[i]) for i in range(k - 1)])
+        assert metrics.minimum_accuracy(curve)[0] == pytest.approx(minimum)
+        expected = A[k - 1, times[-1]] / k + (1 - 1 / k) * minimum
+        assert metrics.worst_case_accuracy(curve) == pytest.approx(expected)
+        depth = [
+            A[i, end[j - 1]] - min(A[i, t] for t in times if learning[t] == j) for i in range(k) for j in range(i + 1, k)
+        ]
+        assert metrics.gap_depth(curve) == pytest.approx(np.mean(depth))
+
+    seen = [np.mean([A[i, t] for i in range(learning[t] + 1)]) for t in times]
+    assert metrics.average_anytime_accuracy(curve) == pytest.approx(np.mean(seen))
+
+    first = [[A[i, t] for t in times if learning[t] == i][: metrics.LCA_LENGTH] for i in range(k)]
+    assert metrics.learning_curve_area(curve) == pytest.approx(np.mean([np.mean(a) for a in first]))
+
+    for window in (2, 3, 10):
+        drops, rises = [], []
+        for i in range(k):
+            a = [A[i, t] for t in times if (i, t) in A]
+            pairs = [(a[m], a[n]) for n in range(len(a)) for m in range(n) if n - m < window]
+            drops.append(max([0.0, *(m - n for m, n in pairs)]))
+            rises.append(max([0.0, *(n - m for m, n in pairs)]))
+        assert metrics.windowed_forgetting(traces, window) == pytest.approx(np.mean(drops))
+        assert metrics.windowed_plasticity(traces, window) == pytest.approx(np.mean(rises))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 5).flatmap(lambda k: st.lists(st.lists(st.integers(0, 20), min_size=k, max_size=k), min_size=k, max_size=k)))
+def test_matrix_metrics_equal_their_definitions(counts):
+    R, k = np.array(counts) / 20, len(counts)
+    tasks = pd.DataFrame(
+        [(j, j, i, 20, counts[j][i], 0.0) for j in range(k) for i in range(k)], columns=COLUMNS
+    ).sample(frac=1, random_state=0)
+    matrix = metrics.accuracy_matrix(tasks)
+    assert metrics.final_accuracy(matrix) == pytest.approx(sum(R[k - 1, i] for i in range(k)) / k)
+    incremental = sum(sum(R[j, i] for i in range(j + 1)) / (j + 1) for j in range(k)) / k
+    assert metrics.average_incremental(matrix) == pytest.approx(incremental)
+    if k > 1:
+        assert metrics.forgetting(matrix) == pytest.approx(sum(R[i, i] - R[k - 1, i] for i in range(k - 1)) / (k - 1))
+        best = [max(R[j, i] for j in range(i, k - 1)) - R[k - 1, i] for i in range(k - 1)]
+        assert metrics.forgetting_max(matrix) == pytest.approx(sum(best) / (k - 1))
+        assert metrics.backward_transfer(matrix) == -metrics.forgetting(matrix)
+        b = np.arange(k) / 10
+        forward = sum(R[i - 1, i] - b[i] for i in range(1, k)) / (k - 1)
+        assert metrics.forward_transfer(matrix, b) == pytest.approx(forward)
+
+
+def test_coarser_curve_is_the_one_a_coarser_run_records(small_trainer):
+    options = ["strategy=finetune", "trainer.max_steps_per_task=7"]
+    dense, sparse = small_trainer(*options), small_trainer(*options, "evaluator.every=3", checkpoint="sparse")
+    dense.fit()
+    sparse.fit()
+    pd.testing.assert_frame_equal(metrics.coarsened(dense.curve, 3).reset_index(drop=True), sparse.curve)
+
+
+def test_large_curves_are_summarised_quickly():
+    import time
+
+    iteration = np.arange(1, 20_001)
+    learning = (iteration - 1) // 1000
+    curve = pd.concat(
+        pd.DataFrame({"task_learning": learning[learning >= i], "iteration": iteration[learning >= i], "task_eval": i,
+                      "n": 1000, "correct": 500, "loss": 0.0}) for i in range(20)
+    )  # fmt: skip
+    started = time.perf_counter()
+    metrics.summarise(curve, curve[curve.iteration % 1000 == 0], every=1)
+    assert time.perf_counter() - started < 2

@@ -1,0 +1,70 @@
+"""A-GEM against its closed form."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clbench.errors import ConfigError
+from clbench.strategies import agem
+from clbench.strategies.agem import project
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**20), p=st.integers(1, 50), scale=st.floats(1e-3, 1e3))
+def test_closed_form(seed, p, scale):
+    generator = torch.Generator().manual_seed(seed)
+    g, r = (scale * torch.randn(p, generator=generator, dtype=torch.float64) for _ in range(2))
+    projected = project(g, r)
+    if g @ r >= 0:
+        assert torch.equal(projected, g)
+    else:
+        torch.testing.assert_close(projected, g - (g @ r) / (r @ r) * r)
+        assert abs(projected @ r) <= 1e-9 * g.norm() * r.norm()
+        assert projected.norm() <= g.norm()
+
+
+def test_zero_reference_constrains_nothing():
+    g = torch.randn(5)
+    assert torch.equal(project(g, torch.zeros(5)), g)
+
+
+def test_projection_in_real_training(small_trainer, learn_tasks, monkeypatch):
+    """The applied gradient never points against the reference; it is orthogonal to it where the raw one does."""
+    trainer = small_trainer("strategy=agem", "strategy.memory_size=50", "strategy.reference_size=6", "trainer.lr=0.1",
+                            "trainer.max_steps_per_task=8")  # fmt: skip
+    seen = []
+
+    def spy(gradient, reference):
+        edited = project(gradient, reference)
+        seen.append((gradient, reference, edited))
+        return edited
+
+    monkeypatch.setattr(agem, "project", spy)
+    learn_tasks(trainer, 3)
+    assert len(seen) == 16
+    assert any(g @ r < 0 for g, r, _ in seen)
+    for g, r, edited in seen:
+        assert edited @ r >= -1e-5 * g.norm() * r.norm()
+        if g @ r < 0:
+            assert abs(edited @ r) <= 1e-5 * g.norm() * r.norm()
+        else:
+            assert torch.equal(edited, g)
+
+
+def test_reference_samples_are_earlier_ones_drawn_anew(small_trainer, learn_tasks, task_of):
+    trainer = small_trainer("strategy=agem", "strategy.memory_size=50", "strategy.reference_size=6")
+    learn_tasks(trainer, 2)
+    task = task_of(trainer, 2)
+    plan = trainer.learner.plan(task)
+    stored = set(trainer.learner.strategies[0].memory.ids[:2].flatten().tolist())
+    assert len(stored) == 20
+    for reference in plan.reference:
+        assert len(set(reference.tolist())) == 6
+        assert set(reference.tolist()) <= stored
+    assert len({tuple(reference.tolist()) for reference in plan.reference}) == len(plan.reference)
+
+
+def test_memory_too_small_is_refused(small_setup):
+    with pytest.raises(ConfigError, match=r"memory_size=9 is too small"):
+        small_setup("strategy=agem", "strategy.memory_size=9")

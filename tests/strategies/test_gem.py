@@ -1,0 +1,174 @@
+"""GEM's projection against solvers that share nothing with it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import nnls
+
+from clbench.errors import ConfigError
+from clbench.scenarios.scenario import Samples
+from clbench.strategies import gem
+from clbench.strategies.gem import RIDGE, nonnegative_minimum, project
+
+
+@st.composite
+def problems(draw, largest_k=20, smallest_k=1):
+    """A gradient (P,) and memory gradients (k, P): independent, near-collinear, opposed, of mixed size, or zero."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    k, p = draw(st.integers(smallest_k, largest_k)), draw(st.integers(1, 60))
+    common, apart = rng.normal(size=(1, p)), draw(st.sampled_from([1.0, 1e-1, 1e-3, 1e-6, 0.0]))
+    G = draw(st.sampled_from([0, 1])) * common + apart * rng.normal(size=(k, p))
+    if draw(st.booleans()):
+        G *= 10.0 ** rng.uniform(-2, 1, size=(k, 1))
+    if k > 1 and draw(st.booleans()):
+        G[1] = -G[0]
+    if draw(st.booleans()):
+        G[-1] = 0
+    kind = draw(st.sampled_from(["free", "against all", "against one", "along all"]))
+    g = {"free": 0, "against all": -G.sum(0), "against one": -G[0], "along all": G.sum(0)}[kind] + 0.1 * rng.normal(size=p)
+    scale = 10.0 ** draw(st.floats(-2, 1))
+    return torch.tensor(scale * g), torch.tensor(scale * G), draw(st.sampled_from([0.0, 0.5]))
+
+
+def solve_by_nnls(g, G, gamma):
+    """The dual as a non-negative least-squares problem: min ‖Lᵀu + L⁻¹b‖ over u ≥ 0, LLᵀ = GGᵀ + εI (Lawson & Hanson)."""
+    gram = G @ G.T + RIDGE * np.eye(len(G))
+    L = np.linalg.cholesky(gram)
+    b = G @ g + gram @ np.full(len(G), gamma)
+    return gamma + nnls(L.T, -np.linalg.solve(L, b), maxiter=10000)[0]
+
+
+def solve_by_enumeration(A, b):
+    """The one set of positive unknowns, out of all 2^k, for which the optimality conditions hold."""
+    for positive in itertools.product([False, True], repeat=len(b)):
+        chosen = np.flatnonzero(positive)
+        u = np.zeros(len(b))
+        u[chosen] = np.linalg.solve(A[np.ix_(chosen, chosen)], -b[chosen])
+        if (u >= -1e-9).all() and (A @ u + b >= -1e-9 * (1 + np.abs(b).max())).all():
+            return u
+    raise AssertionError("no set satisfies the conditions")
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_equals_a_quadratic_programming_solver(problem):
+    g, G, gamma = problem
+    projected = project(g, G, gamma)
+    if (G @ g >= 0).all():
+        assert torch.equal(projected, g)
+        return
+    expected = G.numpy().T @ solve_by_nnls(g.numpy(), G.numpy(), gamma) + g.numpy()
+    np.testing.assert_allclose(projected.numpy(), expected, atol=1e-7 * max(1, float(G.abs().max()), float(g.abs().max())))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(largest_k=6))
+def test_minimum_equals_enumeration_of_all_active_sets(problem):
+    g, G, _ = problem
+    A, b = (G @ G.T).numpy() + RIDGE * np.eye(len(G)), (G @ g).numpy()
+    u = nonnegative_minimum(torch.tensor(A), torch.tensor(b)).numpy()
+    np.testing.assert_allclose(u, solve_by_enumeration(A, b), atol=1e-6 * (1 + np.abs(u).max()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_optimality_conditions(problem):
+    """v ≥ γ, w = (GGᵀ + εI) v + Gg ≥ 0 and (v − γ) w = 0; so the constraints ⟨g̃, g_t⟩ ≥ 0 hold up to ε v."""
+    g, G, gamma = problem
+    gram = G @ G.T + RIDGE * torch.eye(len(G), dtype=G.dtype)
+    v = gamma + nonnegative_minimum(gram, G @ g + gram @ torch.full((len(G),), gamma, dtype=G.dtype))
+    w = gram @ v + G @ g
+    size = (G @ g).abs().max() + gram.abs().max() + 1
+    assert (v >= gamma).all()
+    assert (w >= -1e-8 * size).all()
+    assert ((v - gamma) * w).abs().max() <= 1e-8 * size * (1 + v.abs().max())
+    if (G @ g < 0).any():
+        assert (G @ project(g, G, gamma) >= -RIDGE * v - 1e-7 * size).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_is_the_nearest_gradient_that_keeps_the_constraints(problem):
+    """Where ε is negligible and γ = 0, g̃ is the projection of g onto the cone {x : Gx ≥ 0}."""
+    g, G, _ = problem
+    norms = G.norm(dim=1, keepdim=True)
+    G = 1000 * G / norms.clamp(min=1e-12) * (norms > 0)
+    if torch.linalg.cond(G @ G.T + 1e-9 * torch.eye(len(G), dtype=G.dtype)) > 1e9 or not G.any():
+        return
+    v, distance = nnls(G.numpy().T, -g.numpy(), maxiter=10000)
+    nearest = G.numpy().T @ v + g.numpy()
+    projected = project(g, G, 0.0)
+    np.testing.assert_allclose(projected.numpy(), nearest, atol=1e-3 * (1 + float(g.norm())))
+    assert (G @ projected >= -1e-3 * g.norm() * 1000).all()
+    assert float(projected.norm()) == pytest.approx(distance, abs=1e-3 * (1 + float(g.norm())))
+
+
+def test_single_precision_gradients_of_a_network_are_enough():
+    """Large, nearly collinear single-precision gradients: a single-precision Gram matrix would not be positive definite."""
+    rng = torch.Generator().manual_seed(0)
+    G = 300 * torch.randn(1, 20000, generator=rng) + 1e-3 * torch.randn(8, 20000, generator=rng)
+    g = -G[0] + torch.randn(20000, generator=rng)
+    projected = project(g, G, 0.0)
+    assert projected.dtype == torch.float32
+    assert ((G @ projected) / (G.norm(dim=1) * g.norm()) > -1e-5).all()
+
+
+def test_reads_nothing_on_the_host_and_is_batched_by_vmap():
+    rng = torch.Generator().manual_seed(0)
+    g, G = torch.randn(3, 30, generator=rng), torch.randn(3, 4, 30, generator=rng)
+    gamma = torch.tensor([0.0, 0.5, 1.0])
+    together = torch.vmap(project)(g, G, gamma)
+    alone = torch.stack([project(*one) for one in zip(g, G, gamma, strict=True)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_constraints_in_real_training(small_trainer, learn_tasks, monkeypatch):
+    """Every applied gradient satisfies ⟨g̃, g_t⟩ ≥ 0 up to ε v, for the memory of every earlier task."""
+    trainer = small_trainer("strategy=gem", "strategy.memory_size=50", "trainer.max_steps_per_task=8", "trainer.lr=0.1")
+    seen = []
+
+    def spy(gradient, G, gamma):
+        edited = project(gradient, G, gamma)
+        seen.append((gradient, G, edited))
+        return edited
+
+    monkeypatch.setattr(gem, "project", spy)
+    learn_tasks(trainer, 4)
+    assert [len(G) for _, G, _ in seen] == [1] * 8 + [2] * 8 + [3] * 8
+    violated = [(G @ g < 0).any() for g, G, _ in seen]
+    assert any(violated)
+    assert not all(violated)
+    for g, G, edited in seen:
+        assert not edited.requires_grad
+        if (G @ g < 0).any():
+            assert (G @ edited >= -1e-3 * G.norm(dim=1) * g.norm()).all()
+        else:
+            assert torch.equal(edited, g)
+
+
+def test_memory_gradients_are_those_of_each_task(small_trainer, learn_tasks, monkeypatch):
+    trainer = small_trainer("strategy=gem", "strategy.memory_size=50")
+    learn_tasks(trainer, 2)
+    strategy, split = trainer.learner.strategies[0], trainer.scenario.train
+    captured = []
+    monkeypatch.setattr(gem, "project", lambda gradient, G, gamma: captured.append(G.clone()) or gradient)
+    weights = []
+    monkeypatch.setattr(trainer.optimizer.__class__, "step", lambda self: weights.append(1))
+    trainer._fit_task(2, begun=False)
+    for task in range(2):
+        ids = strategy.memory.ids[task]
+        assert len(set(ids.tolist())) == 10
+        assert (split.tasks[ids] == task).all()
+        samples: Samples = trainer.inputs.plain(split, ids)
+        loss = strategy.cross_entropy(strategy.model(samples.x), samples).mean()
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(strategy.model.parameters()))])
+        torch.testing.assert_close(captured[0][task], expected)
+
+
+def test_memory_too_small_is_refused(small_setup):
+    with pytest.raises(ConfigError, match=r"memory_size=9 is too small .* it has to be at least 10"):
+        small_setup("strategy=gem", "strategy.memory_size=9")
