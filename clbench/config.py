@@ -145,7 +145,22 @@ class DataConfig:
     """Where data lie and where they are held."""
 
     root: str | None = option(None, help="folder with the data sets; null: $CLBENCH_DATA, else the user's cache folder")
+    folder: str | None = option(
+        None,
+        help="folder of this data set within the root; null: the source's usual one, e.g. MNIST, cifar-100-python, PACS",
+    )
     download: bool = option(True, help="download missing data where torchvision can")
+    test_fraction: float = option(
+        0.2,
+        help="share of every class held out as test data, for folders that come without a split",
+        above=0,
+        at_most=0.9,
+    )
+    image_size: int | None = option(
+        None,
+        help="height and width to which images of different sizes are decoded; set by scenario.image_size",
+        at_least=1,
+    )
     placement: str = option("auto", help="where decoded images are held", choices=("auto", "device", "host", "mmap"))
 
 

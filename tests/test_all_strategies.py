@@ -13,7 +13,13 @@ from clbench.training.trainer import flatten_gradients
 STREAMS = {
     "class": ["scenario=split_digits"],
     "task": ["scenario=split_digits_task"],
-    "domain": ["scenario=permuted_mnist", "scenario.source=digits", "scenario.frozen=null", "scenario.n_tasks=3", "model=mlp"],
+    "domain": [
+        "scenario=permuted_mnist",
+        "scenario.source=digits",
+        "scenario.frozen=null",
+        "scenario.n_tasks=3",
+        "model=mlp",
+    ],
 }
 """A small stream of every setting."""
 

@@ -32,14 +32,19 @@ class ImageSet:
     @cached_property
     def digests(self) -> np.ndarray:
         """uint64 array (N, 2): a 128-bit digest of each sample's pixels (with their shape) and label."""
-        shape = np.asarray(self.pixels.shape[1:], np.int64).tobytes()
-        out = np.empty((len(self), 2), np.uint64)
-        for i, (image, label) in enumerate(zip(self.pixels, self.labels.astype("<i8"), strict=True)):
-            digest = hashlib.blake2b(shape, digest_size=16)
-            digest.update(label.tobytes())
-            digest.update(np.ascontiguousarray(image).data)
-            out[i] = np.frombuffer(digest.digest(), "<u8")
-        return out
+        shape = np.asarray(self.pixels.shape[1:], "<i8").tobytes()
+        labels = self.labels.astype("<i8")
+        digests = bytearray()
+        for image, label in zip(self.pixels, labels, strict=True):
+            digest = hashlib.blake2b(shape + label.tobytes(), digest_size=16)
+            digest.update(np.ascontiguousarray(image))
+            digests += digest.digest()
+        return np.frombuffer(bytes(digests), "<u8").reshape(len(self), 2).astype(np.uint64)
+
+    @property
+    def content_hash(self) -> str:
+        """The hash of all samples of this split."""
+        return content_hash(self.digests)
 
 
 def content_hash(digests: np.ndarray) -> str:

@@ -65,7 +65,7 @@ class ContinualModel(nn.Module):
         with torch.no_grad():
             for tensor in (self.head.weight, self.head.bias):
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
-                tensor[new] = drawn.to(tensor.device)[new]
+                tensor[new] = drawn.to(tensor)[new]
 
     def restrict(self, logits: Tensor, task: Tensor | None, predicting: bool = False) -> Tensor:
         """The logits (B, n_classes) with −inf where a sample may not look.

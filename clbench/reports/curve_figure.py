@@ -99,7 +99,6 @@ def _name_tasks(axes, boundaries: pd.Series) -> None:
     starts = [0, *boundaries.iloc[:-1]]
     for number, (start, stop) in enumerate(zip(starts, boundaries, strict=True), start=1):
         if (number - 1) % step == 0:
-            axes.annotate(
-                f"learning {number}" if number == 1 and len(boundaries) <= MOST_LABELLED else f"{number}", ((start + stop) / 2, 1.0),
-                xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7, color="0.35",
-            )  # fmt: skip
+            text = f"learning {number}" if number == 1 and len(boundaries) <= MOST_LABELLED else f"{number}"
+            place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+            axes.annotate(text, ((start + stop) / 2, 1.0), fontsize=7, color="0.35", **place)

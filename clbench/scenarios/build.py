@@ -1,7 +1,7 @@
 """From a scenario's configuration to index tensors: the only place where data are split."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         DataError: the source's data are missing or damaged.
     """
     kind = SCENARIOS[config.kind]
-    source = SOURCES[config.source](data_config)
+    source = SOURCES[config.source](replace(data_config, image_size=config.image_size))
     data = resized(source, config.image_size)
     plan = kind.plan(config, data, seed)
     fit, held_out = _hold_out(source.train, config.validation, seed)
@@ -96,7 +96,6 @@ def resized(data: SourceData, size: int | None) -> SourceData:
     """The same data at ``size`` × ``size`` pixels (antialiased bilinear), or unchanged for None."""
     if size is None or data.train.pixels.shape[-2:] == (size, size):
         return data
-    from dataclasses import replace
 
     def shrink(images: ImageSet) -> ImageSet:
         from torchvision.transforms.v2.functional import resize

@@ -21,7 +21,10 @@ from clbench.seeding import numpy_generator
 class ClassIncrementalConfig(ScenarioConfig):
     """Options of ``kind: class_incremental`` and ``kind: task_incremental``."""
 
-    increment: int = option(help="new classes per task", at_least=1)
+    increment: int | None = option(
+        help="new classes per task; null: each task is one superclass of the source (an alphabet of Omniglot, say)",
+        at_least=1,
+    )
     base: int | None = option(None, help="classes of the first task; null: as many as increment", at_least=1)
     class_order: Any = option(
         "natural",
@@ -40,18 +43,15 @@ class ClassIncremental:
 
     @classmethod
     def plan(cls, config: ClassIncrementalConfig, data: SourceData, seed: int) -> StreamPlan:
-        """Deal the classes out over tasks: ``base`` first, then ``increment`` at a time.
+        """Deal the classes out over tasks, in the class order.
 
         Raises:
-            ConfigError: the classes do not divide, or the class order names a class twice or one that does not exist.
+            ConfigError: the classes do not divide, the class order names a class twice or one that does not exist, or
+                tasks are to be superclasses of a source that has none.
         """
         order = class_order(config, len(data.class_names), seed)
-        first = config.base if config.base is not None else config.increment
-        rest = len(order) - first
-        if rest < 0 or rest % config.increment:
-            raise ConfigError(_does_not_divide(len(order), config))
-        starts = [0, *range(first, len(order), config.increment), len(order)]
-        groups = [order[a:b] for a, b in pairwise(starts)]
+        groups = superclasses(config, data, order) if config.increment is None else increments(config, order)
+        order = [c for group in groups for c in group]
         label_of = {source_class: label for label, source_class in enumerate(order)}
         return StreamPlan(
             setting=cls.setting,
@@ -116,6 +116,39 @@ def used_classes(classes: list[int] | None, n_classes: int) -> list[int]:
 def _numbers(pool: list[int]) -> str:
     """Class numbers for a message: a range where they are one."""
     return f"{pool[0]}..{pool[-1]}" if pool == list(range(pool[0], pool[0] + len(pool))) else str(pool)
+
+
+def increments(config: ClassIncrementalConfig, order: list[int]) -> list[list[int]]:
+    """The classes of every task: ``base`` first, then ``increment`` at a time.
+
+    Raises:
+        ConfigError: the classes do not divide.
+    """
+    assert config.increment is not None
+    first = config.base if config.base is not None else config.increment
+    rest = len(order) - first
+    if rest < 0 or rest % config.increment:
+        raise ConfigError(_does_not_divide(len(order), config))
+    starts = [0, *range(first, len(order), config.increment), len(order)]
+    return [order[a:b] for a, b in pairwise(starts)]
+
+
+def superclasses(config: ClassIncrementalConfig, data: SourceData, order: list[int]) -> list[list[int]]:
+    """The classes of every task: a superclass each, superclasses and their classes in the order in which ``order`` names them.
+
+    Raises:
+        ConfigError: the source has no superclasses, or ``base`` is set.
+    """
+    if data.superclass is None:
+        raise ConfigError(
+            f"scenario.increment=null makes a task of each superclass, but {config.source} has none: set scenario.increment"
+        )
+    if config.base is not None:
+        raise ConfigError(f"scenario.base={config.base} needs scenario.increment, which is null here")
+    groups: dict[int, list[int]] = {}
+    for c in order:
+        groups.setdefault(int(data.superclass[c]), []).append(c)
+    return list(groups.values())
 
 
 def _does_not_divide(n: int, config: ClassIncrementalConfig) -> str:

@@ -10,7 +10,9 @@ OPTIONS = ["strategy=finetune", "trainer.max_steps_per_task=6"]
 def test_subsets_are_drawn_once_from_their_own_generator(small_setup):
     """Equal for every run of a seed whatever else differs, distinct, sorted, and of the asked size."""
     first = small_setup("strategy=finetune").evaluator.subset_ids
-    second = small_setup("strategy=er", "strategy.memory_size=20", "trainer.lr=1", "evaluator.every=3").evaluator.subset_ids
+    second = small_setup(
+        "strategy=er", "strategy.memory_size=20", "trainer.lr=1", "evaluator.every=3"
+    ).evaluator.subset_ids
     other_seed = small_setup("strategy=finetune", "seed=1").evaluator.subset_ids
     for task, ids in enumerate(first):
         assert torch.equal(ids, second[task])
@@ -41,12 +43,12 @@ def test_task_table_uses_the_full_test_sets(small_trainer):
     trainer.fit()
     sizes = [len(trainer.scenario.test.ids(task)) for task in range(5)]
     assert trainer.tasks.groupby("task_eval").n.first().tolist() == sizes
-    assert trainer.tasks.groupby("task_learning").task_eval.apply(list).tolist() == [list(range(k + 1)) for k in range(5)]
+    assert trainer.tasks.groupby("task_learning").task_eval.apply(list).tolist() == [
+        list(range(k + 1)) for k in range(5)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("every", "in_task"), [(1, [1, 2, 3, 4, 5, 6]), (4, [1, 4, 6]), (0, [1, 6]), (100, [1, 6])]
-)
+@pytest.mark.parametrize(("every", "in_task"), [(1, [1, 2, 3, 4, 5, 6]), (4, [1, 4, 6]), (0, [1, 6]), (100, [1, 6])])
 def test_evaluates_periodically_and_around_every_switch(every, in_task, small_trainer):
     trainer = small_trainer(*OPTIONS, f"evaluator.every={every}")
     trainer.fit()
@@ -130,7 +132,9 @@ def test_protection_starts_at_exactly_zero(strategy, small_trainer):
 
 def test_diagnostics_leave_training_alone(small_trainer):
     plain = small_trainer("strategy=gem", "strategy.memory_size=20")
-    looked_at = small_trainer("strategy=gem", "strategy.memory_size=20", "evaluator.diagnostics_every=2", checkpoint="other")
+    looked_at = small_trainer(
+        "strategy=gem", "strategy.memory_size=20", "evaluator.diagnostics_every=2", checkpoint="other"
+    )
     plain.fit()
     looked_at.fit()
     for first, second in zip(plain.learner.parameters(), looked_at.learner.parameters(), strict=True):

@@ -58,7 +58,11 @@ def test_window_that_a_shortcut_gets_wrong():
 @pytest.mark.parametrize(
     ("matrix", "untrained", "expected"),
     [
-        ([[0.9]], None, {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental": 0.9}),
+        (
+            [[0.9]],
+            None,
+            {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental": 0.9},
+        ),
         (
             [[0.9], [0.5, 0.8]],
             None,
@@ -97,7 +101,9 @@ def test_nothing_measured_is_nothing_claimed():
 
 def test_recovery_depth_and_area_of_a_drawn_gap():
     """Task 1 stands at .9, falls to .4 and is back at its plateau of .8 four iterations after the switch."""
-    curve = table([[0.9] * 10 + [0.4, 0.5, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8], [0.5] * 10], starts=[1, 11], length=20)
+    curve = table(
+        [[0.9] * 10 + [0.4, 0.5, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8], [0.5] * 10], starts=[1, 11], length=20
+    )
     assert metrics.gap_depth(curve) == pytest.approx(0.5)
     assert metrics.recovery_iterations(curve) == 4
     assert metrics.gap_area(curve) == pytest.approx(0.4 + 0.3 + 0.2)
@@ -132,7 +138,9 @@ def random_curves(draw) -> pd.DataFrame:
     for learning, length in enumerate(lengths):
         for _ in range(length):
             iteration += period
-            rows += [(learning, iteration, i, sizes[i], draw(st.integers(0, sizes[i])), 0.0) for i in range(learning + 1)]
+            rows += [
+                (learning, iteration, i, sizes[i], draw(st.integers(0, sizes[i])), 0.0) for i in range(learning + 1)
+            ]
     return pd.DataFrame(draw(st.permutations(rows)), columns=COLUMNS)
 
 
@@ -155,7 +163,9 @@ def test_equal_to_their_definitions(curve):
         expected = A[k - 1, times[-1]] / k + (1 - 1 / k) * minimum
         assert metrics.worst_case_accuracy(curve) == pytest.approx(expected)
         depth = [
-            A[i, end[j - 1]] - min(A[i, t] for t in times if learning[t] == j) for i in range(k) for j in range(i + 1, k)
+            A[i, end[j - 1]] - min(A[i, t] for t in times if learning[t] == j)
+            for i in range(k)
+            for j in range(i + 1, k)
         ]
         assert metrics.gap_depth(curve) == pytest.approx(np.mean(depth))
 
@@ -177,7 +187,11 @@ def test_equal_to_their_definitions(curve):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 5).flatmap(lambda k: st.lists(st.lists(st.integers(0, 20), min_size=k, max_size=k), min_size=k, max_size=k)))
+@given(
+    st.integers(1, 5).flatmap(
+        lambda k: st.lists(st.lists(st.integers(0, 20), min_size=k, max_size=k), min_size=k, max_size=k)
+    )
+)
 def test_matrix_metrics_equal_their_definitions(counts):
     R, k = np.array(counts) / 20, len(counts)
     tasks = pd.DataFrame(

@@ -69,7 +69,9 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_failed_run_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("clbench.training.trainer.Trainer.fit", lambda self: (_ for _ in ()).throw(MemoryError("too much")))
+    monkeypatch.setattr(
+        "clbench.training.trainer.Trainer.fit", lambda self: (_ for _ in ()).throw(MemoryError("too much"))
+    )
     with pytest.raises(MemoryError):
         run(compose(OPTIONS), tmp_path)
     assert RunFolder(tmp_path).read_json("summary.json") == {"status": "failed", "reason": "MemoryError: too much"}

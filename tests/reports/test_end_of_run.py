@@ -47,7 +47,9 @@ def test_matrix_of_twenty_tasks_fits_a_terminal():
 def test_figure_is_drawn_for_any_number_of_tasks(n_tasks, tmp_path):
     rows = [(t // 10, t, i, 100, (7 * t + i) % 100, 0.0) for t in range(10 * n_tasks) for i in range(t // 10 + 1)]
     curve = pd.DataFrame(rows, columns=COLUMNS)
-    draw_curves(curve, curve[curve.iteration % 10 == 9], tmp_path / "curve.png", "title", [str(i) for i in range(n_tasks)])
+    draw_curves(
+        curve, curve[curve.iteration % 10 == 9], tmp_path / "curve.png", "title", [str(i) for i in range(n_tasks)]
+    )
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 

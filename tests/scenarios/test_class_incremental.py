@@ -10,11 +10,12 @@ from clbench.registry import SCENARIOS
 from clbench.scenarios.class_incremental import class_order
 
 
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    n_classes=st.integers(2, 12), base=st.none() | st.integers(1, 12), increment=st.integers(1, 6), kind_seed=st.integers(0, 9)
+    n_classes=st.integers(2, 12),
+    base=st.none() | st.integers(1, 12),
+    increment=st.integers(1, 6),
+    kind_seed=st.integers(0, 9),
 )
 def test_tasks_partition_the_classes_or_the_choices_are_named(
     make_source, build_stream, n_classes, base, increment, kind_seed
@@ -32,8 +33,12 @@ def test_tasks_partition_the_classes_or_the_choices_are_named(
         assert named == (", ".join(map(str, choices)) if choices else "none: base is too large")
         return
     scenario = build_stream(data, "class_incremental", **options)
-    assert [len(labels) for labels in scenario.task_classes] == [first] + [increment] * ((n_classes - first) // increment)
-    assert sum(scenario.task_classes, []) == list(range(n_classes))  # labels count up in the order of arrival
+    assert [len(labels) for labels in scenario.task_classes] == [first] + [increment] * (
+        (n_classes - first) // increment
+    )
+    assert [label for labels in scenario.task_classes for label in labels] == list(
+        range(n_classes)
+    )  # labels count up in the order of arrival
     assert scenario.class_names == [f"c{c}" for c in order]
     for split, images in ((scenario.train, data.train), (scenario.test, data.test)):
         assert len(split) == len(images)
@@ -56,7 +61,14 @@ def test_task_incremental_cuts_the_same_tasks_and_gives_the_identity(make_source
 def order_of(class_order_option, n_classes=10, seed=0, classes=None):
     config = SCENARIOS["class_incremental"].config
     return class_order(
-        config(name="x", kind="class_incremental", source="tiny", increment=1, class_order=class_order_option, classes=classes),
+        config(
+            name="x",
+            kind="class_incremental",
+            source="tiny",
+            increment=1,
+            class_order=class_order_option,
+            classes=classes,
+        ),
         n_classes,
         seed,
     )
@@ -96,3 +108,21 @@ def test_order_1993_is_the_published_one():
 def test_a_wrong_class_order_is_answered_with_the_choices(option, classes, message):
     with pytest.raises(ConfigError, match=message):
         order_of(option, 4, classes=classes)
+
+
+def test_without_increment_every_task_is_a_superclass(make_source, build_stream):
+    data = make_source(superclass=np.array([1, 0, 1, 0, 0, 2]))
+    natural = build_stream(data, "task_incremental", increment=None)
+    assert natural.class_names == ["c0", "c2", "c1", "c3", "c4", "c5"]
+    assert natural.task_classes == [[0, 1], [2, 3, 4], [5]]
+    chosen = build_stream(data, "task_incremental", increment=None, class_order=[4, 5, 0, 1, 2, 3])
+    assert chosen.class_names == ["c4", "c1", "c3", "c5", "c0", "c2"]
+    assert chosen.task_classes == [[0, 1, 2], [3], [4, 5]]
+    assert [len(chosen.train.ids(task)) for task in range(3)] == [30, 10, 20]
+
+
+def test_superclass_tasks_need_superclasses_and_no_base(make_source, build_stream):
+    with pytest.raises(ConfigError, match="increment=null makes a task of each superclass, but tiny has none"):
+        build_stream(make_source(), "class_incremental", increment=None)
+    with pytest.raises(ConfigError, match=r"base=2 needs scenario\.increment"):
+        build_stream(make_source(superclass=np.zeros(6, int)), "class_incremental", increment=None, base=2)

@@ -22,7 +22,9 @@ def repacked(data, seed):
 
 def with_train(data, pixels=None, labels=None):
     train = data.train
-    changed = ImageSet(train.pixels if pixels is None else pixels, train.labels if labels is None else labels, train.domains)
+    changed = ImageSet(
+        train.pixels if pixels is None else pixels, train.labels if labels is None else labels, train.domains
+    )
     return dataclasses.replace(data, train=changed)
 
 
@@ -90,7 +92,9 @@ def one_test_pixel(data):
 
 
 @pytest.mark.parametrize("change", [one_pixel, one_label, one_missing, one_doubled, swapped_labels, one_test_pixel])
-@pytest.mark.parametrize(("kind", "options"), [("class_incremental", {"increment": 2}), ("rotation", {"angles": [0.0, 30.0]})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("class_incremental", {"increment": 2}), ("rotation", {"angles": [0.0, 30.0]})]
+)
 def test_any_change_of_the_data_changes_the_hash(make_source, build_stream, change, kind, options):
     data = make_source()
     original, changed = build_stream(data, kind, **options), build_stream(change(data), kind, **options)

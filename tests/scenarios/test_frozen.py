@@ -43,7 +43,9 @@ def with_train(data, rows, labels=None, pixels=None):
 # ---- what a run does ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("override", ["seed=3", "scenario.validation=0.2", "scenario.logit_scope=all", "trainer.lr=0.1"])
+@pytest.mark.parametrize(
+    "override", ["seed=3", "scenario.validation=0.2", "scenario.logit_scope=all", "trainer.lr=0.1"]
+)
 def test_a_run_says_which_definition_it_matched(small_setup, override):
     scenario = small_setup(override).scenario
     assert scenario.frozen == "split_digits/v1"
@@ -83,7 +85,9 @@ def test_one_changed_pixel_is_refused_by_task_and_hash(small_setup, digits, repl
     with pytest.raises(DataError) as error:
         small_setup()
     message = str(error.value)
-    assert message.startswith("the data of scenario split_digits are not those that split_digits/v1 was defined on: task 3 (4, 5)")
+    assert message.startswith(
+        "the data of scenario split_digits are not those that split_digits/v1 was defined on: task 3 (4, 5)"
+    )
     assert f"expected {expected['n_train']} with hash {expected['train_hash']}" in message
     assert "scenario.frozen=null" in message
     assert "\n" not in message
@@ -102,7 +106,9 @@ def test_without_a_definition_the_same_data_run(small_setup, digits, replace_dig
 
 
 def test_an_unknown_definition_is_answered_with_the_choices(small_setup):
-    with pytest.raises(ConfigError, match="unknown frozen definition 'split_digits/v9': did you mean 'split_digits/v1'"):
+    with pytest.raises(
+        ConfigError, match="unknown frozen definition 'split_digits/v9': did you mean 'split_digits/v1'"
+    ):
         small_setup("scenario.frozen=split_digits/v9")
 
 
@@ -166,7 +172,9 @@ def test_real_data_match_their_definition(real_data, name):
     from clbench.run import set_up
 
     scenario = name.split("/")[0]
-    setup = set_up(compose([f"scenario={scenario}", f"data.root={real_data}", "model=mlp", "device=cpu", "evaluator.subset=1"]))
+    setup = set_up(
+        compose([f"scenario={scenario}", f"data.root={real_data}", "model=mlp", "device=cpu", "evaluator.subset=1"])
+    )
     assert setup.scenario.frozen == name
 
 
@@ -196,7 +204,9 @@ def test_freezing_again_writes_the_same_bytes(own_catalogue):
 def test_a_published_version_is_not_overwritten(own_catalogue, digits, replace_digits):
     replace_digits(with_train(digits, slice(1, None)))
     before = (own_catalogue / "split_digits/v1.json").read_bytes()
-    with pytest.raises(ConfigError, match="split_digits/v1 exists and is another stream: freeze this one under a new version"):
+    with pytest.raises(
+        ConfigError, match="split_digits/v1 exists and is another stream: freeze this one under a new version"
+    ):
         freezing.freeze("split_digits")
     assert (own_catalogue / "split_digits/v1.json").read_bytes() == before
 
@@ -216,5 +226,5 @@ def test_what_cannot_be_frozen_is_refused(own_catalogue, monkeypatch, override, 
 
 def test_a_source_without_citation_cannot_be_frozen(own_catalogue, monkeypatch):
     monkeypatch.delitem(freezing.CITATIONS, "digits")
-    with pytest.raises(ConfigError, match="no citation for source digits. Valid choices: cifar100, "):
+    with pytest.raises(ConfigError, match=r"no citation for source digits\. Valid choices: cifar100, "):
         freezing.freeze("split_digits")

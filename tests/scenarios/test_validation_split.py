@@ -29,9 +29,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-@settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fraction=st.floats(0.1, 0.8), seed=st.integers(0, 5))
 def test_held_out_samples_are_taken_from_training_only_and_from_every_class(
     make_source, build_stream, kind, options, fraction, seed
@@ -40,7 +38,9 @@ def test_held_out_samples_are_taken_from_training_only_and_from_every_class(
     whole = build_stream(data, kind, seed, **options)
     scenario = build_stream(data, kind, seed, validation=fraction, **options)
     kept, held_out = samples(scenario.train), samples(scenario.validation)
-    assert sorted(kept + held_out) == sorted(samples(whole.train))  # nothing lost, nothing twice, nothing of the test split
+    assert sorted(kept + held_out) == sorted(
+        samples(whole.train)
+    )  # nothing lost, nothing twice, nothing of the test split
     assert samples(scenario.test) == samples(whole.test)
     assert not set(kept) & set(held_out)
     expected = round(fraction * 10)  # of the 10 training images of each class (and domain)
@@ -66,7 +66,7 @@ def test_a_stream_without_validation_holds_nothing_out(make_source, build_stream
 
 
 def test_a_fraction_that_holds_nothing_out_is_refused(make_source, build_stream):
-    with pytest.raises(ConfigError, match="has no validation samples: raise scenario.validation=0.01"):
+    with pytest.raises(ConfigError, match=r"has no validation samples: raise scenario\.validation=0\.01"):
         build_stream(make_source(), "class_incremental", increment=2, validation=0.01)
 
 
@@ -83,7 +83,7 @@ def test_evaluating_on_test_does_not(small_setup):
 
 
 def test_evaluating_on_validation_needs_one(small_setup):
-    with pytest.raises(ConfigError, match="needs scenario.validation above 0"):
+    with pytest.raises(ConfigError, match=r"needs scenario\.validation above 0"):
         small_setup("evaluator.split=validation")
 
 

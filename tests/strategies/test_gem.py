@@ -12,7 +12,9 @@ from scipy.optimize import nnls
 from clbench.errors import ConfigError
 from clbench.scenarios.scenario import Samples
 from clbench.strategies import gem
-from clbench.strategies.gem import RIDGE, nonnegative_minimum, project
+from clbench.strategies.gem import nonnegative_minimum, project
+
+RIDGE = 1e-3
 
 
 @st.composite
@@ -29,14 +31,16 @@ def problems(draw, largest_k=20, smallest_k=1):
     if draw(st.booleans()):
         G[-1] = 0
     kind = draw(st.sampled_from(["free", "against all", "against one", "along all"]))
-    g = {"free": 0, "against all": -G.sum(0), "against one": -G[0], "along all": G.sum(0)}[kind] + 0.1 * rng.normal(size=p)
+    g = {"free": 0, "against all": -G.sum(0), "against one": -G[0], "along all": G.sum(0)}[kind] + 0.1 * rng.normal(
+        size=p
+    )
     scale = 10.0 ** draw(st.floats(-2, 1))
     return torch.tensor(scale * g), torch.tensor(scale * G), draw(st.sampled_from([0.0, 0.5]))
 
 
-def solve_by_nnls(g, G, gamma):
+def solve_by_nnls(g, G, gamma, ridge=RIDGE):
     """The dual as a non-negative least-squares problem: min ‖Lᵀu + L⁻¹b‖ over u ≥ 0, LLᵀ = GGᵀ + εI (Lawson & Hanson)."""
-    gram = G @ G.T + RIDGE * np.eye(len(G))
+    gram = G @ G.T + ridge * np.eye(len(G))
     L = np.linalg.cholesky(gram)
     b = G @ g + gram @ np.full(len(G), gamma)
     return gamma + nnls(L.T, -np.linalg.solve(L, b), maxiter=10000)[0]
@@ -57,12 +61,14 @@ def solve_by_enumeration(A, b):
 @given(problems())
 def test_equals_a_quadratic_programming_solver(problem):
     g, G, gamma = problem
-    projected = project(g, G, gamma)
+    projected = project(g, G, gamma, RIDGE)
     if (G @ g >= 0).all():
         assert torch.equal(projected, g)
         return
     expected = G.numpy().T @ solve_by_nnls(g.numpy(), G.numpy(), gamma) + g.numpy()
-    np.testing.assert_allclose(projected.numpy(), expected, atol=1e-7 * max(1, float(G.abs().max()), float(g.abs().max())))
+    np.testing.assert_allclose(
+        projected.numpy(), expected, atol=1e-7 * max(1, float(G.abs().max()), float(g.abs().max()))
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +93,7 @@ def test_optimality_conditions(problem):
     assert (w >= -1e-8 * size).all()
     assert ((v - gamma) * w).abs().max() <= 1e-8 * size * (1 + v.abs().max())
     if (G @ g < 0).any():
-        assert (G @ project(g, G, gamma) >= -RIDGE * v - 1e-7 * size).all()
+        assert (G @ project(g, G, gamma, RIDGE) >= -RIDGE * v - 1e-7 * size).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,7 +107,7 @@ def test_is_the_nearest_gradient_that_keeps_the_constraints(problem):
         return
     v, distance = nnls(G.numpy().T, -g.numpy(), maxiter=10000)
     nearest = G.numpy().T @ v + g.numpy()
-    projected = project(g, G, 0.0)
+    projected = project(g, G, 0.0, RIDGE)
     np.testing.assert_allclose(projected.numpy(), nearest, atol=1e-3 * (1 + float(g.norm())))
     assert (G @ projected >= -1e-3 * g.norm() * 1000).all()
     assert float(projected.norm()) == pytest.approx(distance, abs=1e-3 * (1 + float(g.norm())))
@@ -112,7 +118,7 @@ def test_single_precision_gradients_of_a_network_are_enough():
     rng = torch.Generator().manual_seed(0)
     G = 300 * torch.randn(1, 20000, generator=rng) + 1e-3 * torch.randn(8, 20000, generator=rng)
     g = -G[0] + torch.randn(20000, generator=rng)
-    projected = project(g, G, 0.0)
+    projected = project(g, G, 0.0, RIDGE)
     assert projected.dtype == torch.float32
     assert ((G @ projected) / (G.norm(dim=1) * g.norm()) > -1e-5).all()
 
@@ -121,33 +127,38 @@ def test_reads_nothing_on_the_host_and_is_batched_by_vmap():
     rng = torch.Generator().manual_seed(0)
     g, G = torch.randn(3, 30, generator=rng), torch.randn(3, 4, 30, generator=rng)
     gamma = torch.tensor([0.0, 0.5, 1.0])
-    together = torch.vmap(project)(g, G, gamma)
-    alone = torch.stack([project(*one) for one in zip(g, G, gamma, strict=True)])
+    ridge = torch.tensor([1e-3, 1e-3, 1e-2])
+    together = torch.vmap(project)(g, G, gamma, ridge)
+    alone = torch.stack([project(*one) for one in zip(g, G, gamma, ridge, strict=True)])
     torch.testing.assert_close(together, alone)
 
 
-def test_constraints_in_real_training(small_trainer, learn_tasks, monkeypatch):
-    """Every applied gradient satisfies ⟨g̃, g_t⟩ ≥ 0 up to ε v, for the memory of every earlier task."""
-    trainer = small_trainer("strategy=gem", "strategy.memory_size=50", "trainer.max_steps_per_task=8", "trainer.lr=0.1")
+@pytest.mark.parametrize("ridge", [1e-3, 1e-9])
+def test_constraints_in_real_training(ridge, small_trainer, learn_tasks, monkeypatch):
+    """Every applied gradient satisfies ⟨g̃, g_t⟩ ≥ −ε v_t for the memory of every earlier task; 0 to 1e-3 for a small ε."""
+    trainer = small_trainer("strategy=gem", "strategy.memory_size=50", f"strategy.ridge={ridge}", "trainer.lr=0.1",
+                            "trainer.max_steps_per_task=8")  # fmt: skip
     seen = []
 
-    def spy(gradient, G, gamma):
-        edited = project(gradient, G, gamma)
+    def spy(gradient, G, gamma, epsilon):
+        edited = project(gradient, G, gamma, epsilon)
         seen.append((gradient, G, edited))
         return edited
 
     monkeypatch.setattr(gem, "project", spy)
     learn_tasks(trainer, 4)
     assert [len(G) for _, G, _ in seen] == [1] * 8 + [2] * 8 + [3] * 8
-    violated = [(G @ g < 0).any() for g, G, _ in seen]
+    violated = [bool((G @ g < 0).any()) for g, G, _ in seen]
     assert any(violated)
     assert not all(violated)
-    for g, G, edited in seen:
+    for (g, G, edited), projects in zip(seen, violated, strict=True):
         assert not edited.requires_grad
-        if (G @ g < 0).any():
-            assert (G @ edited >= -1e-3 * G.norm(dim=1) * g.norm()).all()
-        else:
+        if not projects:
             assert torch.equal(edited, g)
+            continue
+        v = solve_by_nnls(g.double().numpy(), G.double().numpy(), 0.5, ridge)
+        assert (G @ edited >= -ridge * torch.tensor(v) - 1e-5).all()
+        assert ridge > 1e-6 or (G @ edited >= -1e-3).all()
 
 
 def test_memory_gradients_are_those_of_each_task(small_trainer, learn_tasks, monkeypatch):
@@ -155,7 +166,7 @@ def test_memory_gradients_are_those_of_each_task(small_trainer, learn_tasks, mon
     learn_tasks(trainer, 2)
     strategy, split = trainer.learner.strategies[0], trainer.scenario.train
     captured = []
-    monkeypatch.setattr(gem, "project", lambda gradient, G, gamma: captured.append(G.clone()) or gradient)
+    monkeypatch.setattr(gem, "project", lambda gradient, G, gamma, ridge: captured.append(G.clone()) or gradient)
     weights = []
     monkeypatch.setattr(trainer.optimizer.__class__, "step", lambda self: weights.append(1))
     trainer._fit_task(2, begun=False)

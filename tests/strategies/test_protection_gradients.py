@@ -7,7 +7,9 @@ TERMS = {"lwf": ["strategy=lwf"], "ewc": ["strategy=ewc"], "l2": ["strategy=l2",
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_exactly_zero_at_the_first_step_of_task_2_then_positive(name, setting, small_trainer, learn_tasks, record_terms):
+def test_exactly_zero_at_the_first_step_of_task_2_then_positive(
+    name, setting, small_trainer, learn_tasks, record_terms
+):
     trainer = small_trainer(*TERMS[name], *setting, "trainer.lr=0.1")
     rows = record_terms(trainer)
     learn_tasks(trainer, 2)
@@ -20,7 +22,9 @@ def test_exactly_zero_at_the_first_step_of_task_2_then_positive(name, setting, s
 @pytest.mark.parametrize("name", TERMS)
 def test_zero_also_where_the_head_covers_all_classes_from_the_start(name, small_trainer, learn_tasks, record_terms):
     """Then no head weights may be drawn anew at a task switch: the penalty would pull them back."""
-    trainer = small_trainer(*TERMS[name], "scenario.logit_scope=all", "strategy.where=all" if name == "l2" else "seed=0")
+    trainer = small_trainer(
+        *TERMS[name], "scenario.logit_scope=all", "strategy.where=all" if name == "l2" else "seed=0"
+    )
     rows = record_terms(trainer)
     learn_tasks(trainer, 2)
     first = next(terms for task, step, terms in rows if (task, step) == (1, 0))

@@ -1,0 +1,101 @@
+"""Where data sets lie, what is said when one is missing, and whether its content is the one it should be."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from clbench.config import DataConfig
+from clbench.data.images import SourceData
+from clbench.errors import DataError
+
+
+def data_root(config: DataConfig) -> Path:
+    """``data.root``, else the environment variable ``CLBENCH_DATA``, else a cache folder of the user's."""
+    chosen = config.root or os.environ.get("CLBENCH_DATA")
+    return Path(chosen).expanduser() if chosen else user_cache_path("clbench") / "data"
+
+
+def read_or_download(source: str, config: DataConfig, expected: Path, what: str, read: Callable[[bool], Any]) -> Any:
+    """``read(download=False)``, or ``read(download=True)`` where that fails and downloading is allowed.
+
+    Args:
+        source: name of the data source.
+        config: says whether downloading is allowed.
+        expected: the folder or file that has to exist.
+        what: what belongs there, for the message.
+        read: reads the data; given True, fetches them first.
+
+    Raises:
+        DataError: the data are missing and cannot be downloaded; says what belongs where.
+    """
+    try:
+        return read(False)
+    except (RuntimeError, FileNotFoundError) as missing:  # torchvision's way to say that nothing is there
+        reason = "data.download=false"
+        if config.download:
+            try:
+                return read(True)
+            except Exception as error:  # whatever the network, the server or the archive did
+                reason = f"the download failed: {_first_line(error)}"
+        message = (
+            f"the data of {source} are not at {expected} ({reason}): put {what} there, or set data.root to their folder"
+        )
+        raise DataError(message) from missing
+
+
+def require(source: str, path: Path, what: str) -> Path:
+    """``path``, where it exists.
+
+    Raises:
+        DataError: it does not; says what belongs there.
+    """
+    if not path.exists():
+        raise DataError(
+            f"the data of {source} are not at {path}: put {what} there, or set data.root to the folder that holds them"
+        )
+    return path
+
+
+def verified(source: str, data: SourceData) -> SourceData:
+    """The same data, with a note where they are a known inexact copy.
+
+    The hash of each split is compared with ``content_hashes.json``: per source and split the hash of the official data, and
+    the hashes of copies that are known to differ, each with what to tell the reader. A source that is not listed there, or whose
+    official hash is null, is not checked: its official content was not at hand when this was written.
+
+    Raises:
+        DataError: a split is neither the official one nor a known copy.
+    """
+    known = _known_hashes().get(source)
+    if known is None:
+        return data
+    notes = []
+    for split in ("train", "test"):
+        found = getattr(data, split).content_hash
+        if found == known[split]:
+            continue
+        copies = {copy[split]: copy["note"] for copy in known.get("copies", [])}
+        if found in copies:
+            notes.append(copies[found])
+        elif known[split] is not None:
+            raise DataError(
+                f"the {split} images of {source} are damaged or not the official ones: their content hash is {found} "
+                f"instead of {known[split]}; delete that copy and fetch it again"
+            )
+    return replace(data, note="; ".join(dict.fromkeys(notes))) if notes else data
+
+
+@cache
+def _known_hashes() -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "content_hashes.json").read_text(encoding="utf-8"))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
