@@ -5,8 +5,8 @@
 Split-MNIST shape (28×28 images in 5 tasks of 2 classes, batch 128, MLP 2×400, SGD with momentum, 1,000 evaluation samples per
 task), on random images, since only time is measured. Repetitions are interleaved; medians and ratios are printed.
 
-* training: clbench's whole loop with evaluation switched off (every=0; checkpoints and task ends left out) against a hand-written PyTorch loop of the same model, data and
-  optimizer, which takes its batches from one float tensor in memory;
+* training: clbench's whole loop with evaluation switched off (every=0; checkpoints left out) against a hand-written PyTorch
+  loop of the same model, data and optimizer, which takes its batches from one float tensor in memory;
 * evaluation: clbench's per-iteration evaluation (every=1) against the bare forward passes it needs: the same model on the
   same samples, all seen tasks at once, and nothing else.
 """

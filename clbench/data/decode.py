@@ -40,7 +40,8 @@ def decode_files(files: list[Path], size: int | None, mode: str, root: Path) -> 
                 if image.shape != shape[1:]:
                     unfinished.unlink()
                     raise DataError(
-                        f"{files[index]} has {image.shape[-2:]} pixels and {files[0]} {shape[-2:]}: set scenario.image_size, e.g. 64"
+                        f"{files[index]} has {image.shape[-2:]} pixels and {files[0]} {shape[-2:]}: "
+                        "set scenario.image_size, e.g. 64"
                     )
                 array[index] = image
         array.flush()

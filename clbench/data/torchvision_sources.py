@@ -38,7 +38,8 @@ def _mnist_like(
             return ImageSet(data.data.numpy()[:, None], data.targets.numpy().astype(np.int64)), list(data.classes)
 
         (train, names), (test, _) = split(True), split(False)
-        return verified(name, SourceData(train, test, [str(n) for n in names], (mean,), (std,)))
+        plain_names = [str(n).split(" - ")[0] for n in names]  # "0" where torchvision says "0 - zero"
+        return verified(name, SourceData(train, test, plain_names, (mean,), (std,)))
 
     return read
 
@@ -111,10 +112,12 @@ def _cifar(cls: type, root: Path, train: bool, fetch: bool) -> tuple[ImageSet, l
     """Read one split of CIFAR-10 or -100 without torchvision's per-file MD5."""
 
     class Unchecked(cls):  # type: ignore[misc, valid-type]
-        train_list = [(name, None) for name, _ in cls.train_list]
-        test_list = [(name, None) for name, _ in cls.test_list]
-        meta = {**cls.meta, "md5": None}
+        pass
 
+    # torchvision compares each file's MD5 with these, and skips a file whose MD5 is None.
+    Unchecked.train_list = [(name, None) for name, _ in cls.train_list]
+    Unchecked.test_list = [(name, None) for name, _ in cls.test_list]
+    Unchecked.meta = {**cls.meta, "md5": None}
     data = Unchecked(str(root), train=train, download=fetch)
     pixels = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))
     return ImageSet(pixels, np.array(data.targets, np.int64)), list(data.classes)
@@ -194,6 +197,7 @@ def omniglot(config: DataConfig) -> SourceData:
 
     The classes are the characters of the evaluation alphabets (659), alphabets and characters in alphabetical order; of every
     character's 20 drawers the first 15 are training data and the last 5 test data, since Omniglot itself has no such split.
+    The superclasses are the alphabets.
     """
     root = data_root(config)
     location = root / "omniglot-py" / "images_evaluation"
@@ -217,4 +221,5 @@ def omniglot(config: DataConfig) -> SourceData:
     labels = np.array([order[label] for label in labels.tolist()], np.int64)
     names = list(dict.fromkeys("/".join(path.parts[-3:-1]) for path in paths))
     sets = (ImageSet(pixels[chosen], labels[chosen]) for chosen in (~is_test, is_test))
-    return verified("omniglot", SourceData(*sets, names, (0.0781,), (0.2325,)))
+    alphabet = np.unique([name.split("/")[0] for name in names], return_inverse=True)[1]
+    return verified("omniglot", SourceData(*sets, names, (0.0781,), (0.2325,), superclass=alphabet))

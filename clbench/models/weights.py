@@ -4,6 +4,8 @@ import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clbench.errors import ConfigError
@@ -25,13 +27,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise ConfigError(f"model.checkpoint={path} does not exist")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError) as error:
+        is_safetensors = file.suffix == ".safetensors"
+        content = load_file(file) if is_safetensors else torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ConfigError(f"model.checkpoint={path} cannot be read: {str(error).splitlines()[0]}") from error
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig, option
 from clbench.models.continual import ContinualModel
@@ -141,7 +142,8 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
 
     def weighted_squares(samples: Samples, labels: Tensor, weights: Tensor) -> Tensor:
         """Σ_x weight · (∂ log p(label|x) / ∂θ)², (P,)."""
-        gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(parameters, samples.x, labels, samples.task)
+        with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
+            gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(parameters, samples.x, labels, samples.task)
         return torch.cat([weights @ g.reshape(len(weights), -1).square() for g in gradients.values()])
 
     device = strategy.importance.device

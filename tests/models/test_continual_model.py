@@ -51,7 +51,9 @@ def test_what_a_sample_sees_in_the_second_task(setting, scope, visible_in_traini
 @pytest.mark.parametrize(("setting", "scope"), [("class", "all"), ("class", "seen"), ("domain", "seen")])
 def test_prediction_needs_no_task_identity(setting, scope):
     model, logits = model_in(setting, scope), torch.randn(4, 6)
-    assert torch.equal(model.restrict(logits, None, predicting=True), model.restrict(logits, torch.zeros(4).long(), True))
+    assert torch.equal(
+        model.restrict(logits, None, predicting=True), model.restrict(logits, torch.zeros(4).long(), True)
+    )
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("class", [1, 1, 0, 0, 0, 0]), ("domain", [1] * 6)])
@@ -146,9 +148,7 @@ def test_the_masked_head_trains_as_a_growing_one(optimizer, small_setup):
         seen = 2 * task + 2
         torch.testing.assert_close(model.head.weight[:seen], growing.head.weight, atol=1e-12, rtol=1e-9)
         torch.testing.assert_close(model.head.bias[:seen], growing.head.bias, atol=1e-12, rtol=1e-9)
-        torch.testing.assert_close(
-            model.backbone.layers[1].weight, growing.backbone[1].weight, atol=1e-12, rtol=1e-9
-        )
+        torch.testing.assert_close(model.backbone.layers[1].weight, growing.backbone[1].weight, atol=1e-12, rtol=1e-9)
 
 
 def test_task_incremental_training_leaves_other_heads_untouched(small_trainer):

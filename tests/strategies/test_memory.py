@@ -1,5 +1,7 @@
 """Replay memories: what is kept and drawn, and how often."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,7 +58,7 @@ def test_reservoir_keeps_everything_while_there_is_room(n, size, batch):
 @given(sizes=st.lists(st.integers(0, 12), max_size=8), n=st.integers(0, 60), seed=st.integers(0, 2**20))
 def test_balanced_draw_is_as_equal_as_the_groups_allow(sizes, n, seed):
     bounds = np.cumsum([0, *sizes])
-    groups = [np.arange(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    groups = [np.arange(a, b) for a, b in pairwise(bounds)]
     drawn = draw_balanced(groups, n, np.random.default_rng(seed))
     assert len(drawn) == len(set(drawn.tolist())) == min(n, sum(sizes))
     counts = np.array([np.isin(group, drawn).sum() for group in groups])
