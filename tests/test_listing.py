@@ -38,3 +38,12 @@ def test_describe_other_things(name, capsys):
 def test_describe_unknown_name():
     with pytest.raises(ConfigError, match="did you mean 'split_digits'"):
         listing.describe("split_digit")
+
+
+def test_readme_table_is_the_registry():
+    """Regenerate with: python -c "from clbench.listing import strategies_markdown as s; print(s())"."""
+    from pathlib import Path
+
+    readme = Path(__file__).parent.parent / "README.md"
+    _, rest = readme.read_text(encoding="utf-8").split("<!-- strategies -->")
+    assert rest.split("<!-- end strategies -->")[0].strip() == listing.strategies_markdown()

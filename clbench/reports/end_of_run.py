@@ -38,7 +38,7 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     """
     parts: list[Any] = [metrics_table(summary)]
     if (tasks.task_learning >= 0).any():
-        parts.append(accuracy_matrix_table(tasks))
+        parts += [Text("accuracy (%) on each task (column) after each task (row)"), accuracy_matrix_table(tasks)]
     if summary["metrics"].get("warning"):
         parts.append(Text(summary["metrics"]["warning"], style="yellow"))
     if summary["status"] != "finished":
@@ -78,7 +78,7 @@ def accuracy_matrix_table(tasks: pd.DataFrame) -> Table:
     """Accuracy in percent on each task (columns) after each task (rows), on full test sets."""
     accuracy = tasks.assign(accuracy=100 * tasks.correct / tasks.n)
     matrix = accuracy.pivot(index="task_learning", columns="task_eval", values="accuracy")
-    table = Table(title="accuracy (%) on task … after task …", title_justify="left", padding=(0, 0), pad_edge=False)
+    table = Table(padding=(0, 0), pad_edge=False)
     table.add_column("", justify="right", no_wrap=True)
     for task in matrix.columns:
         table.add_column(f"{task + 1:d}", justify="right", no_wrap=True, min_width=3)

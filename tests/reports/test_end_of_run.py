@@ -39,7 +39,7 @@ def test_matrix_of_twenty_tasks_fits_a_terminal():
     rows = [(j, j, i, 100, 100 - i, 0.0) for j in range(20) for i in range(j + 1)]
     text = shown(accuracy_matrix_table(pd.DataFrame(rows, columns=COLUMNS)))
     assert "100" in text
-    assert "…" not in text.replace("accuracy (%) on task … after task …", "")
+    assert "…" not in text
     assert "81" in text
 
 
