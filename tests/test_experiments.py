@@ -1,0 +1,106 @@
+"""Every committed experiment: it composes, says what it reproduces, and trains where its data are at hand."""
+
+import pytest
+import torch
+
+from clbench.config import check_fields, compose, conf_dir, group_choices, to_dataclass
+from clbench.errors import DataError
+from clbench.run import set_up
+from clbench.scenarios.task import Task
+from clbench.training.trainer import Trainer
+
+NAMES = group_choices("experiment")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_composes_to_valid_options(name):
+    config = to_dataclass(compose([f"experiment={name}"]))
+    check_fields(config, "")
+    assert name.endswith(f"_{config.strategy.name}")
+    assert name.startswith((config.scenario.name, f"{config.scenario.name}_rehearsal_free"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_reproduces_and_from_where(name):
+    comments = [
+        line for line in (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines() if line[:1] == "#"
+    ]
+    assert comments[0] == "# @package _global_"
+    text = " ".join(comments[1:])
+    assert "arXiv:" in text
+    assert f"experiment={name}" in text  # the command
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("split_mnist_er", {"trainer.lr": 0.01, "trainer.batch_size": 256, "trainer.epochs": 10, "trainer.momentum": 0.9,
+                            "strategy.memory_size": 2000, "strategy.new_weight": 0.3, "scenario.logit_scope": "all"}),
+        ("split_mnist_gem", {"trainer.lr": 0.01, "trainer.batch_size": 256, "strategy.memory_size": 2000,
+                             "strategy.gamma": 0.5, "scenario.logit_scope": "all"}),
+        ("split_cifar10_er", {"trainer.lr": 0.1, "trainer.batch_size": 256, "trainer.epochs": 10,
+                              "strategy.memory_size": 1000, "strategy.new_weight": 0.7, "model.name": "slim_resnet18"}),
+        ("split_cifar10_gem", {"trainer.lr": 0.001, "strategy.memory_size": 1000, "strategy.gamma": 0.5,
+                               "model.name": "slim_resnet18"}),
+        ("split_mini_imagenet_er", {"trainer.lr": 0.1, "trainer.batch_size": 128, "trainer.epochs": 10,
+                                    "strategy.memory_size": 10000, "strategy.new_weight": 0.5}),
+        ("mini_domainnet_er", {"trainer.lr": 0.1, "trainer.batch_size": 128, "trainer.max_steps_per_task": 300,
+                               "trainer.epochs": None, "strategy.memory_size": 1000, "strategy.new_weight": 0.3}),
+        ("mini_domainnet_ewc", {"trainer.lr": 0.01, "strategy.lam": 2.0, "strategy.mode": "average"}),
+        ("mini_domainnet_lwf", {"trainer.lr": 0.01, "strategy.lam": 1.0, "strategy.temperature": 2.0}),
+        ("rotated_mnist_joint", {"trainer.lr": 0.1, "trainer.momentum": 0.0, "trainer.max_steps_per_task": 500,
+                                 "trainer.batch_size": 128, "strategy.batch_per_task": True, "evaluator.subset": 2000}),
+        ("rotated_mnist_er", {"trainer.momentum": 0.9, "trainer.max_steps_per_task": 2000, "strategy.memory_size": 3000}),
+    ],
+)  # fmt: skip
+def test_published_settings(name, expected):
+    """The values of the papers' configuration files survive whatever the scenario's own file sets."""
+    config = compose([f"experiment={name}"])
+    for key, value in expected.items():
+        group, field = key.split(".")
+        assert config[group][field] == value, key
+    assert config.trainer.weight_decay == 0
+    assert config.trainer.optimizer == "sgd"
+    assert config.trainer.scheduler == "constant"
+
+
+def test_an_experiment_chooses_its_model_over_its_scenarios():
+    config = compose(["experiment=cifar100_rehearsal_free_ewc"])
+    assert (config.model.kind, config.model.name) == ("timm", "resnet18")
+    assert (config.trainer.epochs, config.trainer.max_steps_per_task) == (250, None)
+
+
+def test_the_command_line_has_the_last_word():
+    config = compose(["experiment=split_mnist_er", "trainer.lr=0.5", "strategy.memory_size=77"])
+    assert (config.trainer.lr, config.strategy.memory_size) == (0.5, 77)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
+    overrides = [
+        f"experiment={name}",
+        f"data.root={real_data}",
+        "data.download=false",
+        "evaluator.subset=10",
+        "device=cpu",
+    ]
+    if "cifar10_" in name and not (real_data / "cifar-10-batches-py").is_dir():
+        overrides.append("data.folder=cifar10_small")
+    try:
+        setup = set_up(compose(overrides))
+    except DataError as error:
+        pytest.skip(str(error))
+    trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, tmp_path / "state.pt")
+    scenario, learner = setup.scenario, setup.learner
+    task = Task(0, scenario.n_tasks, scenario.task_classes[0], setup.config.trainer, 0, scenario.train, setup.inputs)
+    learner.begin_task(task)
+    steps = trainer._placed(learner.plan(task))
+    before = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    trainer._train_mode(0)
+    for trainer.step in range(2):
+        trainer._train_step(0, *steps[trainer.step])
+    after = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    assert after.isfinite().all()
+    assert (after != before).float().mean() > 0.1
+    assert trainer.training.loss.notna().all()
