@@ -1,6 +1,7 @@
 """One run: from a configuration to a complete run folder."""
 
 import dataclasses
+import hashlib
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,8 @@ def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:
             "evaluation_subsets": subsets,
         },
     )
-    folder.write_json("environment.json", environment(_device_name(setup.device)))
+    weights = {"initial_weights_sha256": _weights_hash(setup.learner.model)}
+    folder.write_json("environment.json", environment(_device_name(setup.device)) | weights)
     folder.write_json("summary.json", {"status": "running"})
     wandb_log = None
     if config.wandb.mode != "disabled":
@@ -213,6 +215,15 @@ def _device(name: str) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _weights_hash(model: ContinualModel) -> str:
+    """SHA-256 of the weights that a run starts from, drawn or pretrained."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:

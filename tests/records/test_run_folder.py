@@ -47,6 +47,7 @@ def test_environment_has_versions_device_git_and_command(folder):
     environment = folder.read_json("environment.json")
     assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"clbench", "python", "device", "git", "command"} <= set(environment)
+    assert len(environment["initial_weights_sha256"]) == 64
 
 
 def test_checkpoint_runs_no_code_when_loaded(folder):
