@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -145,8 +146,6 @@ def test_every_part_of_a_definition_is_compared(make_source, build_stream):
         "task 2 .* test images": {"tasks": [content["tasks"][0], {**content["tasks"][1], "n_test": 1}]},
     }
     for message, change in changes.items():
-        import re
-
         assert re.search(message, first_difference(content, {**content, **change}))
 
 

@@ -1,5 +1,6 @@
 """Every file in conf/scenario: it describes itself, composes, and with real data at hand builds the stream it names."""
 
+import json
 import re
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_scenario_file_composes_and_says_what_it_is(file):
 
 @pytest.mark.parametrize("angles", ["[0,10,20]", "[0,40,80]", "[0,80,160,240]"])
 def test_the_angles_of_rotated_mnist_can_be_swept(angles):
-    assert composed("rotated_mnist", f"scenario.angles={angles}").scenario.angles == [float(a) for a in eval(angles)]
+    assert composed("rotated_mnist", f"scenario.angles={angles}").scenario.angles == json.loads(angles)
 
 
 EXACT = {

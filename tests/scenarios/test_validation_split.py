@@ -1,23 +1,21 @@
 """The validation split: held out of the training data only, stratified, the same every time; and the locked test stream."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clbench.data.images import ImageSet
 from clbench.errors import ConfigError, TestStreamLocked
 
 
 def samples(split):
     """(pixels, label, task) of every sample of a split."""
-    pixels, labels, tasks = split.take(np_ids(split))
+    pixels, labels, tasks = split.take(torch.arange(len(split)))
     return [(p.numpy().tobytes(), int(y), int(t)) for p, y, t in zip(pixels, labels, tasks, strict=True)]
-
-
-def np_ids(split):
-    import torch
-
-    return torch.cat([split.ids(task) for task in range(len(split.bounds))])
 
 
 KINDS = [
@@ -88,10 +86,6 @@ def test_evaluating_on_validation_needs_one(small_setup):
 
 
 def test_strata_are_kept_when_classes_differ_in_size(make_source, build_stream):
-    import dataclasses
-
-    from clbench.data.images import ImageSet
-
     data = make_source(n_classes=2)
     keep = np.flatnonzero((data.train.labels == 0) | (np.cumsum(data.train.labels == 1) <= 5))
     uneven = dataclasses.replace(data, train=ImageSet(data.train.pixels[keep], data.train.labels[keep]))
