@@ -9,7 +9,8 @@ What differs between scenarios is which outputs a sample sees (:meth:`ContinualM
 * domain-incremental: all of them.
 
 An output that no sample sees gets no gradient, and its weights are drawn anew when its task begins. So the fixed layer
-computes exactly what a growing layer would.
+computes exactly what a growing layer would, given an optimizer that starts anew with every task (trainer.reset_optimizer).
+Unlike a separate layer per task, it lets weight decay shrink the heads of earlier tasks too.
 """
 
 import math

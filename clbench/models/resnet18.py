@@ -68,21 +68,22 @@ class ResNet18(nn.Module):
         channels, height, width = input_shape
         self.conv1 = nn.Conv2d(channels, config.width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)
-        n_in = config.width
-        for stage in range(4):
-            n_out = config.width * 2**stage
-            stride = 1 if stage == 0 else 2
-            self.add_module(
-                f"layer{stage + 1}", nn.Sequential(BasicBlock(n_in, n_out, stride), BasicBlock(n_out, n_out, 1))
-            )
-            n_in = n_out
-            height, width = -(-height // stride), -(-width // stride)
+        self.layer1 = _stage(config.width, config.width, 1)
+        self.layer2 = _stage(config.width, 2 * config.width, 2)
+        self.layer3 = _stage(2 * config.width, 4 * config.width, 2)
+        self.layer4 = _stage(4 * config.width, 8 * config.width, 2)
+        for _ in range(3):
+            height, width = -(-height // 2), -(-width // 2)
         window = (height, width) if config.pool is None else (min(config.pool, height), min(config.pool, width))
         self.pool = nn.AvgPool2d(window)
-        self.n_features = n_in * (height // window[0]) * (width // window[1])
+        self.n_features = 8 * config.width * (height // window[0]) * (width // window[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, n_features) of images (B, C, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.pool(x).flatten(1)
+
+
+def _stage(n_in: int, n_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(BasicBlock(n_in, n_out, stride), BasicBlock(n_out, n_out, 1))

@@ -68,10 +68,9 @@ class TimmBackbone(nn.Module):
                 f"model.pretrained=true and model.checkpoint={config.checkpoint} both name weights: choose one of them"
             )
         published = timm.get_pretrained_cfg(config.name)
-        has_fixed_size = published is not None and published.fixed_input_size
         options: dict[str, Any] = {"num_classes": 0, "in_chans": input_shape[0]}
         self.image_size = config.image_size
-        if has_fixed_size:
+        if published is not None and published.fixed_input_size:
             if config.image_size is None:
                 self.image_size = published.input_size[-1]
             else:
@@ -122,7 +121,8 @@ class TimmBackbone(nn.Module):
         return features.shape[1]
 
 
-def _create(config: TimmConfig, options: dict[str, Any]) -> nn.Module:
+def _create(config: TimmConfig, options: dict[str, Any]) -> Any:
+    """The network, with timm's attributes."""
     import timm
 
     if not config.pretrained:

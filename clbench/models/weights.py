@@ -49,8 +49,9 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
         ConfigError: tensors are missing, unknown or of another shape.
     """
     weights = read_weights(path)
-    if hasattr(backbone, "adapt_weights"):
-        weights = backbone.adapt_weights(weights)
+    adapt = getattr(backbone, "adapt_weights", None)
+    if adapt is not None:
+        weights = adapt(weights)
     classifier = getattr(backbone, "classifier", ())
     weights = {name: value for name, value in weights.items() if name.split(".")[0] not in classifier}
     own = backbone.state_dict()

@@ -151,7 +151,8 @@ def _cut(
 
     ``like`` shares the store of a split cut from the same images (train and validation), where nothing is rendered.
     """
-    rows, labels, tasks, rendered, digests = [], [], [], [], []
+    rows: list[np.ndarray] = []
+    labels, tasks, rendered, digests = [], [], [], []
     renders = any(part.render for part in plan.parts)
     for task, part in enumerate(plan.parts):
         label_of = np.full(1 + max(int(images.labels.max()), *part.classes), -1)

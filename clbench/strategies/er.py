@@ -109,11 +109,12 @@ class ER(Strategy):
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         losses = self.cross_entropy(outputs.logits, batch.samples)
         new, replayed = losses[: batch.n_new], losses[batch.n_new :]
-        weight = {
+        weights: dict[str, Tensor | float] = {
             "fixed": self.new_weight,
             "tasks": 1 / (self.tasks_learned + 1),
             "samples": batch.n_new / len(losses),
-        }[self.options.weighting]
+        }
+        weight = weights[self.options.weighting]
         terms = {"new": weight * new.mean()}
         if len(replayed):
             terms["replay"] = (1 - weight) * replayed.mean()

@@ -136,9 +136,10 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
         return loss(values, x[None], y[None], t[None])
 
     if options.fisher == "batched":
-        batches = task.batches(ids, options.fisher_batch_size)
-        squares = (_flat(grad(loss)(parameters, *samples)).square() for samples in batches)
-        return sum(squares) / math.ceil(len(ids) / options.fisher_batch_size)
+        total = torch.zeros((), device=strategy.importance.device)
+        for samples in task.batches(ids, options.fisher_batch_size):
+            total = total + torch.cat([g.reshape(-1) for g in grad(loss)(parameters, *samples).values()]).square()
+        return total / math.ceil(len(ids) / options.fisher_batch_size)
 
     def weighted_squares(samples: Samples, labels: Tensor, weights: Tensor) -> Tensor:
         """Σ_x weight · (∂ log p(label|x) / ∂θ)², (P,)."""
@@ -164,7 +165,3 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
             if weights.any():  # else a class that no sample of this task may see, whose log p is −∞
                 total = total + weighted_squares(samples, torch.full_like(samples.y, label), weights)
     return total / len(ids)
-
-
-def _flat(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([g.reshape(-1) for g in gradients.values()])
