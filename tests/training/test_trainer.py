@@ -1,0 +1,139 @@
+"""The loop: batches, schedules, BatchNorm policy, gradient clipping, optimizer state."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from clbench.scenarios.task import Task
+
+
+def task_of(setup, index: int = 0) -> Task:
+    scenario = setup.scenario
+    return Task(index, scenario.n_tasks, scenario.task_classes[index], setup.config.trainer, setup.config.seed,
+                scenario.train, setup.inputs)  # fmt: skip
+
+
+def test_every_epoch_shows_every_sample_once_in_a_new_order(small_setup):
+    task = task_of(small_setup("trainer.epochs=3", "trainer.max_steps_per_task=null", "trainer.batch_size=50"), index=1)
+    batches = task.shuffled_batches(task.ids)
+    per_epoch = -(-len(task.ids) // 50)
+    assert len(batches) == 3 * per_epoch
+    epochs = [torch.cat(batches[e * per_epoch : (e + 1) * per_epoch]) for e in range(3)]
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, task.ids)
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize(("epochs", "limit", "steps"), [("2", "3", 3), ("null", "40", 40), ("1", "1000", 10)])
+def test_budget(epochs, limit, steps, small_setup):
+    setup = small_setup(f"trainer.epochs={epochs}", f"trainer.max_steps_per_task={limit}", "trainer.batch_size=30")
+    assert len(task_of(setup).shuffled_batches(task_of(setup).ids)) == steps
+
+
+def learning_rates(trainer) -> list[float]:
+    """The learning rate at every step of the run."""
+    rates = []
+    step = trainer._train_step
+
+    def recorded(*arguments):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        step(*arguments)
+
+    trainer._train_step = recorded
+    trainer.fit()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("constant", [0.1, 0.1, 0.1, 0.1]),
+        ("step", [0.1, 0.1, 0.01, 0.001]),
+        ("cosine", [0.1, 0.0853553, 0.05, 0.0146447]),
+    ],
+)
+@pytest.mark.parametrize("reset", ["true", "false"])
+def test_schedule_starts_again_with_every_task(scheduler, expected, reset, small_trainer):
+    rates = learning_rates(
+        small_trainer(
+            "strategy=finetune", "trainer.lr=0.1", f"trainer.scheduler={scheduler}", f"trainer.reset_optimizer={reset}"
+        )
+    )
+    assert rates == pytest.approx(expected * 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("reset", "kept"), [("true", False), ("false", True)])
+def test_optimizer_state_between_tasks(reset, kept, small_trainer, monkeypatch):
+    trainer = small_trainer("strategy=finetune", f"trainer.reset_optimizer={reset}")
+    states = []
+    begin = trainer._train_mode
+    monkeypatch.setattr(trainer, "_train_mode", lambda task: (states.append(len(trainer.optimizer.state)), begin(task)))
+    trainer.fit()
+    assert states[0] == 0
+    assert all((n > 0) == kept for n in states[1:])
+
+
+def test_clipped_gradient(small_trainer, monkeypatch):
+    trainer = small_trainer("strategy=finetune", "trainer.clip_grad_norm=0.01")
+    norms = []
+    step = type(trainer.optimizer).step
+
+    def recorded(optimizer, *arguments):
+        norms.append(torch.cat([p.grad.flatten() for p in trainer.parameters]).norm())
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(type(trainer.optimizer), "step", recorded)
+    trainer.fit()
+    assert all(norm <= 0.01 + 1e-6 for norm in norms)
+
+
+class NormalisedBackbone(nn.Module):
+    """A backbone with one BatchNorm layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.n_features = 8
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("policy", "moves_in_task"),
+    [("train", [True, True]), ("freeze_after_first_task", [True, False]), ("frozen", [False, False])],
+)
+def test_batch_norm_policy(policy, moves_in_task, small_trainer, monkeypatch):
+    monkeypatch.setattr("clbench.run.MODELS", {"mlp": lambda config, shape: NormalisedBackbone()})
+    trainer = small_trainer("strategy=finetune", f"trainer.batch_norm={policy}", "scenario.increment=5")
+    means = [trainer.learner.model.backbone.layers[2].running_mean.clone()]
+    trainer.on_task_end = lambda _task: means.append(trainer.learner.model.backbone.layers[2].running_mean.clone())
+    trainer.fit()
+    moved = [not torch.equal(before, after) for before, after in pairwise(means)]
+    assert moved == moves_in_task
+
+
+def test_evaluation_does_not_move_batch_norm(small_trainer, monkeypatch):
+    monkeypatch.setattr("clbench.run.MODELS", {"mlp": lambda config, shape: NormalisedBackbone()})
+    states = []
+    for index, every in enumerate(["1", "0"]):
+        trainer = small_trainer(
+            "strategy=er", "strategy.memory_size=20", f"evaluator.every={every}", checkpoint=str(index)
+        )
+        trainer.fit()
+        states.append(trainer.learner.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_weights_do_not_depend_on_what_used_torchs_generator_before(small_setup):
+    torch.manual_seed(1)
+    first = small_setup("strategy=finetune").learner.state_dict()
+    torch.manual_seed(2)
+    second = small_setup("strategy=finetune").learner.state_dict()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name])
+    other = small_setup("strategy=finetune", "seed=1").learner.state_dict()
+    assert not torch.equal(first["model.head.weight"], other["model.head.weight"])
