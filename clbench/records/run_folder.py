@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -76,8 +77,13 @@ def environment(device: str) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "device": device,
         "git": _git_state(),
-        "command": " ".join(sys.argv),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    program = "python -m clbench" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
+    return f"{program} {shlex.join(sys.argv[1:])}"
 
 
 def _version(package: str) -> str | None:
