@@ -19,13 +19,13 @@ From the per-iteration table on fixed subsets (``curve``):
 * LCA = mean over tasks of the mean of the first 10 accuracies while the task is learned (A-GEM)
 * AAA = mean over evaluations of the mean accuracy on the tasks seen so far (Caccia et al. 2022; ocl_survey)
 
-Ours, labelled as such, each the mean over every pair (earlier task i, later task j) that has a defined value; the
-*plateau* of i in j is the mean of the last tenth of j's evaluations:
+Ours, labelled as such, each the mean over the tasks i that are followed by another, looking at A(E_i) while task i + 1 is learned;
+its *plateau* is the mean of the last tenth of those evaluations:
 
-* gap_depth = A(E_i) at the end of task j − 1, minus min over task j of A(E_i)
+* gap_depth = A(E_i, f_{e_i}) − min A(E_i) over task i + 1
 * recovery_iterations = iterations after the switch until A(E_i) is back at 95 % of its plateau for good; 0 where nothing is lost,
   undefined where accuracy falls and does not come back
-* gap_area = Σ over task j's evaluations of max(0, plateau − A(E_i)), in accuracy × iterations
+* gap_area = Σ max(0, plateau − A(E_i)) over the evaluations of task i + 1, in accuracy × iterations
 
 The rehearsal-free literature's global and local forgetting need predictions restricted to class subsets, which the table does
 not hold; they are left out.
@@ -206,12 +206,12 @@ def average_anytime_accuracy(curve: pd.DataFrame) -> float:
 
 
 def gap_depth(curve: pd.DataFrame) -> float:
-    """How far accuracy on an earlier task falls below its value at the switch, while the next tasks are learned (ours)."""
+    """How far accuracy on a task falls below its value at the switch while the next task is learned (ours)."""
     return _over_gaps(curve, lambda iterations, accuracy, before: before - accuracy.min())
 
 
 def recovery_iterations(curve: pd.DataFrame) -> float:
-    """Iterations after a switch until accuracy on an earlier task stays at 95 % of its plateau or above (ours)."""
+    """Iterations after a switch until accuracy on the task before stays at 95 % of its plateau or above (ours)."""
 
     def recovery(iterations: np.ndarray, accuracy: np.ndarray, before: float) -> float:
         below = np.flatnonzero(accuracy < RECOVERED * _plateau(accuracy))
@@ -226,7 +226,7 @@ def recovery_iterations(curve: pd.DataFrame) -> float:
 
 
 def gap_area(curve: pd.DataFrame) -> float:
-    """Accuracy missing to the plateau, summed over the iterations of a later task (ours)."""
+    """Accuracy missing to the plateau, summed over the iterations of the next task (ours)."""
 
     def area(iterations: np.ndarray, accuracy: np.ndarray, before: float) -> float:
         missing = np.maximum(0, _plateau(accuracy) - accuracy)
@@ -249,14 +249,14 @@ def _plateau(accuracy: np.ndarray) -> float:
 
 
 def _over_gaps(curve: pd.DataFrame, measure: Callable[[np.ndarray, np.ndarray, float], float]) -> float:
-    """Mean of ``measure(iterations since the switch, accuracies, accuracy before the switch)`` over (earlier, later) tasks."""
+    """Mean over tasks of ``measure(iterations since the next switch, accuracies, accuracy before the switch)``, where defined."""
     table = curve.assign(accuracy=curve.correct / curve.n).sort_values("iteration")
     values = []
-    for earlier, rows in table.groupby("task_eval"):
+    for task, rows in table.groupby("task_eval"):
         iteration, accuracy = rows.iteration.to_numpy(), rows.accuracy.to_numpy()
         learning = rows.task_learning.to_numpy()
-        for later in np.unique(learning[learning > earlier]):
-            during, before = learning == later, np.flatnonzero(learning == later - 1)
+        before, during = np.flatnonzero(learning == task), learning == task + 1  # type: ignore[operator]
+        if during.any():
             values.append(measure(iteration[during] - iteration[before[-1]], accuracy[during], accuracy[before[-1]]))
     defined = [value for value in values if not math.isnan(value)]
     return float(np.mean(defined)) if defined else math.nan

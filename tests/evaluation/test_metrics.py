@@ -116,6 +116,12 @@ def test_what_never_comes_back_has_no_recovery_time():
     assert metrics.recovery_iterations(kept) == 0
 
 
+def test_gaps_are_those_of_the_next_task_only():
+    """Three tasks; what happens to task 1 while task 3 is learned is not part of its gap."""
+    curve = table([[0.9, 0.9, 0.6, 0.9, 0.0, 0.0], [0.8, 0.8, 0.7, 0.8], [0.5, 0.5]], starts=[1, 3, 5], length=6)
+    assert metrics.gap_depth(curve) == pytest.approx((0.3 + 0.1) / 2)
+
+
 def test_small_subsets_are_pointed_out():
     curve = table([[0.5] * 4, [0.5] * 2], starts=[1, 3], length=4, n=100)
     summary = metrics.summarise(curve, curve, every=1)
@@ -162,11 +168,7 @@ def test_equal_to_their_definitions(curve):
         assert metrics.minimum_accuracy(curve)[0] == pytest.approx(minimum)
         expected = A[k - 1, times[-1]] / k + (1 - 1 / k) * minimum
         assert metrics.worst_case_accuracy(curve) == pytest.approx(expected)
-        depth = [
-            A[i, end[j - 1]] - min(A[i, t] for t in times if learning[t] == j)
-            for i in range(k)
-            for j in range(i + 1, k)
-        ]
+        depth = [A[i, end[i]] - min(A[i, t] for t in times if learning[t] == i + 1) for i in range(k - 1)]
         assert metrics.gap_depth(curve) == pytest.approx(np.mean(depth))
 
     seen = [np.mean([A[i, t] for i in range(learning[t] + 1)]) for t in times]
