@@ -18,35 +18,12 @@ from clbench.errors import DataError
 def data_root(config: DataConfig) -> Path:
     """``data.root``, else the environment variable ``CLBENCH_DATA``, else a cache folder of the user's."""
     chosen = config.root or os.environ.get("CLBENCH_DATA")
-    return Path(chosen).expanduser() if chosen else user_cache_path("clbench") / "data"
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("clbench") / "data"
 
 
-def read_or_download(source: str, config: DataConfig, expected: Path, what: str, read: Callable[[bool], Any]) -> Any:
-    """``read(download=False)``, or ``read(download=True)`` where that fails and downloading is allowed.
-
-    Args:
-        source: name of the data source.
-        config: says whether downloading is allowed.
-        expected: the folder or file that has to exist.
-        what: what belongs there, for the message.
-        read: reads the data; given True, fetches them first.
-
-    Raises:
-        DataError: the data are missing and cannot be downloaded; says what belongs where.
-    """
-    try:
-        return read(False)
-    except (RuntimeError, FileNotFoundError) as missing:  # torchvision's way to say that nothing is there
-        reason = "data.download=false"
-        if config.download:
-            try:
-                return read(True)
-            except Exception as error:  # whatever the network, the server or the archive did
-                reason = f"the download failed: {_first_line(error)}"
-        message = (
-            f"the data of {source} are not at {expected} ({reason}): put {what} there, or set data.root to their folder"
-        )
-        raise DataError(message) from missing
+def data_folder(config: DataConfig, usual: str = "") -> Path:
+    """``data.folder`` within the root, or the source's ``usual`` folder where the user names none."""
+    return data_root(config) / (config.folder or usual)
 
 
 def require(source: str, path: Path, what: str) -> Path:
@@ -62,12 +39,49 @@ def require(source: str, path: Path, what: str) -> Path:
     return path
 
 
-def verified(source: str, data: SourceData) -> SourceData:
+def read_or_download(source: str, config: DataConfig, expected: Path, what: str, read: Callable[[bool], Any]) -> Any:
+    """``read(download=False)``, or ``read(download=True)`` where data are missing and downloading is allowed.
+
+    Args:
+        source: name of the data source.
+        config: says whether downloading is allowed.
+        expected: the folder or file that has to exist.
+        what: what belongs there, for the message.
+        read: reads the data through torchvision; given True, fetches them first.
+
+    Raises:
+        DataError: the data are missing and cannot be downloaded, or they are damaged; says what belongs where.
+    """
+    try:
+        return read(False)
+    except Exception as error:  # a truncated file can make a reader fail in any way
+        cause = error
+    reason = f"damaged: {_first_line(cause)}"
+    if isinstance(cause, RuntimeError | FileNotFoundError):  # torchvision's ways to say that something is missing
+        reason = "something is missing, and data.download=false"
+        if config.download:
+            try:
+                return read(True)
+            except Exception as error:  # whatever the network, the server or the archive did
+                same = str(error) == str(cause)
+                reason = f"damaged: {_first_line(cause)}" if same else f"the download failed: {_first_line(error)}"
+    raise DataError(
+        f"the data of {source} cannot be read from {expected} ({reason}): put {what} there, "
+        "or set data.root to the folder that holds them"
+    ) from cause
+
+
+def verified(source: str, data: SourceData, location: Path | str) -> SourceData:
     """The same data, with a note where they are a known inexact copy.
 
     The hash of each split is compared with ``content_hashes.json``: per source and split the hash of the official data, and
     the hashes of copies that are known to differ, each with what to tell the reader. A source that is not listed there, or whose
     official hash is null, is not checked: its official content was not at hand when this was written.
+
+    Args:
+        source: name of the data source.
+        data: what was read.
+        location: where it was read from, for the message.
 
     Raises:
         DataError: a split is neither the official one nor a known copy.
@@ -85,8 +99,8 @@ def verified(source: str, data: SourceData) -> SourceData:
             notes.append(copies[found])
         elif known[split] is not None:
             raise DataError(
-                f"the {split} images of {source} are damaged or not the official ones: their content hash is {found} "
-                f"instead of {known[split]}; delete that copy and fetch it again"
+                f"the {split} images of {source} at {location} are damaged or not the official ones: their content hash "
+                f"is {found}, expected {known[split]}; delete that copy and fetch it again"
             )
     return replace(data, note="; ".join(dict.fromkeys(notes))) if notes else data
 

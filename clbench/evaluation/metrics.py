@@ -7,7 +7,7 @@ From the full test sets at task ends (``tasks``), R[k, i] = A(E_i, f_{e_k}):
 
 * ACC = (1/k) Σ_i R[k, i]
 * FORG = (1/(k−1)) Σ_{i<k} (R[i, i] − R[k, i])            just learned minus final; BWT = −FORG (GEM)
-* forgetting_max = (1/(k−1)) Σ_{i<k} (max_{l<k} R[l, i] − R[k, i])   best before minus final (Chaudhry et al. 2018)
+* forgetting_max = (1/(k−1)) Σ_{i<k} (max_{i≤l<k} R[l, i] − R[k, i])   best since learned minus final (Chaudhry et al. 2018)
 * FWT = (1/(k−1)) Σ_{i≥2} (R[i−1, i] − b_i), b_i at random initialisation (GEM); undefined where outputs grow
 * average_incremental = (1/k) Σ_j (1/j) Σ_{i≤j} R[j, i]   ("average accuracy" of the iCaRL / PyCIL literature)
 
@@ -16,16 +16,21 @@ From the per-iteration table on fixed subsets (``curve``):
 * min-ACC = (1/(k−1)) Σ_{i<k} min_{n > e_i} A(E_i, f_n)   strictly after the task was learned
 * WC-ACC = (1/k) A(E_k, f) + (1 − 1/k) min-ACC            a lower bound on ACC
 * WF^w = mean over tasks of max_t max_{m<n in a window of w evaluations} (A_m − A_n), at least 0;  WP^w with the sign reversed
-* LCA = mean over tasks of the mean of the first 10 accuracies while the task is learned (A-GEM)
+* LCA = mean over tasks of the mean of the first 10 accuracies while the task is learned (A-GEM, without its zero-shot point,
+  which the table holds for the first task only)
 * AAA = mean over evaluations of the mean accuracy on the tasks seen so far (Caccia et al. 2022; ocl_survey)
 
-Ours, labelled as such, each the mean over the tasks i that are followed by another, looking at A(E_i) while task i + 1 is learned;
-its *plateau* is the mean of the last tenth of those evaluations:
+Windows, LCA and AAA count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`).
+
+Ours, labelled as such, each the mean over the tasks i that are followed by another, looking at A(E_i) while task i + 1 is
+learned; its *plateau* is the mean of the last tenth of those evaluations:
 
 * gap_depth = A(E_i, f_{e_i}) − min A(E_i) over task i + 1
-* recovery_iterations = iterations after the switch until A(E_i) is back at 95 % of its plateau for good; 0 where nothing is lost,
-  undefined where accuracy falls and does not come back
-* gap_area = Σ max(0, plateau − A(E_i)) over the evaluations of task i + 1, in accuracy × iterations
+* recovery_iterations = iterations after the switch until A(E_i) is back at 95 % of its plateau for good. 0 where it never falls
+  below that and nothing is lost. Undefined where accuracy falls and stays down (the plateau regains less than 5 % of what was
+  lost); the mean is over the other switches, ``switches_recovered`` of ``switches``
+* gap_area = Σ max(0, plateau − A(E_i)) over the evaluations of task i + 1, in accuracy × iterations: what is lost in passing;
+  what stays lost is in FORG
 
 The rehearsal-free literature's global and local forgetting need predictions restricted to class subsets, which the table does
 not hold; they are left out.
@@ -42,26 +47,30 @@ WINDOWS = (10, 100)
 
 LCA_LENGTH = 10
 RECOVERED = 0.95
+REGAINED = 0.05
 PLATEAU_SHARE = 0.1
 SMALLEST_SUBSET = 500
 """Below this many evaluation samples a minimum over iterations is dominated by the subset's own noise."""
 
 
-def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int) -> dict[str, float | str | None]:
+def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int) -> dict[str, float | int | str | None]:
     """Every metric of the module docstring, plus what a reader needs to judge them.
 
     Args:
         curve: per-iteration table on subsets (columns: task_learning, iteration, task_eval, n, correct, loss).
         tasks: the same columns on full test sets at task ends; task_learning −1 is the untrained network.
-        every: the evaluation period, in iterations.
+        every: the evaluation period, in iterations; 0 where only task switches are evaluated.
 
     Returns:
         Metric → value; None where it is undefined (fewer than two tasks, a run that diverged in its first task).
+        ``tasks_learned`` is the k of the metrics on full test sets, less than the stream's length where a run diverged;
+        ``warning`` exists only where a subset is smaller than :data:`SMALLEST_SUBSET`.
     """
     matrix = accuracy_matrix(tasks)
     traces = accuracy_traces(curve)
     minimum, stderr = minimum_accuracy(curve)
-    values: dict[str, float | str | None] = {
+    recovery = recovery_per_switch(curve)
+    values = {
         "ACC": final_accuracy(matrix),
         "FORG": forgetting(matrix),
         "forgetting_max": forgetting_max(matrix),
@@ -76,20 +85,30 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int) -> dict[str,
         "LCA": learning_curve_area(curve),
         "AAA": average_anytime_accuracy(curve),
         "gap_depth": gap_depth(curve),
-        "recovery_iterations": recovery_iterations(curve),
+        "recovery_iterations": _mean(recovery),
         "gap_area": gap_area(curve),
     }
-    defined: dict[str, float | str | None] = {
-        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()
+    summary: dict[str, float | int | str | None] = {
+        name: None if math.isnan(value) else value for name, value in values.items()
     }
-    defined["every"] = every
-    defined["smallest_subset"] = int(curve.n.min()) if len(curve) else None
+    summary["switches"] = len(recovery)
+    summary["switches_recovered"] = int(np.isfinite(recovery).sum())
+    summary["tasks_learned"] = len(matrix)
+    summary["every"] = every
+    summary["smallest_subset"] = int(curve.n.min()) if len(curve) else None
     if len(curve) and curve.n.min() < SMALLEST_SUBSET:
-        defined["warning"] = (
-            f"worst-case metrics rest on {curve.n.min()} samples per task (fewer than {SMALLEST_SUBSET}): "
-            "read min-ACC with its standard error"
-        )
-    return defined
+        summary["warning"] = _small_subset_warning(curve, tasks)
+    return summary
+
+
+def _small_subset_warning(curve: pd.DataFrame, tasks: pd.DataFrame) -> str:
+    subset, whole = curve.groupby("task_eval").n.max(), tasks.groupby("task_eval").n.max()
+    task = subset.idxmin()
+    remedy = "all there are" if subset[task] == whole.get(task) else "evaluator.subset can be raised"
+    return (
+        f"worst-case metrics rest on {subset[task]} samples per task, fewer than {SMALLEST_SUBSET} ({remedy}): "
+        "read min-ACC with its standard error"
+    )
 
 
 # ---- full test sets at task ends ------------------------------------------------------------------------------------
@@ -158,7 +177,7 @@ def accuracy_traces(curve: pd.DataFrame) -> list[np.ndarray]:
 
 def minimum_accuracy(curve: pd.DataFrame) -> tuple[float, float]:
     """min-ACC, and its binomial standard error √(Σ_i p_i (1 − p_i) / n_i) / (k − 1)."""
-    after = curve[curve.task_eval < curve.task_learning]
+    after = curve[curve.task_eval < curve.task_learning].reset_index(drop=True)
     if not len(after):
         return math.nan, math.nan
     after = after.assign(accuracy=after.correct / after.n)
@@ -173,7 +192,7 @@ def worst_case_accuracy(curve: pd.DataFrame) -> float:
         return math.nan
     last_task = curve.task_learning.max()
     rows = curve[(curve.task_learning == last_task) & (curve.task_eval == last_task)]
-    last = rows.loc[rows.iteration.idxmax()]
+    last = rows.sort_values("iteration").iloc[-1]
     current = float(last.correct / last.n)
     k = last_task + 1
     return current if k == 1 else float(current / k + (1 - 1 / k) * minimum_accuracy(curve)[0])
@@ -193,7 +212,7 @@ def windowed_plasticity(traces: list[np.ndarray], window: int) -> float:
 
 def learning_curve_area(curve: pd.DataFrame) -> float:
     """LCA: mean of the first ten accuracies on each task while it is learned, mean over tasks."""
-    learning = curve[curve.task_eval == curve.task_learning].sort_values("iteration")
+    learning = curve[(curve.task_eval == curve.task_learning) & (curve.iteration > 0)].sort_values("iteration")
     accuracy = (learning.correct / learning.n).groupby(learning.task_eval)
     return float(accuracy.apply(lambda a: a.head(LCA_LENGTH).mean()).mean()) if len(learning) else math.nan
 
@@ -207,22 +226,34 @@ def average_anytime_accuracy(curve: pd.DataFrame) -> float:
 
 def gap_depth(curve: pd.DataFrame) -> float:
     """How far accuracy on a task falls below its value at the switch while the next task is learned (ours)."""
-    return _over_gaps(curve, lambda iterations, accuracy, before: before - accuracy.min())
+    return _mean(_per_switch(curve, lambda iterations, accuracy, before: before - accuracy.min()))
 
 
 def recovery_iterations(curve: pd.DataFrame) -> float:
-    """Iterations after a switch until accuracy on the task before stays at 95 % of its plateau or above (ours)."""
+    """Mean of :func:`recovery_per_switch` over the switches where it is defined (ours)."""
+    return _mean(recovery_per_switch(curve))
+
+
+def recovery_per_switch(curve: pd.DataFrame) -> np.ndarray:
+    """Iterations after a switch until accuracy on the task before stays at 95 % of its plateau or above (ours).
+
+    Returns:
+        float (S,), a value for every task that is followed by another; NaN where accuracy falls and stays down.
+    """
 
     def recovery(iterations: np.ndarray, accuracy: np.ndarray, before: float) -> float:
-        below = np.flatnonzero(accuracy < RECOVERED * _plateau(accuracy))
+        plateau, lowest = _plateau(accuracy), accuracy.min()
+        below = np.flatnonzero(accuracy < RECOVERED * plateau)
         if not len(below):
             # No dip: either nothing was lost, or what was lost stayed lost.
-            return 0.0 if _plateau(accuracy) >= RECOVERED * before else math.nan
+            return 0.0 if plateau >= RECOVERED * before else math.nan
+        if plateau - lowest < REGAINED * (before - lowest):
+            return math.nan  # a few samples that come and go after everything else is forgotten
         # The last evaluation lies within the plateau, but may itself be a dip: then there was no recovery.
         back = below[-1] + 1
         return math.nan if back == len(accuracy) else float(iterations[back])
 
-    return _over_gaps(curve, recovery)
+    return _per_switch(curve, recovery)
 
 
 def gap_area(curve: pd.DataFrame) -> float:
@@ -232,31 +263,36 @@ def gap_area(curve: pd.DataFrame) -> float:
         missing = np.maximum(0, _plateau(accuracy) - accuracy)
         return float((missing * np.diff(iterations, prepend=0)).sum())
 
-    return _over_gaps(curve, area)
+    return _mean(_per_switch(curve, area))
 
 
 def coarsened(curve: pd.DataFrame, every: int) -> pd.DataFrame:
-    """The rows that ``evaluator.every`` would have left of a curve recorded at every iteration."""
+    """The rows that ``evaluator.every=every`` would have left of a curve recorded at every iteration (0: switches only)."""
     first = curve.groupby("task_learning").iteration.transform("min")
     last = curve.groupby("task_learning").iteration.transform("max")
     start = (first - 1).clip(lower=0)  # iteration 0 belongs to the first task, whose steps begin at 1
     step = curve.iteration - start
-    return curve[(step % every == 0) | (step <= 1) | (curve.iteration == last)]
+    periodic = step % every == 0 if every else False
+    return curve[(step <= 1) | (curve.iteration == last) | periodic]
 
 
 def _plateau(accuracy: np.ndarray) -> float:
     return float(accuracy[-max(1, math.ceil(PLATEAU_SHARE * len(accuracy))) :].mean())
 
 
-def _over_gaps(curve: pd.DataFrame, measure: Callable[[np.ndarray, np.ndarray, float], float]) -> float:
-    """Mean over tasks of ``measure(iterations since the next switch, accuracies, accuracy before the switch)``, where defined."""
+def _per_switch(curve: pd.DataFrame, measure: Callable[[np.ndarray, np.ndarray, float], float]) -> np.ndarray:
+    """``measure(iterations since the switch, accuracies, accuracy at the switch)`` of every task while the next is learned."""
     table = curve.assign(accuracy=curve.correct / curve.n).sort_values("iteration")
+    own, following = table[table.task_eval == table.task_learning], table[table.task_eval + 1 == table.task_learning]
+    at_switch = own.groupby("task_eval")[["iteration", "accuracy"]].last()
     values = []
-    for task, rows in table.groupby("task_eval"):
-        iteration, accuracy = rows.iteration.to_numpy(), rows.accuracy.to_numpy()
-        learning = rows.task_learning.to_numpy()
-        before, during = np.flatnonzero(learning == task), learning == task + 1  # type: ignore[operator]
-        if during.any():
-            values.append(measure(iteration[during] - iteration[before[-1]], accuracy[during], accuracy[before[-1]]))
-    defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
+    for task, rows in following.groupby("task_eval"):
+        since = rows.iteration.to_numpy() - at_switch.iteration[task]
+        values.append(measure(since, rows.accuracy.to_numpy(), at_switch.accuracy[task]))
+    return np.array(values, np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the defined values, NaN where there are none."""
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else math.nan
