@@ -61,6 +61,12 @@ class ModelConfig:
 class AugmentConfig:
     """Random transformations of training images, drawn per sample on the device."""
 
+    resized_crop: float | None = option(
+        None,
+        help="random resized crop: smallest share of the image's area that is cut out and scaled up again; null: none",
+        above=0,
+        at_most=1,
+    )
     crop_padding: int = option(0, help="zero padding in pixels before a random crop to the original size", at_least=0)
     flip: bool = option(False, help="flip left and right with probability 1/2")
     brightness: float = option(0.0, help="jitter: factor drawn from [1 - b, 1 + b]", at_least=0)
@@ -147,7 +153,8 @@ class DataConfig:
     root: str | None = option(None, help="folder with the data sets; null: $CLBENCH_DATA, else the user's cache folder")
     folder: str | None = option(
         None,
-        help="folder of this data set within the root; null: the source's usual one, e.g. MNIST, cifar-100-python, PACS",
+        help="folder within the root to read instead of the source's usual place, e.g. PACS64 instead of PACS, or a folder "
+        "that holds cifar-10-batches-py",
     )
     download: bool = option(True, help="download missing data where torchvision can")
     test_fraction: float = option(

@@ -139,6 +139,7 @@ def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:
         "scenario": scenario.name,
         "scenario_hash": scenario.hash,
         "seed": config.seed,
+        "split": config.evaluator.split,
         "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every),
         "costs": _costs(setup, trainer),
     }

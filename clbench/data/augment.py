@@ -1,8 +1,11 @@
 """Random image transformations, batched: every sample of a batch gets parameters of its own, drawn on the device.
 
-In this order: crop, flip, brightness, contrast, saturation. The three colour operations are torchvision's (``ColorJitter``),
-which applies them in a random order instead.
+In this order: resized crop, padded crop, flip, brightness, contrast, saturation. Each is torchvision's (``RandomResizedCrop``,
+``RandomCrop``, ``RandomHorizontalFlip``, ``ColorJitter``) for the same parameters, except that ``ColorJitter`` applies its
+operations in a random order and rounds to whole grey levels after each.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +13,17 @@ from torch import Tensor
 
 from clbench.config import AugmentConfig
 
+ASPECT_RATIOS = 3 / 4, 4 / 3
+"""Narrowest and widest window of a resized crop (torchvision's default)."""
+
+ATTEMPTS = 10
+"""Windows drawn for a resized crop, of which the first that lies within the image is taken (torchvision's number)."""
+
 WHITE = 255.0
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue in a grey level (ITU-R 601-2 luma, as torchvision and Pillow)."""
 
 
 class Augmentation:
-    """Crop, flip and colour jitter; see :class:`clbench.config.AugmentConfig`."""
+    """Crops, flip and colour jitter; see :class:`clbench.config.AugmentConfig`."""
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
@@ -27,12 +34,15 @@ class Augmentation:
         return any(bool(value) for value in vars(config).values())
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (B, C, H, W) → the same shape and range (0..255); float where colours are jittered, else uint8."""
+        """uint8 (B, C, H, W) → the same shape and range (0..255); uint8 after padded crop and flip alone, else float."""
         batch, device, config = len(images), images.device, self.config
+        height, width = images.shape[-2:]
+        if config.resized_crop:
+            images = resized_crop(images, draw_windows(batch, height, width, config.resized_crop, generator))
         if config.crop_padding:
             pad = config.crop_padding
             offsets = torch.randint(0, 2 * pad + 1, (batch, 2), generator=generator, device=device)
-            images = crop(F.pad(images, (pad, pad, pad, pad)), offsets, (images.shape[-2], images.shape[-1]))
+            images = crop(F.pad(images, (pad, pad, pad, pad)), offsets, (height, width))
         if config.flip:
             images = flip(images, torch.rand(batch, generator=generator, device=device) < 0.5)
         jitters = (
@@ -42,20 +52,51 @@ class Augmentation:
         )
         for strength, adjust in jitters:
             if strength:
-                low = max(0.0, 1 - strength)
-                factors = low + (1 + strength - low) * torch.rand(batch, generator=generator, device=device)
+                factors = torch.empty(batch, device=device)
+                factors.uniform_(max(0.0, 1 - strength), 1 + strength, generator=generator)
                 images = adjust(images.float(), factors)
         return images
 
 
+def draw_windows(batch: int, height: int, width: int, smallest_area: float, generator: torch.Generator) -> Tensor:
+    """Windows of ``RandomResizedCrop`` for images of ``height`` × ``width``: int64 (batch, 4: top, left, height, width).
+
+    Area uniform in [``smallest_area``, 1] of the image's, aspect ratio log-uniform in [3/4, 4/3]. Where none of the attempts
+    lies within the image, the largest centred window with an admissible ratio.
+    """
+    shape, device = (batch, ATTEMPTS), generator.device
+    areas = torch.empty(shape, device=device).uniform_(smallest_area, 1, generator=generator) * (height * width)
+    low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
+    ratios = torch.empty(shape, device=device).uniform_(low, high, generator=generator).exp()
+    heights, widths = (areas / ratios).sqrt().round(), (areas * ratios).sqrt().round()
+    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    first = fits.float().argmax(1, keepdim=True)  # of equal values the first
+    found = fits.any(1)
+    h = torch.where(found, heights.gather(1, first)[:, 0], min(height, round(width / ASPECT_RATIOS[0])))
+    w = torch.where(found, widths.gather(1, first)[:, 0], min(width, round(height * ASPECT_RATIOS[1])))
+    where = torch.rand((2, batch), generator=generator, device=device)
+    top = torch.where(found, where[0] * (height - h + 1), (height - h) / 2).floor()
+    left = torch.where(found, where[1] * (width - w + 1), (width - w) / 2).floor()
+    return torch.stack([top, left, h, w], 1).long()
+
+
+def resized_crop(images: Tensor, windows: Tensor) -> Tensor:
+    """From each image (B, C, H, W) its window (B, 4: top, left, height, width), scaled up to H × W bilinearly; float."""
+    height, width = images.shape[-2:]
+    top, left, h, w = (column[:, None].float() for column in windows.unbind(1))
+    # Centres of the output pixels in the window, held within it, so that nothing from outside the window is mixed in.
+    y = top + ((torch.arange(height, device=images.device) + 0.5) * h / height - 0.5).clamp(min=0).minimum(h - 1)
+    x = left + ((torch.arange(width, device=images.device) + 0.5) * w / width - 0.5).clamp(min=0).minimum(w - 1)
+    shape = (len(images), height, width)
+    grid = torch.stack([((2 * x + 1) / width - 1)[:, None, :].expand(shape),
+                        ((2 * y + 1) / height - 1)[:, :, None].expand(shape)], -1)  # fmt: skip
+    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 def crop(images: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
     """From each image (B, C, H', W') the window of ``size`` whose top left corner is ``offsets`` (B, 2: y, x)."""
-    device = images.device
-    rows = offsets[:, :1] + torch.arange(size[0], device=device)  # (B, H)
-    columns = offsets[:, 1:] + torch.arange(size[1], device=device)  # (B, W)
-    batch = torch.arange(len(images), device=device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
-    return images[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    windows = images.unfold(2, size[0], 1).unfold(3, size[1], 1)  # a view: (B, C, tops, lefts, H, W)
+    return windows[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
 
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
@@ -65,26 +106,26 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
     """Float images (B, C, H, W) in 0..255 times ``factors`` (B,)."""
-    return _blend(images, torch.zeros_like(images[:1]), factors)
+    return (images * factors[:, None, None, None]).clamp_(0, WHITE)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
     """Distance from each image's mean grey level, times ``factors`` (B,)."""
-    return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), factors)
+    return _move_away(_grey(images).mean((1, 2, 3), keepdim=True), images, factors)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
     """Distance of each pixel from its grey level, times ``factors`` (B,); grey images stay as they are."""
-    return images if images.shape[1] == 1 else _blend(images, _grey(images), factors)
+    return images if images.shape[1] == 1 else _move_away(_grey(images), images, factors)
 
 
 def _grey(images: Tensor) -> Tensor:
+    """(B, 1, H, W): the grey level of every pixel (ITU-R 601-2 luma, as torchvision and Pillow)."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor(GREY_WEIGHTS)[None, :, None, None]
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
-def _blend(images: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    weight = factors[:, None, None, None]
-    return (weight * images + (1 - weight) * other).clamp(0, WHITE)
+def _move_away(grey: Tensor, images: Tensor, factors: Tensor) -> Tensor:
+    return torch.lerp(grey, images, factors[:, None, None, None]).clamp_(0, WHITE)

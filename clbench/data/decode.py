@@ -41,7 +41,7 @@ def decode_files(files: list[Path], size: int | None, mode: str, root: Path) -> 
         A read-only memory map, uint8 (len(files), C, H, W).
 
     Raises:
-        DataError: a file cannot be decoded, or sizes differ and ``size`` is None.
+        DataError: a file is missing or cannot be decoded, or sizes differ and ``size`` is None.
     """
     name = _cache_folder(root) / f"{_state(files)}-{mode}"
     as_they_are, scaled = name.with_suffix(".npy"), name.with_name(f"{name.name}-{size}.npy")
@@ -113,7 +113,10 @@ def _state(files: list[Path]) -> str:
     """A digest of which files these are, in which order, how large and when changed."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        status = file.stat()
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"the image {file} is listed but cannot be read: {error.strerror}") from error
         digest.update(f"{file}/{status.st_size}/{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

@@ -28,4 +28,4 @@ def digits(config: DataConfig) -> SourceData:
         mean=(0.3053,),
         std=(0.3763,),
     )
-    return verified("digits", data)
+    return verified("digits", data, "the installed scikit-learn")

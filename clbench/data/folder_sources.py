@@ -37,12 +37,19 @@ def folder(config: DataConfig) -> SourceData:
     ``data.test_fraction`` of every class is held out.
     """
     if not config.folder:
-        raise ConfigError("scenario.source=folder needs data.folder: the name of a folder of class folders within data.root")
+        raise ConfigError(
+            "scenario.source=folder needs data.folder: the name of a folder of class folders within data.root"
+        )
     path = require("folder", data_folder(config), "a folder of images per class")
     if (path / "train").is_dir():
         return read_split_folder("folder", config, path)
     files, names = _classes(path)
-    return _read(config, *_spread_test_files(files, config.test_fraction), names)
+    train, test = _spread_test_files(files, config.test_fraction)
+    if not test:
+        raise DataError(
+            f"no class of {path} has enough images for a test set of data.test_fraction={config.test_fraction}"
+        )
+    return _read(config, train, test, names)
 
 
 @SOURCES.register("tiny_imagenet")
@@ -78,7 +85,9 @@ def mini_imagenet(config: DataConfig) -> SourceData:
     number = {name: label for label, name in enumerate(names)}
     if len(number) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"the class {twice} is in more than one of {', '.join(part.name for part in parts)} below {path}")
+        raise DataError(
+            f"the class {twice} is in more than one of {', '.join(part.name for part in parts)} below {path}"
+        )
     files = sorted((file, number[own[label]]) for listing, own in listings for file, label in listing)
     sized = replace(config, image_size=config.image_size or 84)
     return verified("mini_imagenet", _read(sized, *_spread_test_files(files, 1 / 6), names), path)
@@ -94,7 +103,9 @@ def domainnet(config: DataConfig) -> SourceData:
     path = require("domainnet", data_folder(config, "domainnet"), "the folders of the domains and their file lists")
     domains = [domain for domain in DOMAINNET_DOMAINS if (path / domain).is_dir()]
     if not domains:
-        raise DataError(f"{path} holds no domain of domainnet: put at least one there of {', '.join(DOMAINNET_DOMAINS)}")
+        raise DataError(
+            f"{path} holds no domain of domainnet: put at least one there of {', '.join(DOMAINNET_DOMAINS)}"
+        )
     splits: dict[str, list[Listing]] = {"train": [], "test": []}
     names: dict[int, str] = {}
     for domain in domains:
@@ -170,25 +181,22 @@ def _spread_test_files(files: Listing, fraction: float) -> tuple[Listing, Listin
 
 def _read(config: DataConfig, train: Listing, test: Listing, names: list[str]) -> SourceData:
     """Decode both splits, into one array so that they get one image size."""
-    if not test:
-        raise DataError(
-            f"no class of {data_folder(config)} has enough images for a test set of data.test_fraction={config.test_fraction}"
-        )
     pixels = decode_files([file for file, _ in train + test], config.image_size, "RGB", data_root(config))
     labels = np.array([label for _, label in train + test], np.int64)
     n = len(train)
-    return SourceData(
-        ImageSet(pixels[:n], labels[:n]), ImageSet(pixels[n:], labels[n:]), names, *IMAGENET_STATISTICS
-    )
+    return SourceData(ImageSet(pixels[:n], labels[:n]), ImageSet(pixels[n:], labels[n:]), names, *IMAGENET_STATISTICS)
 
 
 def _read_domains(
     config: DataConfig, train: list[Listing], test: list[Listing], names: list[str], domains: list[str]
 ) -> SourceData:
     """As :func:`_read`, with one listing per domain."""
-    data = _read(config, sum(train, []), sum(test, []), names)
+    every_train, every_test = ([row for listing in listings for row in listing] for listings in (train, test))
+    data = _read(config, every_train, every_test, names)
 
     def with_domains(images: ImageSet, listings: list[Listing]) -> ImageSet:
         return replace(images, domains=np.repeat(np.arange(len(listings)), [len(listing) for listing in listings]))
 
-    return replace(data, train=with_domains(data.train, train), test=with_domains(data.test, test), domain_names=domains)
+    return replace(
+        data, train=with_domains(data.train, train), test=with_domains(data.test, test), domain_names=domains
+    )

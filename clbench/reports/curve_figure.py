@@ -6,7 +6,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
 
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F"]
 """Colours that colour-blind readers can tell apart (Okabe & Ito 2008), without yellow and black, which lines cannot use."""
@@ -19,7 +22,7 @@ def draw_curves(curve: pd.DataFrame, tasks: pd.DataFrame, path: Path, title: str
 
     Args:
         curve: the per-iteration table (columns: task_learning, iteration, task_eval, n, correct, loss).
-        tasks: the table on full test sets at task ends; drawn as squares.
+        tasks: the table on all samples at task ends; drawn as squares.
         path: PNG file to write.
         title: heading.
         task_names: name of every task, for the legend.
@@ -27,56 +30,59 @@ def draw_curves(curve: pd.DataFrame, tasks: pd.DataFrame, path: Path, title: str
     figure = Figure(figsize=(9, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    table = curve.assign(accuracy=100 * curve.correct / curve.n).sort_values("iteration")
+    table = curve.assign(accuracy=100 * curve.correct / curve.n).sort_values("iteration", ignore_index=True)
     colours = _colours(len(task_names))
+    few = len(task_names) <= MOST_LABELLED
     boundaries = table.groupby("task_learning").iteration.max()
     for boundary in boundaries.iloc[:-1]:
         axes.axvline(boundary, color="0.75", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
-    thin = 1.1 if len(task_names) <= MOST_LABELLED else 0.7
     for task, rows in table.groupby("task_eval"):
         index = int(str(task))
-        axes.plot(rows.iteration, rows.accuracy, color=colours[index], linewidth=thin, label=_label(index, task_names))
+        axes.plot(
+            rows.iteration, rows.accuracy, color=colours[index], linewidth=1.1 if few else 0.6,
+            label=_label(index, task_names) if few else None,
+        )  # fmt: skip
         after = rows[rows.task_learning > index]
         if len(after):
             worst = after.loc[after.accuracy.idxmin()]
             axes.plot(
-                worst.iteration,
-                worst.accuracy,
-                marker="v",
-                markersize=7,
-                color=colours[index],
-                markeredgecolor="black",
-                markeredgewidth=0.6,
-                zorder=5,
-            )
-    on_top = 1.5 if len(task_names) <= MOST_LABELLED else 4.5
+                worst.iteration, worst.accuracy, marker="v", markersize=7 if few else 4.5, color=colours[index],
+                markeredgecolor="black", markeredgewidth=0.6, zorder=5, clip_on=False,
+            )  # fmt: skip
     mean = table.groupby("iteration").accuracy.mean()
-    axes.plot(mean.index, mean, color="black", linewidth=2.0, alpha=0.8, zorder=on_top, label="mean of seen tasks")
+    outline = [] if few else [Stroke(linewidth=3.2, foreground="white"), Normal()]  # on top of what it summarises
+    axes.plot(
+        mean.index, mean, color="black", linewidth=2.0 if few else 1.6, alpha=0.8 if few else 1.0,
+        zorder=1.5 if few else 4.5, path_effects=outline, label="mean of seen tasks",
+    )  # fmt: skip
     ends = tasks[(tasks.task_learning >= 0) & (tasks.task_eval <= tasks.task_learning)]
     axes.plot([], [], marker="v", color="0.4", linestyle="", markersize=5, label="minimum after learning")
     if len(ends):
         axes.scatter(
-            ends.iteration, 100 * ends.correct / ends.n, marker="s", s=14, facecolor="none", linewidth=0.8,
-            edgecolor=[colours[task] for task in ends.task_eval], zorder=4,
+            ends.iteration, 100 * ends.correct / ends.n, marker="s", s=14 if few else 6, facecolor="none",
+            linewidth=0.8 if few else 0.5, edgecolor=[colours[task] for task in ends.task_eval], zorder=4, clip_on=False,
         )  # fmt: skip
         axes.plot(
-            [], [], marker="s", color="0.4", markerfacecolor="none", linestyle="", markersize=4, label="full test set"
-        )
+            [], [], marker="s", color="0.4", markerfacecolor="none", linestyle="", markersize=4,
+            label="all samples, task end",
+        )  # fmt: skip
     axes.set(xlabel="iteration (optimizer steps)", ylabel="accuracy (%)", ylim=(-2, 102))
     axes.set_title(title, loc="left", fontsize=11, pad=16)
     if len(table):
         axes.set_xlim(0, max(1, table.iteration.max()))
         _name_tasks(axes, boundaries)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    if len(task_names) > MOST_LABELLED:  # a colour scale replaces a legend nobody would read
-        scale = matplotlib.cm.ScalarMappable(
-            matplotlib.colors.Normalize(1, len(task_names)), matplotlib.colormaps["viridis"]
+    if few:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    else:  # a colour scale replaces a legend nobody would read
+        scale = ScalarMappable(
+            BoundaryNorm(np.arange(len(task_names) + 1) + 0.5, len(task_names)), ListedColormap(colours)
         )
-        figure.colorbar(scale, ax=axes, label="task", pad=0.01)
-        kept = [i for i, label in enumerate(labels) if not label.startswith("task ")]
-        handles, labels = [handles[i] for i in kept], [labels[i] for i in kept]
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+        ticks = np.arange(1, len(task_names) + 1, -(-len(task_names) // 20))
+        figure.colorbar(scale, ax=axes, label="task", pad=0.015, aspect=30, ticks=ticks).ax.tick_params(
+            length=0, labelsize=7
+        )
+        figure.legend(loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     unfinished = path.with_name(f".{path.name}.unfinished")
     figure.savefig(unfinished, format="png")
     unfinished.replace(path)

@@ -9,7 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-FULL, SUBSET = "full test sets", "subsets"
+FULL, SUBSET = "all samples, at task ends", "subsets, at every evaluation"
+
+MOST_COLUMNS = 20
+"""Tasks that fit an accuracy matrix of 100 columns; of more, evenly spaced ones are shown, the last among them."""
 
 ROWS: list[tuple[str, str, str]] = [
     ("ACC", "ACC", FULL),
@@ -38,11 +41,13 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     """
     parts: list[Any] = [metrics_table(summary)]
     if (tasks.task_learning >= 0).any():
-        parts += [Text("accuracy (%) on each task (column) after each task (row)"), accuracy_matrix_table(tasks)]
+        heading = f"accuracy (%) on each task (column) after each task (row), all {summary['split']} samples"
+        parts += [Text(heading), accuracy_matrix_table(tasks)]
     if summary["metrics"].get("warning"):
         parts.append(Text(summary["metrics"]["warning"], style="yellow"))
     if summary["status"] != "finished":
-        parts.append(Text(f"{summary['status']}: {summary['reason']}", style="bold red"))
+        learned = f"{summary['status']} after {summary['metrics']['tasks_learned']} learned tasks"
+        parts.append(Text(f"{learned}: {summary['reason']}", style="bold red"))
     picture = " (picture: curve.png)" if (folder / "curve.png").exists() else ""
     parts.append(Text(f"run folder: {folder}{picture}", no_wrap=True, overflow="ignore"))
     return Group(*parts)
@@ -56,7 +61,7 @@ def metrics_table(summary: dict[str, Any]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("measured on", style="dim")
     where = {
-        FULL: "full test sets, task ends",
+        FULL: f"full {summary['split']} sets, task ends",
         SUBSET: f"subsets of {metrics['smallest_subset']}, {_period(metrics['every'])}",
     }
     for name, title, measured in ROWS:
@@ -65,7 +70,8 @@ def metrics_table(summary: dict[str, Any]) -> Table:
             value += f" ± {100 * metrics['min_ACC_stderr']:.1f}"
         table.add_row(title, value, where[measured])
     recovery = metrics["recovery_iterations"]
-    table.add_row("recovery time (ours)", "–" if recovery is None else f"{recovery:.0f} iterations", where[SUBSET])
+    rests_on = f"{metrics['switches_recovered']} of {metrics['switches']} switches recovered from"
+    table.add_row("recovery time (ours)", "–" if recovery is None else f"{recovery:.0f} iterations", rests_on)
     table.add_section()
     share = costs["evaluation_seconds"] / costs["seconds"]
     table.add_row("time", f"{costs['seconds']:.1f} s", f"of which evaluation {100 * share:.0f} %")
@@ -75,14 +81,21 @@ def metrics_table(summary: dict[str, Any]) -> Table:
 
 
 def accuracy_matrix_table(tasks: pd.DataFrame) -> Table:
-    """Accuracy in percent on each task (columns) after each task (rows), on full test sets."""
+    """Accuracy in percent on each task (columns) after each task (rows), on all samples."""
     accuracy = tasks.assign(accuracy=100 * tasks.correct / tasks.n)
     matrix = accuracy.pivot(index="task_learning", columns="task_eval", values="accuracy")
-    table = Table(padding=(0, 0), pad_edge=False)
+    step = -(-len(matrix.columns) // MOST_COLUMNS)
+    last = matrix.columns.max()
+    matrix = matrix.loc[
+        [learned for learned in matrix.index if learned == -1 or (last - learned) % step == 0],
+        [task for task in matrix.columns if (last - task) % step == 0],
+    ]
+    roomy = len(matrix.columns) <= 10
+    table = Table(padding=(0, 1) if roomy else (0, 0), pad_edge=False)
     table.add_column("", justify="right", no_wrap=True)
     for task in matrix.columns:
         table.add_column(f"{task + 1:d}", justify="right", no_wrap=True, min_width=3)
-    digits = 1 if len(matrix.columns) <= 12 else 0
+    digits = 1 if roomy else 0
     for learned, row in matrix.iterrows():
         cells = [
             "" if math.isnan(value) else Text(f"{value:.{digits}f}", style="bold" if task == learned else "")
