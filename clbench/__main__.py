@@ -23,7 +23,7 @@ CONFIG_ERROR = 2
 
 
 def train(composed: DictConfig) -> float | None:
-    """One run in the folder that Hydra made for it; returns ACC, which a sweeper may maximise."""
+    """One run in the folder that Hydra made for it; returns ACC, which a sweeper may maximise, or None if it diverged."""
     hydra_config = HydraConfig.get()
     try:
         return _run(composed, Path(hydra_config.runtime.output_dir))
@@ -42,7 +42,7 @@ def _run(composed: DictConfig, folder: Path) -> float | None:
 
     summary = run(composed, folder)
     Console().print(end_of_run(summary, RunFolder(folder).read_table("tasks.parquet"), folder))
-    return summary["metrics"]["ACC"]
+    return summary["metrics"]["ACC"] if summary["status"] == "finished" else None
 
 
 def resume(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clbench import config as configuration
+from clbench.config import DataConfig
 from clbench.errors import ConfigError, choose_from
 from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES
 
@@ -35,15 +37,30 @@ def list_everything() -> None:
             needs = _needs_columns(name) if group == "strategy" else ()
             table.add_row(name, *needs, escape(one_line(group, name)))
         console.print(table, "")
-    console.print("[bold]data sources (scenario.source=)[/bold]", ", ".join(SOURCES.names()))
+    table = Table(title="scenario.source=", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_column("name", style="bold", no_wrap=True)
+    table.add_column("what it is")
+    for name in SOURCES.names():
+        table.add_row(name, escape(one_line("source", name)))
+    console.print(table, "")
     console.print("settings: C class-, T task-, D domain-incremental. More about one: python -m clbench describe NAME")
 
 
 def one_line(group: str, name: str) -> str:
-    """The line that ``list`` shows: a strategy's or model's docstring, else the first comment of the YAML file."""
+    """The line that ``list`` shows: the first of a strategy's or data source's docstring, else of the YAML file's comment.
+
+    A model of the user's that comes without a YAML file has its docstring as well.
+    """
+    file = configuration.conf_dir() / group / f"{name}.yaml"
     if group == "strategy":
-        return _module_docstring(STRATEGIES[name]).splitlines()[0]
-    return _comment(configuration.conf_dir() / group / f"{name}.yaml").splitlines()[0]
+        text = _module_docstring(STRATEGIES[name])
+    elif group == "source":
+        text = inspect.getdoc(SOURCES[name]) or ""
+    elif file.exists():
+        text = _comment(file)
+    else:
+        text = _module_docstring(MODELS[name])
+    return text.partition("\n")[0].replace("``", "")
 
 
 def describe(name: str) -> None:
@@ -61,11 +78,11 @@ def describe(name: str) -> None:
         console.rule(f"{group}={name}", align="left")
         file = configuration.conf_dir() / group / f"{name}.yaml"
         if group == "strategy":
-            console.print(escape(_module_docstring(STRATEGIES[name])), "", highlight=False)
+            console.print(escape(_module_docstring(STRATEGIES[name])), "", sep="\n", highlight=False)
             _print_needs(console, name)
             _print_options(console, STRATEGIES[name].config, file, group)
         elif group == "model":
-            kind = OmegaConf.load(file).kind
+            kind = OmegaConf.load(file).kind if file.exists() else name
             console.print(
                 escape(_comment(file)), "", escape(_module_docstring(MODELS[kind])), "", sep="\n", highlight=False
             )
@@ -81,8 +98,14 @@ def describe(name: str) -> None:
             console.print(escape(file.read_text()), highlight=False)
         console.print(f"[bold]run it[/bold]  python -m clbench {group}={name}\n", highlight=False)
     if name in SOURCES.names():
-        console.rule(f"data source {name}", align="left")
-        console.print(escape(inspect.getdoc(SOURCES[name]) or ""), highlight=False)
+        console.rule(f"scenario.source={name}", align="left")
+        console.print(escape(inspect.getdoc(SOURCES[name]) or ""), "", sep="\n", highlight=False)
+        _print_options(console, DataConfig, Path(), "data")
+        streams = [scenario for scenario in configuration.group_choices("scenario") if _source_of(scenario) == name]
+        commands = [f"python -m clbench scenario={scenario}" for scenario in streams] or [
+            f"python -m clbench scenario.source={name} scenario.frozen=null scenario.increment=<classes per task>"
+        ]
+        console.print("[bold]run it[/bold]  " + "\n        ".join(commands), highlight=False)
 
 
 def strategies_markdown() -> str:
@@ -113,21 +136,30 @@ def _print_needs(console: Console, name: str) -> None:
 
 def _print_options(console: Console, schema: type, file: Path, group: str) -> None:
     """A table of the fields of ``schema`` with the defaults of the YAML file, and the comments there (their sources)."""
-    defaults = OmegaConf.load(file) if file.exists() else OmegaConf.create()
+    defaults = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
     if group == "scenario":
         defaults = defaults.scenario
-    comments = _line_comments(file) if file.exists() else {}
+    comments = _line_comments(file) if file.is_file() else {}
     table = Table(title="options", title_justify="left")
     for column in ("option", "default", "what it does"):
         table.add_column(column, no_wrap=column == "option")
     for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(field.type):
-            for inner in dataclasses.fields(field.type):
-                table.add_row(f"{group}.{field.name}.{inner.name}", str(_default(inner)), escape(_help(inner, "")))
-            continue
-        default = defaults.get(field.name, _default(field))
-        table.add_row(f"{group}.{field.name}", escape(str(default)), escape(_help(field, comments.get(field.name, ""))))
+        nested = dataclasses.is_dataclass(field.type)
+        values = defaults.get(field.name, {}) if nested else defaults
+        for leaf in dataclasses.fields(field.type) if nested else [field]:
+            name = f"{field.name}.{leaf.name}" if nested else leaf.name
+            default = _as_typed(values.get(leaf.name, _default(leaf)))
+            table.add_row(f"{group}.{name}", escape(default), escape(_help(leaf, comments.get(leaf.name, ""))))
     console.print(table, highlight=False)
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is written on the command line: null, true, [1, 2]."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _source_of(scenario: str) -> str:
+    return OmegaConf.load(configuration.conf_dir() / "scenario" / f"{scenario}.yaml").scenario.source
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -5,13 +5,15 @@ import pytest
 from clbench import listing
 from clbench.config import group_choices
 from clbench.errors import ConfigError
-from clbench.registry import STRATEGIES
+from clbench.registry import MODELS, SOURCES, STRATEGIES
 
 
 def test_list_has_a_line_for_everything(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     listing.list_everything()
     text = capsys.readouterr().out
+    for name in SOURCES.names():
+        assert listing.one_line("source", name) in text
     for group in listing.GROUPS:
         for name in group_choices(group):
             assert name in text
@@ -29,10 +31,33 @@ def test_describe_shows_equation_options_and_source(name, capsys, monkeypatch):
         assert f"strategy.{field}" in text
 
 
-@pytest.mark.parametrize("name", ["split_digits", "mlp", "digits"])
+@pytest.mark.parametrize("name", ["split_digits", "mlp", "digits", "kmnist", "split_mnist_er"])
 def test_describe_other_things(name, capsys):
     listing.describe(name)
     assert name in capsys.readouterr().out
+
+
+def shown_defaults(name: str, capsys, monkeypatch) -> dict[str, str]:
+    monkeypatch.setenv("COLUMNS", "200")
+    listing.describe(name)
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.count("│") == 4]
+    return {row[1].strip(): row[2].strip() for row in rows}
+
+
+def test_defaults_are_those_of_the_file_not_of_the_dataclass(capsys, monkeypatch):
+    shown = shown_defaults("cifar100_b50_10x5", capsys, monkeypatch)
+    assert shown["scenario.increment"] == "5"
+    assert shown["scenario.augment.crop_padding"] == "4"
+    assert shown["scenario.augment.flip"] == "true"
+    assert shown["scenario.augment.contrast"] == "0.0"
+    assert shown["scenario.classes"] == "null"
+
+
+def test_model_that_a_user_registered_without_a_yaml_file(capsys, monkeypatch):
+    monkeypatch.setitem(MODELS._entries, "mine", MODELS["mlp"])
+    listing.list_everything()
+    listing.describe("mine")
+    assert "model=mine" in capsys.readouterr().out
 
 
 def test_describe_unknown_name():

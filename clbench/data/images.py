@@ -35,7 +35,7 @@ class ImageSet:
         shape = np.asarray(self.pixels.shape[1:], "<i8").tobytes()
         labels = self.labels.astype("<i8")
         digests = bytearray()
-        for image, label in zip(self.pixels, labels, strict=True):
+        for image, label in zip(np.asarray(self.pixels), labels, strict=True):
             digest = hashlib.blake2b(shape + label.tobytes(), digest_size=16)
             digest.update(np.ascontiguousarray(image))
             digests += digest.digest()

@@ -1,8 +1,11 @@
 """Where decoded images live, and how a batch is taken from them.
 
 A data set is decoded once; a batch is ``store.take(rows)``. The three placements differ only in where the uint8 images
-are held: on the training device, in page-locked host memory, or in a memory-mapped file.
+are held: on the training device, in host memory, or in a memory-mapped file. From the latter two a batch is collected in
+page-locked memory, from where it is copied to a CUDA device while the host goes on.
 """
+
+import warnings
 
 import numpy as np
 import psutil
@@ -22,6 +25,9 @@ class Store:
         pixels: uint8 array (N, C, H, W).
         device: the training device, where batches are wanted.
         placement: ``device``, ``host``, ``mmap`` or ``auto`` (device if it fits, else host, else mmap).
+
+    Raises:
+        ConfigError: ``mmap`` is asked for, and the images are not in a file of their own.
     """
 
     def __init__(self, pixels: np.ndarray, device: torch.device, placement: str = "auto") -> None:
@@ -29,15 +35,17 @@ class Store:
         self.placement = _choose_placement(pixels, device) if placement == "auto" else placement
         if self.placement == "mmap":
             if not isinstance(pixels, np.memmap):
-                raise ConfigError("data.placement=mmap needs a source that is cached on disk; valid here: device, host")
-            self._pixels: np.ndarray | Tensor = pixels
+                raise ConfigError(
+                    "data.placement=mmap needs images that were decoded from image files and are used as they are there, "
+                    "neither resized nor rotated; valid choices here: auto, device, host"
+                )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only arrays; nothing writes to this one
+                self._pixels = torch.from_numpy(pixels)
         else:
-            tensor = torch.from_numpy(np.array(pixels))  # a private, writable copy in memory
+            self._pixels = torch.from_numpy(np.array(pixels))  # a private, writable copy in memory
             if self.placement == "device":
-                tensor = tensor.to(device)
-            elif device.type == "cuda":
-                tensor = tensor.pin_memory()
-            self._pixels = tensor
+                self._pixels = self._pixels.to(device)
         self.shape = tuple(pixels.shape)
 
     def __len__(self) -> int:
@@ -48,10 +56,10 @@ class Store:
 
         ``rows`` lies where the images do: on the device for placement ``device``, else on the host.
         """
-        if isinstance(self._pixels, np.ndarray):
-            batch = torch.from_numpy(self._pixels[rows.numpy()])
-        else:
-            batch = self._pixels.index_select(0, rows)
+        if self.placement == "device" or self.device.type == "cpu":
+            return self._pixels.index_select(0, rows)
+        batch = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self._pixels, 0, rows, out=batch)
         return batch.to(self.device, non_blocking=True)
 
     @property

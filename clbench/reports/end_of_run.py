@@ -12,7 +12,7 @@ from rich.text import Text
 FULL, SUBSET = "all samples, at task ends", "subsets, at every evaluation"
 
 MOST_COLUMNS = 20
-"""Tasks that fit an accuracy matrix of 100 columns; of more, evenly spaced ones are shown, the last among them."""
+"""Tasks that fit into a terminal as an accuracy matrix; of more, evenly spaced ones are shown, the last among them."""
 
 ROWS: list[tuple[str, str, str]] = [
     ("ACC", "ACC", FULL),
@@ -46,8 +46,8 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     if summary["metrics"].get("warning"):
         parts.append(Text(summary["metrics"]["warning"], style="yellow"))
     if summary["status"] != "finished":
-        learned = f"{summary['status']} after {summary['metrics']['tasks_learned']} learned tasks"
-        parts.append(Text(f"{learned}: {summary['reason']}", style="bold red"))
+        status = f"{summary['status']} (tasks learned: {summary['metrics']['tasks_learned']})"
+        parts.append(Text(f"{status}: {summary['reason']}", style="bold red"))
     picture = " (picture: curve.png)" if (folder / "curve.png").exists() else ""
     parts.append(Text(f"run folder: {folder}{picture}", no_wrap=True, overflow="ignore"))
     return Group(*parts)
@@ -62,7 +62,7 @@ def metrics_table(summary: dict[str, Any]) -> Table:
     table.add_column("measured on", style="dim")
     where = {
         FULL: f"full {summary['split']} sets, task ends",
-        SUBSET: f"subsets of {metrics['smallest_subset']}, {_period(metrics['every'])}",
+        SUBSET: f"subsets n={metrics['smallest_subset']}, {_period(metrics['every'])}",
     }
     for name, title, measured in ROWS:
         value = _percent(metrics[name])
@@ -70,7 +70,7 @@ def metrics_table(summary: dict[str, Any]) -> Table:
             value += f" ± {100 * metrics['min_ACC_stderr']:.1f}"
         table.add_row(title, value, where[measured])
     recovery = metrics["recovery_iterations"]
-    rests_on = f"{metrics['switches_recovered']} of {metrics['switches']} switches recovered from"
+    rests_on = f"{metrics['switches_recovered']} of {metrics['switches']} switches"
     table.add_row("recovery time (ours)", "–" if recovery is None else f"{recovery:.0f} iterations", rests_on)
     table.add_section()
     share = costs["evaluation_seconds"] / costs["seconds"]
@@ -85,16 +85,15 @@ def accuracy_matrix_table(tasks: pd.DataFrame) -> Table:
     accuracy = tasks.assign(accuracy=100 * tasks.correct / tasks.n)
     matrix = accuracy.pivot(index="task_learning", columns="task_eval", values="accuracy")
     step = -(-len(matrix.columns) // MOST_COLUMNS)
-    last = matrix.columns.max()
     matrix = matrix.loc[
-        [learned for learned in matrix.index if learned == -1 or (last - learned) % step == 0],
-        [task for task in matrix.columns if (last - task) % step == 0],
+        [learned for learned in matrix.index if learned == -1 or (matrix.index.max() - learned) % step == 0],
+        [task for task in matrix.columns if (matrix.columns.max() - task) % step == 0],
     ]
     roomy = len(matrix.columns) <= 10
-    table = Table(padding=(0, 1) if roomy else (0, 0), pad_edge=False)
-    table.add_column("", justify="right", no_wrap=True)
+    table = Table(box=None, padding=(0, 0, 0, 2 if roomy else 1), header_style="dim")
+    table.add_column("", justify="right", no_wrap=True, style="dim")
     for task in matrix.columns:
-        table.add_column(f"{task + 1:d}", justify="right", no_wrap=True, min_width=3)
+        table.add_column(f"{task + 1:d}", justify="right", no_wrap=True)
     digits = 1 if roomy else 0
     for learned, row in matrix.iterrows():
         cells = [
@@ -110,4 +109,4 @@ def _percent(value: float | None) -> str:
 
 
 def _period(every: int) -> str:
-    return {0: "at task switches", 1: "every iteration"}.get(every, f"every {every} iterations")
+    return f"every={every}" if every else "task switches"

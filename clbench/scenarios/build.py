@@ -58,6 +58,10 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         DataError: the source's data are missing or damaged.
     """
     kind = SCENARIOS[config.kind]
+    if data_config.image_size is not None:
+        raise ConfigError(
+            f"data.image_size={data_config.image_size} is not for the command line: set scenario.image_size instead"
+        )
     source = SOURCES[config.source](replace(data_config, image_size=config.image_size))
     data = resized(source, config.image_size)
     plan = kind.plan(config, data, seed)

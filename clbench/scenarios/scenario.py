@@ -78,7 +78,8 @@ class Split:
     def take(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 images (B, C, H, W), labels (B,) and tasks (B,) of the samples ``ids`` (B,), on the device."""
         on_device = ids.to(self.labels.device, non_blocking=True)
-        images = self.store.take(self.rows[ids.to(self.rows.device, non_blocking=True)])
+        # A copy from the device to the host has to be waited for: its result is read at once.
+        images = self.store.take(self.rows[ids.to(self.rows.device, non_blocking=self.rows.is_cuda)])
         tasks = self.tasks[on_device]
         if self.permutations is not None:
             images = images.flatten(1).gather(1, self.permutations[tasks]).view_as(images)

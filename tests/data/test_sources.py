@@ -1,13 +1,12 @@
-"""Sources: read, verified by content, and missing data answered with what belongs where."""
+"""Content hashes: a damaged copy is refused, a repacked one is not. Missing data: the sentence says what belongs where."""
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from clbench.config import DataConfig
 from clbench.data.images import ImageSet, SourceData, content_hash
-from clbench.data.location import verified
-from clbench.errors import DataError
+from clbench.data.location import data_root, verified
+from clbench.errors import ConfigError, DataError
 from clbench.registry import SOURCES
 
 
@@ -62,13 +61,15 @@ def one_doubled(pixels, labels):
 
 @pytest.mark.parametrize("damage", [one_pixel, one_label, one_missing, one_doubled])
 def test_damaged_copy_is_refused(damage):
-    with pytest.raises(DataError, match="the train images of digits are damaged or not the official ones"):
-        verified("digits", altered(damage))
+    with pytest.raises(
+        DataError, match=r"the train images of digits at here are damaged or not the official ones.* expected 993bb8"
+    ):
+        verified("digits", altered(damage), "here")
 
 
 def test_repacked_copy_is_accepted():
     order = np.random.default_rng(0).permutation(1442)
-    verified("digits", altered(lambda pixels, labels: (pixels[order], labels[order])))
+    assert verified("digits", altered(lambda pixels, labels: (pixels[order], labels[order])), "here").note == ""
 
 
 def test_hash_of_a_subset_is_the_sum_over_it():
@@ -85,12 +86,13 @@ def test_hash_depends_on_the_shape():
     assert ImageSet(pixels, labels).content_hash != ImageSet(pixels.reshape(2, 1, 2, 8), labels).content_hash
 
 
-# ---- missing --------------------------------------------------------------------------------------------------------------
+# ---- missing and damaged --------------------------------------------------------------------------------------------------
+
+FOLDERS = ("tiny_imagenet", "mini_imagenet", "domainnet", "pacs")
+FETCHED = ("mnist", "fashion_mnist", "kmnist", "emnist", "svhn", "usps", "cifar10", "cifar100", "gtsrb", "omniglot")
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in SOURCES.names() if n not in ("digits", "folder") and not n.startswith("random")]
-)
+@pytest.mark.parametrize("name", FOLDERS + FETCHED)
 def test_missing_data_say_what_belongs_where(name, tmp_path):
     with pytest.raises(DataError) as error:
         SOURCES[name](config(tmp_path))
@@ -98,145 +100,32 @@ def test_missing_data_say_what_belongs_where(name, tmp_path):
     assert str(tmp_path) in sentence
     assert "put " in sentence
     assert "\n" not in sentence
+    assert ("data.download=false" in sentence) == (name in FETCHED)
 
 
-def test_failed_download_is_part_of_the_sentence(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", FETCHED)
+def test_failed_download_is_part_of_the_sentence(name, tmp_path, monkeypatch):
     def no_network(*_arguments, **_options):
         raise OSError("network is unreachable\nand more")
 
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
+    for module in ("mnist", "cifar", "gtsrb", "omniglot"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", no_network)
+    for module in ("svhn", "usps"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.download_url", no_network)
     with pytest.raises(DataError) as error:
-        SOURCES["mnist"](DataConfig(root=str(tmp_path)))
-    assert "the download failed" in str(error.value)
+        SOURCES[name](DataConfig(root=str(tmp_path)))
+    assert "(the download failed: network is unreachable): put " in str(error.value)
     assert "\n" not in str(error.value)
 
 
-# ---- folders --------------------------------------------------------------------------------------------------------------
+def test_root_is_the_option_else_the_environment_else_a_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLBENCH_DATA", str(tmp_path / "environment"))
+    assert data_root(DataConfig(root=str(tmp_path))) == tmp_path
+    assert data_root(DataConfig()) == tmp_path / "environment"
+    monkeypatch.delenv("CLBENCH_DATA")
+    assert "clbench" in str(data_root(DataConfig()))
 
 
-def write_images(folder, count, size=(8, 8), seed=0):
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{i:03d}.png")
-
-
-def test_folder_without_a_split(tmp_path):
-    for seed, name in enumerate(["cat", "ant"]):
-        write_images(tmp_path / "animals" / name, 10, seed=seed)
-    data = SOURCES["folder"](config(tmp_path, folder="animals", test_fraction=0.3))
-    assert data.class_names == ["ant", "cat"]
-    assert np.bincount(data.train.labels).tolist() == [7, 7]
-    assert np.bincount(data.test.labels).tolist() == [3, 3]
-    first = np.asarray(Image.open(tmp_path / "animals" / "ant" / "000.png")).transpose(2, 0, 1)
-    assert any(np.array_equal(first, image) for image in data.train.pixels)
-
-
-def test_folder_with_a_split_and_other_sizes(tmp_path):
-    for part in ("train", "val"):
-        write_images(tmp_path / "set" / part / "a", 3, size=(12, 8))
-        write_images(tmp_path / "set" / part / "b", 2, size=(8, 8))
-    with pytest.raises(DataError, match=r"set scenario\.image_size"):
-        SOURCES["folder"](config(tmp_path, folder="set"))
-    data = SOURCES["folder"](config(tmp_path, folder="set", image_size=6))
-    assert data.train.pixels.shape == (5, 3, 6, 6)
-    assert data.test.labels.tolist() == [0, 0, 0, 1, 1]
-
-
-def test_decoded_once_and_again_when_a_file_changes(tmp_path):
-    write_images(tmp_path / "set" / "a", 4)
-    with pytest.raises(DataError, match="no class of set has enough images"):
-        SOURCES["folder"](config(tmp_path, folder="set"))
-    load = lambda: SOURCES["folder"](config(tmp_path, folder="set", test_fraction=0.25))  # noqa: E731
-    first = load()
-    caches = sorted((tmp_path / ".clbench-cache").iterdir())
-    assert {c.suffix for c in caches} == {".npy"}
-    load()
-    assert sorted((tmp_path / ".clbench-cache").iterdir()) == caches
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "set" / "a" / "000.png", compress_level=0)
-    assert load().train.content_hash != first.train.content_hash
-
-
-def test_unreadable_image_is_named(tmp_path):
-    write_images(tmp_path / "set" / "a", 2)
-    (tmp_path / "set" / "a" / "001.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"001\.png cannot be decoded"):
-        SOURCES["folder"](config(tmp_path, folder="set", test_fraction=0.5))
-
-
-def test_tiny_imagenet_layout(tmp_path):
-    root = tmp_path / "tiny-imagenet-200"
-    for wnid in ("n02", "n01"):
-        write_images(root / "train" / wnid / "images", 3)
-    write_images(root / "val" / "images", 2)
-    (root / "val" / "val_annotations.txt").write_text("000.png\tn02\t0\t0\t9\t9\n001.png\tn01\t0\t0\t9\t9\n")
-    data = SOURCES["tiny_imagenet"](config(tmp_path))
-    assert data.class_names == ["n01", "n02"]
-    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert data.test.labels.tolist() == [1, 0]
-
-
-def test_domainnet_layout(tmp_path):
-    root = tmp_path / "domainnet"
-    for domain in ("sketch", "real"):
-        for label, name in enumerate(["ant", "bee"]):
-            write_images(root / domain / name, 3, size=(10, 9), seed=label)
-        rows = [f"{domain}/{name}/{i:03d}.png {label}" for label, name in enumerate(["ant", "bee"]) for i in range(3)]
-        (root / f"{domain}_train.txt").write_text("\n".join(row for row in rows if "002" not in row))
-        (root / f"{domain}_test.txt").write_text("\n".join(row for row in rows if "002" in row))
-    data = SOURCES["domainnet"](config(tmp_path, image_size=8))
-    assert data.domain_names == ["real", "sketch"]
-    assert data.class_names == ["ant", "bee"]
-    assert data.train.domains.tolist() == [0] * 4 + [1] * 4
-    assert data.test.labels.tolist() == [0, 1, 0, 1]
-
-
-def test_mini_imagenet_layout(tmp_path):
-    for part, name in (("train", "n2"), ("test", "n1")):
-        write_images(tmp_path / "miniimagenet" / part / name, 12)
-    data = SOURCES["mini_imagenet"](config(tmp_path))
-    assert data.class_names == ["n1", "n2"]
-    assert (len(data.train), len(data.test)) == (20, 4)
-    assert data.train.pixels.shape[1:] == (3, 84, 84)
-
-
-# ---- real data ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "folder", "sizes", "shape", "note"),
-    [
-        ("mnist", None, (60_000, 10_000), (1, 28, 28), ""),
-        ("fashion_mnist", None, (60_000, 10_000), (1, 28, 28), ""),
-        ("cifar100", None, (50_000, 10_000), (3, 32, 32), ""),
-        ("cifar10", "cifar10_small", (5_000, 1_000), (3, 32, 32), "subset"),
-        ("gtsrb", "GTSRB32", (6_450, 2_580), (3, 32, 32), "subset"),
-        ("pacs", "PACS64", (9_005, 986), (3, 64, 64), "resized"),
-        ("omniglot", None, (9_885, 3_295), (1, 28, 28), ""),
-    ],
-)
-def test_real_data(name, folder, sizes, shape, note, real_data):
-    try:
-        data = SOURCES[name](config(real_data, folder=folder))
-    except DataError as missing:
-        pytest.skip(str(missing))
-    assert (len(data.train), len(data.test)) == sizes
-    assert data.train.pixels.shape[1:] == shape
-    assert note in data.note
-    assert bool(note) == bool(data.note)
-    assert set(np.unique(data.train.labels)) == set(range(len(data.class_names)))
-
-
-def test_superclasses_of_cifar100(real_data):
-    data = SOURCES["cifar100"](config(real_data))
-    assert np.bincount(data.superclass).tolist() == [5] * 20
-    members = {
-        data.class_names[c] for c in np.flatnonzero(data.superclass == data.superclass[data.class_names.index("shark")])
-    }
-    assert members == {"aquarium_fish", "flatfish", "ray", "shark", "trout"}
-
-
-def test_statistics_of_cifar100_are_those_of_the_pixels(real_data):
-    data = SOURCES["cifar100"](config(real_data))
-    assert data.mean == pytest.approx((data.train.pixels / 255).mean((0, 2, 3)), abs=1e-3)
-    assert data.std == pytest.approx((data.train.pixels / 255).std((0, 2, 3)), abs=1e-3)
+def test_image_size_is_the_scenarios(small_setup):
+    with pytest.raises(ConfigError, match=r"set scenario\.image_size instead"):
+        small_setup("data.image_size=32")

@@ -1,9 +1,7 @@
 """A run that is killed (SIGKILL, at a random instant) and resumed leaves the curve of the uninterrupted run."""
 
 import multiprocessing
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -60,8 +58,8 @@ def check(strategy: str, trials: int, tmp_path: Path) -> None:
         process = spawn(folder.path, overrides)
         while folder.status != "running" and process.is_alive():
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, duration))
-        os.kill(process.pid, signal.SIGKILL)
+        time.sleep(rng.uniform(0, 0.8 * duration))
+        process.kill()  # SIGKILL; does nothing where the run was quicker
         process.join()
         killed_midway += folder.status == "running"
         if folder.status == "running":

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from clbench.config import compose
 from clbench.evaluation.evaluator import COLUMNS
-from clbench.reports.curve_figure import draw_curves
+from clbench.evaluation.metrics import summarise
 from clbench.reports.end_of_run import accuracy_matrix_table, end_of_run
 from clbench.run import run
 
@@ -35,29 +35,59 @@ def test_tables_of_a_real_run(tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
 
 
-def test_matrix_of_twenty_tasks_fits_a_terminal():
-    rows = [(j, j, i, 100, 100 - i, 0.0) for j in range(20) for i in range(j + 1)]
-    text = shown(accuracy_matrix_table(pd.DataFrame(rows, columns=COLUMNS)))
-    assert "100" in text
-    assert "…" not in text
-    assert "81" in text
+def some_run(n_tasks: int, status: str = "finished", reason: str | None = None) -> tuple[dict, pd.DataFrame]:
+    """A summary and a task table in which task i is at (100 − i) % from its end on."""
+    rows = [(j, j, i, 100, 100 - i, 0.0) for j in range(n_tasks) for i in range(j + 1)]
+    tasks = pd.DataFrame(rows, columns=COLUMNS)
+    costs = {"seconds": 2.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 2**20, "strategy_bytes": 0}
+    names = {"strategy": "er", "scenario": "stream", "seed": 3, "split": "validation"}
+    summary = {"status": status, "reason": reason, **names, "metrics": summarise(tasks, tasks, every=7), "costs": costs}
+    return summary, tasks
 
 
-@pytest.mark.parametrize("n_tasks", [1, 5, 20])
-def test_figure_is_drawn_for_any_number_of_tasks(n_tasks, tmp_path):
-    rows = [(t // 10, t, i, 100, (7 * t + i) % 100, 0.0) for t in range(10 * n_tasks) for i in range(t // 10 + 1)]
-    curve = pd.DataFrame(rows, columns=COLUMNS)
-    draw_curves(
-        curve, curve[curve.iteration % 10 == 9], tmp_path / "curve.png", "title", [str(i) for i in range(n_tasks)]
-    )
-    assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("n_tasks", [10, 11, 20])
+def test_matrix_of_many_tasks_fits_a_terminal(n_tasks, width):
+    lines = shown(accuracy_matrix_table(some_run(n_tasks)[1]), width).splitlines()
+    assert lines[0].split() == [str(task) for task in range(1, n_tasks + 1)]
+    digits = 1 if n_tasks <= 10 else 0
+    assert lines[-1].split() == [str(n_tasks), *(f"{100 - task:.{digits}f}" for task in range(n_tasks))]
 
 
-def test_figure_of_a_run_that_diverged_at_once(tmp_path):
-    empty = pd.DataFrame(columns=COLUMNS).astype(float)
-    draw_curves(empty, empty, Path(tmp_path / "curve.png"), "nothing", ["a", "b"])
-    assert (tmp_path / "curve.png").exists()
+def test_matrix_of_more_tasks_shows_some_of_them_and_the_last():
+    lines = shown(accuracy_matrix_table(some_run(50)[1]), 80).splitlines()
+    assert lines[0].split() == [str(task) for task in range(2, 51, 3)]
+    assert [line.split()[0] for line in lines[1:]] == lines[0].split()
+    assert lines[-1].split()[-1] == "51"
+
+
+def test_accuracy_before_learning_is_shown_where_it_was_measured():
+    rows = [(-1, 0, 0, 100, 10, 0.0), (-1, 0, 1, 100, 11, 0.0), (0, 5, 0, 100, 90, 0.0), (0, 5, 1, 100, 12, 0.0)]
+    lines = shown(accuracy_matrix_table(pd.DataFrame(rows, columns=COLUMNS))).splitlines()
+    assert [line.split() for line in lines] == [["1", "2"], ["start", "10.0", "11.0"], ["1", "90.0", "12.0"]]
+
+
+def test_every_number_says_what_it_was_measured_on():
+    text = shown(end_of_run(*some_run(3), Path("somewhere")), width=80)
+    row = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") == 4}
+    assert "99.0 %" in row["ACC"]
+    assert "full validation sets" in row["ACC"]
+    assert "n=100, every=7" in row["min-ACC"]
+    assert "– │" in row["FWT"]
+    assert "2 of 2 switches" in row["recovery time (ours)"]
+    assert "somewhere" in text
+
+
+def test_diverged_run_says_so():
+    text = shown(end_of_run(*some_run(1, "diverged", "the loss became nan"), Path("somewhere")))
+    assert "diverged (tasks learned: 1): the loss became nan" in text
+
+
+def test_run_that_diverged_at_once():
+    summary, tasks = some_run(1, "diverged", "the loss became nan")
+    empty = tasks[:0]
+    summary["metrics"] = summarise(empty, empty, every=1)
+    assert "tasks learned: 0" in shown(end_of_run(summary, empty, Path("somewhere")))
 
 
 def test_reports_import_no_torch():
