@@ -126,7 +126,9 @@ def pacs(config: DataConfig) -> SourceData:
     no official test split exists. A resized copy is read with ``data.folder``.
     """
     path = data_folder(config, "PACS")
-    train, test, names = [], [], []
+    train: list[Listing] = []
+    test: list[Listing] = []
+    names: list[str] = []
     for domain in PACS_DOMAINS:
         require("pacs", path / domain, "the images of that domain, a folder per class")
         files, found = _classes(path / domain)
@@ -171,7 +173,9 @@ def _same_classes(one: Path, classes: list[str], other: Path, other_classes: lis
 
 def _spread_test_files(files: Listing, fraction: float) -> tuple[Listing, Listing]:
     """Training and test files: of each class in its order, file i is a test file where ⌊(i + 1) f⌋ > ⌊i f⌋."""
-    train, test, position = [], [], {}
+    train: Listing = []
+    test: Listing = []
+    position: dict[int, int] = {}
     for file, label in files:
         index = position.get(label, 0)
         position[label] = index + 1

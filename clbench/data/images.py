@@ -37,7 +37,7 @@ class ImageSet:
         digests = bytearray()
         for image, label in zip(np.asarray(self.pixels), labels, strict=True):
             digest = hashlib.blake2b(shape + label.tobytes(), digest_size=16)
-            digest.update(np.ascontiguousarray(image))
+            digest.update(np.ascontiguousarray(image).data)
             digests += digest.digest()
         return np.frombuffer(bytes(digests), "<u8").reshape(len(self), 2).astype(np.uint64)
 

@@ -56,7 +56,7 @@ def read_or_download(source: str, config: DataConfig, expected: Path, what: str,
         return read(False)
     except Exception as error:  # a truncated file can make a reader fail in any way
         cause = error
-    reason = f"damaged: {_first_line(cause)}"
+    reason = f"damaged: {_in_one_line(cause)}"
     if isinstance(cause, RuntimeError | FileNotFoundError):  # torchvision's ways to say that something is missing
         reason = "something is missing, and data.download=false"
         if config.download:
@@ -64,7 +64,7 @@ def read_or_download(source: str, config: DataConfig, expected: Path, what: str,
                 return read(True)
             except Exception as error:  # whatever the network, the server or the archive did
                 same = str(error) == str(cause)
-                reason = f"damaged: {_first_line(cause)}" if same else f"the download failed: {_first_line(error)}"
+                reason = f"damaged: {_in_one_line(cause)}" if same else f"the download failed: {_in_one_line(error)}"
     raise DataError(
         f"the data of {source} cannot be read from {expected} ({reason}): put {what} there, "
         "or set data.root to the folder that holds them"
@@ -110,6 +110,5 @@ def _known_hashes() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "content_hashes.json").read_text(encoding="utf-8"))
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -40,7 +40,7 @@ class Store:
                     "neither resized nor rotated; valid choices here: auto, device, host"
                 )
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only arrays; nothing writes to this one
+                warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: nothing writes to it
                 self._pixels = torch.from_numpy(pixels)
         else:
             self._pixels = torch.from_numpy(np.array(pixels))  # a private, writable copy in memory

@@ -27,7 +27,7 @@ from clbench.registry import SOURCES
 DIGITS = [str(digit) for digit in range(10)]
 
 
-def _mnist_like(source: str, config: DataConfig, cls: type, mean: float, std: float, **options: Any) -> SourceData:
+def _mnist_like(source: str, config: DataConfig, cls: Any, mean: float, std: float, **options: Any) -> SourceData:
     """The MNIST family: idx files below ``<folder>/<class name>/raw``."""
     root = data_folder(config)
     location = root / cls.__name__ / "raw"
@@ -125,7 +125,7 @@ def cifar100(config: DataConfig) -> SourceData:
 
 
 def _cifar(
-    source: str, config: DataConfig, cls: type, location: Path, what: str
+    source: str, config: DataConfig, cls: Any, location: Path, what: str
 ) -> tuple[ImageSet, ImageSet, list[str]]:
     """Training and test images and the class names of CIFAR-10 or -100, without torchvision's MD5 of every file."""
 
@@ -207,6 +207,6 @@ def omniglot(config: DataConfig) -> SourceData:
     labels = np.array([number[f"{file.parts[-3]}/{file.parts[-2]}"] for file in files], np.int64)
     is_test = np.array([int(file.stem.rpartition("_")[2]) > 15 for file in files])
     pixels = 255 - decode_files(files, config.image_size, "L", data_root(config))
-    sets = (ImageSet(pixels[chosen], labels[chosen]) for chosen in (~is_test, is_test))
+    train, test = (ImageSet(pixels[chosen], labels[chosen]) for chosen in (~is_test, is_test))
     alphabet = np.unique([name.split("/")[0] for name in names], return_inverse=True)[1]
-    return verified("omniglot", SourceData(*sets, names, (0.0842,), (0.2776,), superclass=alphabet), location)
+    return verified("omniglot", SourceData(train, test, names, (0.0842,), (0.2776,), superclass=alphabet), location)
