@@ -48,8 +48,9 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     if summary["status"] != "finished":
         status = f"{summary['status']} (tasks learned: {summary['metrics']['tasks_learned']})"
         parts.append(Text(f"{status}: {summary['reason']}", style="bold red"))
-    picture = " (picture: curve.png)" if (folder / "curve.png").exists() else ""
-    parts.append(Text(f"run folder: {folder}{picture}", no_wrap=True, overflow="ignore"))
+    parts.append(Text(f"run folder: {folder}", overflow="fold"))
+    if (folder / "curve.png").exists():
+        parts.append(Text(f"picture: {folder / 'curve.png'}", overflow="fold"))
     return Group(*parts)
 
 
