@@ -7,13 +7,15 @@ python -m clbench describe ewc                         equation, options, defaul
 python -m clbench resume <run folder>                  continue a run that was stopped
 """
 
+import re
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from clbench import config as configuration
 from clbench.errors import ClbenchError, ConfigError, choose_from
@@ -82,6 +84,10 @@ def main() -> None:
             return
         check_group_choices(arguments)
         configuration.store_schemas()
+        if "-m" not in arguments and "--multirun" not in arguments:
+            check_overrides(
+                [argument for argument in arguments if "=" in argument and not argument.startswith("hydra")]
+            )
     except ClbenchError as error:
         sys.exit(_complain(error))
     hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(train)()
@@ -106,6 +112,26 @@ def check_group_choices(arguments: list[str]) -> None:
         for value in values.split(","):
             if value and value not in choices and value != "null":
                 raise ConfigError(choose_from(group, value, choices))
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Compose once, to answer a misspelt or mistyped option of a single run in one sentence.
+
+    Raises:
+        ConfigError: the overrides do not make a configuration.
+    """
+    try:
+        configuration.compose(overrides)
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        unknown = re.match(r"Could not override '(.+)\.(\w+)'", first)
+        if unknown is None:
+            reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+            raise ConfigError(first + reason) from error
+        group, option = unknown.groups()
+        good = [override for override in overrides if not override.startswith(f"{group}.{option}=")]
+        valid = OmegaConf.select(configuration.compose(good), group)
+        raise ConfigError(choose_from(f"option of {group}", option, [str(key) for key in valid])) from error
 
 
 def _is_value_of_flag(arguments: list[str], argument: str) -> bool:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from clbench.__main__ import check_group_choices
+from clbench.__main__ import check_group_choices, check_overrides
 from clbench.config import compose
 from clbench.errors import ConfigError, DataError, TestStreamLocked
 from clbench.registry import STRATEGIES
@@ -70,6 +70,22 @@ def test_misspelt_names(argument, sentence):
     with pytest.raises(ConfigError) as error:
         check_group_choices(["-m", argument])
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("strategy.lan=3", "unknown option of strategy 'lan': did you mean 'lam'? Valid choices: decay, "),
+        ("trainer.leaning_rate=3", "unknown option of trainer 'leaning_rate': "),
+        ("scenario.augment.flp=true", "unknown option of scenario.augment 'flp': did you mean 'flip'?"),
+        ("trainer.epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_misspelt_and_mistyped_options(override, sentence):
+    with pytest.raises(ConfigError) as error:
+        check_overrides([override, "seed=1"])
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_good_names_pass():
