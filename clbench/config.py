@@ -281,10 +281,24 @@ def to_dataclass(config: DictConfig) -> Any:
     Raises:
         ConfigError: a value is missing, out of bounds or not among the choices.
     """
+    _refuse_unknown(config, "")
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise ConfigError(f"no value for {', '.join(sorted(missing))}: set it on the command line")
     return OmegaConf.to_object(config)
+
+
+def _refuse_unknown(config: DictConfig, prefix: str) -> None:
+    """Refuse keys that ``+key=value`` has added to a group and that nothing would read."""
+    schema = OmegaConf.get_type(config)
+    if not dataclasses.is_dataclass(schema):
+        return
+    known = [spec.name for spec in dataclasses.fields(schema)]
+    for key in config:
+        if key not in known:
+            raise ConfigError(choose_from("option", f"{prefix}{key}", [f"{prefix}{name}" for name in known]))
+        if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
+            _refuse_unknown(config[key], f"{prefix}{key}.")
 
 
 def check_fields(config: Any, prefix: str) -> None:

@@ -86,6 +86,7 @@ def run(composed: DictConfig, path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     if folder.status == "finished":
         raise ConfigError(f"{path} already holds a finished run: choose another hydra.run.dir")
+    _refuse_another_runs_checkpoint(folder, composed)
     try:
         summary = _run_in(folder, set_up(composed), OmegaConf.to_yaml(composed, resolve=True))
     except BaseException as error:  # recorded, not swallowed
@@ -93,6 +94,18 @@ def run(composed: DictConfig, path: Path) -> dict[str, Any]:
         raise
     folder.write_json("summary.json", summary)
     return summary
+
+
+def _refuse_another_runs_checkpoint(folder: RunFolder, composed: DictConfig) -> None:
+    """A checkpoint may only be continued under the configuration that made it, or its record would be of another run."""
+    if not folder.checkpoint.exists():
+        return
+    file = folder.path / "config.yaml"
+    if not file.exists() or configuration.load_run_config(file) != composed:
+        raise ConfigError(
+            f"{folder.path} holds an unfinished run of another configuration: continue that one with "
+            f"python -m clbench resume {folder.path}, or choose another hydra.run.dir"
+        )
 
 
 def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:

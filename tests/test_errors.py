@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from clbench.__main__ import check_group_choices, check_overrides
@@ -124,6 +125,25 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
     with pytest.raises(ConfigError, match="already holds a finished run"):
         run(config, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text()) == before
+
+
+def test_a_checkpoint_is_not_continued_under_another_configuration(tmp_path, monkeypatch):
+    """Else one seed's weights would be recorded as another's."""
+    options = ["strategy=finetune", "debug=fast", "record.figure=false", "progress=false"]
+    monkeypatch.setattr("clbench.training.trainer.Trainer.fit", lambda self: (self.save(), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        run(compose(options), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="unfinished run of another configuration"):
+        run(compose([*options, "seed=5"]), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").seed == 0
+    assert run(compose(options), tmp_path)["status"] == "finished"
+
+
+@pytest.mark.parametrize("override", ["+foo=1", "+strategy.lan=3", "+trainer.foo=1"])
+def test_an_added_key_that_nothing_reads_is_refused(override, small_setup):
+    with pytest.raises((ConfigError, HydraException), match=r"foo|lan"):
+        small_setup(override)
 
 
 def test_diverged_run_is_recorded_and_cut_at_the_last_sound_step(tmp_path):
