@@ -23,13 +23,11 @@ STREAMS = {
 }
 """A small stream of every setting."""
 
-MEMORY = {"er": 40, "gem": 40, "agem": 40}
-
 CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
 
 
 def options(name: str, setting: str) -> list[str]:
-    memory = [f"strategy.memory_size={MEMORY[name]}"] if name in MEMORY else []
+    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
     return [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", "trainer.lr=0.05", *memory]
 
 
@@ -152,7 +150,7 @@ def test_memory_and_step_cost_are_flat_over_50_tasks(name, small_trainer, monkey
         "trainer.batch_size=20",
         "evaluator.every=0",
         "evaluator.subset=2",
-        *(["strategy.memory_size=100"] if name in MEMORY else []),
+        *(["strategy.memory_size=100"] if STRATEGIES[name].needs.memory else []),
         *(["strategy.reference_size=2"] if name == "agem" else []),
     )
     costs, bytes_kept = {}, {}

@@ -7,11 +7,9 @@ from clbench.registry import STRATEGIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-MEMORY = {"er": 40, "gem": 40, "agem": 40}
-
 
 def options(name: str) -> list[str]:
-    memory = [f"strategy.memory_size={MEMORY[name]}"] if name in MEMORY else []
+    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
     return [f"strategy={name}", "trainer.max_steps_per_task=10", *memory]
 
 
