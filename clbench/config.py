@@ -126,6 +126,12 @@ class TrainerConfig:
         help="BatchNorm layers: train as usual, keep their statistics after the first task, or never update them",
         choices=("train", "freeze_after_first_task", "frozen"),
     )
+    precision: str = option(
+        "fp32",
+        help="precision of forward and backward passes, in training and evaluation; weights and optimizer stay in fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    tf32: bool = option(False, help="let NVIDIA GPUs round the inputs of fp32 products and convolutions to TF32")
     threads: int | None = option(None, help="CPU threads of torch; null leaves torch's choice", at_least=1)
 
 

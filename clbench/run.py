@@ -30,6 +30,7 @@ from clbench.scenarios.scenario import Scenario
 from clbench.seeding import stream_seed
 from clbench.strategies.base import Strategy
 from clbench.strategies.learner import Learner
+from clbench.training.precision import Precision, allow_tf32
 from clbench.training.trainer import Trainer
 
 
@@ -60,6 +61,7 @@ def set_up(composed: DictConfig) -> Setup:
         raise ConfigError("evaluator.split=validation needs scenario.validation above 0, e.g. scenario.validation=0.1")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    allow_tf32(config.trainer.tf32)
     strategies = [config.strategy, *_added_strategies(config)]
     device = _device(config.device)
     scenario = build(config.scenario, config.data, config.seed, device)
@@ -70,7 +72,8 @@ def set_up(composed: DictConfig) -> Setup:
     model = _model(config, scenario).to(device)
     learner = Learner(model, [_strategy(options, model, scenario) for options in strategies]).to(device)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device)
-    evaluator = ContinualEvaluator(learner, scenario, inputs, config.evaluator, config.seed)
+    precision = Precision(config.trainer.precision, device)
+    evaluator = ContinualEvaluator(learner, scenario, inputs, config.evaluator, config.seed, precision)
     return Setup(config, device, scenario, learner, inputs, evaluator)
 
 

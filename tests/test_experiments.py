@@ -6,7 +6,6 @@ import torch
 from clbench.config import check_fields, compose, conf_dir, group_choices, to_dataclass
 from clbench.errors import DataError
 from clbench.run import set_up
-from clbench.scenarios.task import Task
 from clbench.training.trainer import Trainer
 
 NAMES = group_choices("experiment")
@@ -92,14 +91,10 @@ def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
     except DataError as error:
         pytest.skip(str(error))
     trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, tmp_path / "state.pt")
-    scenario, learner = setup.scenario, setup.learner
-    task = Task(0, scenario.n_tasks, scenario.task_classes[0], setup.config.trainer, 0, scenario.train, setup.inputs)
-    learner.begin_task(task)
-    steps = trainer._placed(learner.plan(task))
+    trainer.begin_task()
     before = torch.cat([p.detach().flatten() for p in trainer.parameters])
-    trainer._train_mode(0)
     for trainer.step in range(2):
-        trainer._train_step(0, *steps[trainer.step])
+        trainer._train_step(0, *trainer.steps[trainer.step])
     after = torch.cat([p.detach().flatten() for p in trainer.parameters])
     assert after.isfinite().all()
     assert (after != before).float().mean() > 0.1

@@ -7,6 +7,8 @@ forward pass over the subsets of all seen tasks; its counts stay on the device u
 
 import time
 from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario, Split
 from clbench.seeding import torch_generator
 from clbench.strategies.learner import Learner
+from clbench.training.precision import Precision
 
 COLUMNS = ["task_learning", "iteration", "task_eval", "n", "correct", "loss"]
 """One row per evaluation and task: the task being learned and the one evaluated count from 0; ``iteration`` is the number of
@@ -37,19 +40,27 @@ class ContinualEvaluator:
         inputs: makes network inputs.
         config: period, subset size, split.
         seed: the run's seed; the subsets come from the stream (seed, "evaluation_subset", task).
+        precision: of the forward passes, the same as in training.
     """
 
     def __init__(
-        self, learner: Learner, scenario: Scenario, inputs: InputPipeline, config: EvaluatorConfig, seed: int
+        self,
+        learner: Learner,
+        scenario: Scenario,
+        inputs: InputPipeline,
+        config: EvaluatorConfig,
+        seed: int,
+        precision: Precision,
     ) -> None:
         self.learner, self.scenario, self.inputs, self.config = learner, scenario, inputs, config
+        self.precision = precision
         self.split: Split = scenario.test if config.split == "test" else scenario.validation  # type: ignore[assignment]
         self.subset_ids: list[Tensor] = []
         for task in range(scenario.n_tasks):
             ids = self.split.ids(task)
             drawn = torch.randperm(len(ids), generator=torch_generator(seed, "evaluation_subset", task))
             self.subset_ids.append(ids[drawn[: config.subset].sort().values])
-        self._sizes = [len(ids) for ids in self.subset_ids]
+        self.sizes = [len(ids) for ids in self.subset_ids]
         self._images, labels, tasks = self.split.take(torch.cat(self.subset_ids))
         if 4 * self._images.numel() <= LARGEST_CACHE:
             self._images = inputs.normalise(self._images)
@@ -60,26 +71,43 @@ class ContinualEvaluator:
         self.seconds = 0.0
         """Time spent evaluating. On a GPU, where work is queued, only the time to queue it."""
 
+    def after_step(self, task_learning: int, step: int, n_steps: int, iteration: int) -> None:
+        """Evaluate where due: after ``step`` (from 1) of the task's ``n_steps``."""
+        if self.due(step, n_steps):
+            self.evaluate(task_learning, iteration)
+
     def due(self, step: int, n_steps: int) -> bool:
         """Whether to evaluate after ``step`` (from 1) of a task's ``n_steps``: periodically, and around task switches."""
         every = self.config.every
         return step in (1, n_steps) or (every > 0 and step % every == 0)
 
+    @property
+    def settled(self) -> bool:
+        """Whether every evaluation that is due so far has been made."""
+        return True
+
     def evaluate(self, task_learning: int, iteration: int) -> None:
         """Evaluate all tasks up to ``task_learning`` on their subsets; no result is read on the host."""
         started = time.perf_counter()
-        with self._undisturbed():
-            n_seen = sum(self._sizes[: task_learning + 1])
+        with self.undisturbed():
+            n_seen = sum(self.sizes[: task_learning + 1])
             parts = []
             for start in range(0, n_seen, self.config.batch_size):
-                part = slice(start, min(start + self.config.batch_size, n_seen))
-                images = self._images[part]
-                x = self.inputs.normalise(images) if images.dtype == torch.uint8 else images
-                parts.append(self._score(Samples(x, self._labels[part], self._tasks[part])))
+                samples = self.subset(slice(start, min(start + self.config.batch_size, n_seen)))
+                parts.append(self._scores(samples))
             scores = torch.cat(parts) if len(parts) > 1 else parts[0]
-            per_task = [part.sum(0) for part in scores.split(self._sizes[: task_learning + 1])]
-            self._pending.append((task_learning, iteration, torch.stack(per_task)))
+            self.add(task_learning, iteration, sums_per_task(scores, self.sizes[: task_learning + 1]))
         self.seconds += time.perf_counter() - started
+
+    def add(self, task_learning: int, iteration: int, sums: Tensor) -> None:
+        """Record the result (tasks, 2: correct, loss) of an evaluation, which may stay on the device."""
+        self._pending.append((task_learning, iteration, sums))
+
+    def subset(self, part: slice) -> Samples:
+        """A part of the subsets of all tasks, one after another, as the network takes them."""
+        images = self._images[part]
+        x = self.inputs.normalise(images) if images.dtype == torch.uint8 else images
+        return Samples(x, self._labels[part], self._tasks[part])
 
     def evaluate_full(self, task_learning: int, iteration: int) -> pd.DataFrame:
         """Evaluate on the whole split, as a table with the columns :data:`COLUMNS`.
@@ -90,39 +118,41 @@ class ContinualEvaluator:
         last = task_learning + 1 if self.scenario.setting == "class" else self.scenario.n_tasks
         rows = []
         started = time.perf_counter()
-        with self._undisturbed():
+        with self.undisturbed():
             for task in range(last):
                 ids = self.split.ids(task)
-                scores = [
-                    self._score(self.inputs.plain(self.split, part)).sum(0)
+                sums = [
+                    self._scores(self.inputs.plain(self.split, part)).sum(0, dtype=torch.float64)
                     for part in ids.split(self.config.batch_size)
                 ]
-                correct, loss = torch.stack(scores).sum(0).tolist()
+                correct, loss = torch.stack(sums).sum(0).tolist()
                 rows.append((task_learning, iteration, task, len(ids), correct, loss))
         self.seconds += time.perf_counter() - started
         return as_table(np.array(rows, np.float64).reshape(-1, len(COLUMNS)))
 
     def feature_drift_probe(self, task_learning: int) -> Tensor:
         """Penultimate features of the seen tasks' subsets, for drift between two moments (diagnostics)."""
-        with self._undisturbed():
-            n_seen = sum(self._sizes[: task_learning + 1])
-            x = self._images[:n_seen]
-            return self.learner.model.features(self.inputs.normalise(x) if x.dtype == torch.uint8 else x)
+        with self.undisturbed():
+            n_seen = sum(self.sizes[: task_learning + 1])
+            return self.learner.model.features(self.subset(slice(n_seen)).x)
 
     def latest(self) -> list[float]:
         """Accuracy on every seen task at the last evaluation. Waits for the device; meant for a progress display."""
         if not self._pending:
             return []
         correct = self._pending[-1][2][:, 0].tolist()
-        return [c / n for c, n in zip(correct, self._sizes, strict=False)]
+        return [c / n for c, n in zip(correct, self.sizes, strict=False)]
 
     def flush(self) -> np.ndarray:
         """All rows so far, float64 (rows, len(COLUMNS)), on the host."""
-        for task_learning, iteration, scores in self._pending:
-            host = scores.double().cpu().numpy()
-            tasks = np.arange(len(host))
-            fixed = np.tile([task_learning, iteration], (len(host), 1))
-            self._rows.append(np.column_stack([fixed, tasks, np.array(self._sizes)[tasks], host]))
+        for _, together in groupby(self._pending, key=lambda evaluation: len(evaluation[2])):
+            when = list(together)
+            # One copy from the device for all evaluations of equally many tasks.
+            sums = torch.stack([sums for _, _, sums in when]).cpu().numpy()
+            tasks = np.arange(sums.shape[1])
+            for (task_learning, iteration, _), values in zip(when, sums, strict=True):
+                fixed = np.tile([task_learning, iteration], (len(tasks), 1))
+                self._rows.append(np.column_stack([fixed, tasks, np.array(self.sizes)[tasks], values]))
         self._pending = []
         if len(self._rows) > 1:
             self._rows = [np.concatenate(self._rows)]
@@ -132,15 +162,20 @@ class ContinualEvaluator:
         """Start from the rows of a checkpoint."""
         self._pending, self._rows = [], [rows]
 
-    def _score(self, samples: Samples) -> Tensor:
-        """float64 (B, 2): whether each sample is classified correctly, and its cross-entropy."""
-        logits = self.learner.predict(samples.x, samples.task).float()
-        correct = logits.argmax(1) == samples.y
-        loss = F.cross_entropy(logits, samples.y, reduction="none")
-        return torch.stack([correct.double(), loss.double()], dim=1)
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know beside the rows, as plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
+
+    def _scores(self, samples: Samples) -> Tensor:
+        with self.precision.autocast():
+            logits = self.learner.predict(samples.x, samples.task)
+        return scores(logits.float(), samples.y)
 
     @contextmanager
-    def _undisturbed(self):
+    def undisturbed(self):
         """Evaluation mode, no gradients; afterwards every module is in the mode it was in."""
         modes = [module.training for module in self._modules]
         self.learner.prepare_for_eval()
@@ -151,6 +186,17 @@ class ContinualEvaluator:
         finally:
             for module, mode in zip(self._modules, modes, strict=True):
                 module.training = mode
+
+
+def scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """float32 (B, 2): whether each sample is classified correctly, and its cross-entropy; from logits (B, C), labels (B,)."""
+    correct = logits.argmax(1) == labels
+    return torch.stack([correct.float(), F.cross_entropy(logits, labels, reduction="none")], dim=1)
+
+
+def sums_per_task(scores: Tensor, sizes: list[int]) -> Tensor:
+    """float64 (..., T, 2): the sums of scores (..., n, 2) over the tasks' successive ``sizes``."""
+    return torch.stack([part.sum(-2, dtype=torch.float64) for part in scores.split(sizes, dim=-2)], dim=-2)
 
 
 def as_table(rows: np.ndarray) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from clbench.config import TrainerConfig
 
@@ -17,13 +17,22 @@ def make_optimizer(config: TrainerConfig, parameters: Iterable[nn.Parameter]) ->
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **common)
 
 
-def make_scheduler(config: TrainerConfig, optimizer: torch.optim.Optimizer, n_steps: int) -> LRScheduler | None:
-    """The schedule over one task of ``n_steps``, starting at ``config.lr`` again; None for a constant rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = config.lr
+def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:
+    """The learning rate at every step of a task of ``n_steps``; every task starts at ``config.lr`` again.
+
+    The schedules are torch's, run over a parameter of no use: known in advance, a schedule has no state to save.
+    """
+    if config.scheduler == "constant":
+        return [config.lr] * n_steps
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=config.lr)
     if config.scheduler == "cosine":
-        return CosineAnnealingLR(optimizer, n_steps)
-    if config.scheduler == "step":
+        scheduler: torch.optim.lr_scheduler.LRScheduler = CosineAnnealingLR(optimizer, n_steps)
+    else:
         milestones = [round(fraction * n_steps) for fraction in config.milestones]
-        return MultiStepLR(optimizer, milestones, config.gamma)
-    return None
+        scheduler = MultiStepLR(optimizer, milestones, config.gamma)
+    rates = []
+    for _ in range(n_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates

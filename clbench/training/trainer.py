@@ -7,13 +7,12 @@ gradient, step the optimizer, evaluate where due. Nothing in a step reads a devi
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.config import RunConfig
 from clbench.errors import Diverged
@@ -25,10 +24,24 @@ from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, save_checkpoint
-from clbench.training.optimizers import make_optimizer, make_scheduler
+from clbench.training.optimizers import learning_rates, make_optimizer
 
 PROGRESS_SECONDS = 0.25
 """The display is refreshed, and the losses are checked for NaN, this often."""
+
+
+class Step(NamedTuple):
+    """What one training step draws on.
+
+    Attributes:
+        ids: sample ids, new ones first, then replayed ones.
+        n_new: how many are new.
+        reference: ids of the reference samples, or None.
+    """
+
+    ids: Tensor
+    n_new: int
+    reference: Tensor | None
 
 
 class Trainer:
@@ -63,9 +76,11 @@ class Trainer:
         self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
         self.parameters = list(learner.trainable().values())
         self.optimizer = make_optimizer(config.trainer, self.parameters)
-        self.scheduler: LRScheduler | None = None
-        self._scheduler_state: dict[str, Any] | None = None
+        self.precision = evaluator.precision
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
+        self.steps: list[Step] = []
+        """The current task's steps; set by :meth:`begin_task`."""
+        self._begun = False  # whether the checkpoint lies within a task
         self.seconds_before = 0.0  # spent before a resume
         self._started = time.perf_counter()
         self._losses: list[tuple[int, int, dict[str, Tensor]]] = []
@@ -104,93 +119,114 @@ class Trainer:
         Raises:
             Diverged: a training loss is NaN or infinite; the tables end with the last step before it.
         """
-        self._started = time.perf_counter()
-        begun = self._resume()
-        if self.task == self.step == 0 and not begun and self.scenario.setting != "class":
-            self._task_tables.append(self.evaluator.evaluate_full(-1, 0))  # accuracy at initialisation, for FWT
-        for task in range(self.task, self.scenario.n_tasks):
-            self._fit_task(task, begun)
-            begun = False
+        self.begin()
+        while self.task < self.scenario.n_tasks:
+            self.fit_task()
 
-    def _fit_task(self, index: int, begun: bool) -> None:
-        config = self.config.trainer
-        task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
-                    self.scenario.train, self.inputs)  # fmt: skip
-        if not begun:
+    def fit_task(self) -> None:
+        """Learn the task that comes next."""
+        self.begin_task()
+        self._run_task()
+        self.end_task()
+
+    def begin(self) -> None:
+        """Load the checkpoint where there is one, or evaluate the untrained network."""
+        self._started = time.perf_counter()
+        self._resume()
+        if self.task == self.step == 0 and not self._begun and self.scenario.setting != "class":
+            self._task_tables.append(self.evaluator.evaluate_full(-1, 0))  # accuracy at initialisation, for FWT
+
+    def begin_task(self) -> None:
+        """Call the learner's hooks and lay out the task's steps."""
+        config, index = self.config.trainer, self.task
+        self._task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
+                          self.scenario.train, self.inputs)  # fmt: skip
+        if not self._begun:
             if config.reset_optimizer and index > 0:
                 self.optimizer = make_optimizer(config, self.parameters)
-            self.learner.begin_task(task)
-        plan = self.learner.plan(task)
-        steps = self._placed(plan)
-        self.scheduler = make_scheduler(config, self.optimizer, len(steps))
-        if begun and self.scheduler is not None:
-            self.scheduler.load_state_dict(self._scheduler_state)
-            for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-                group["lr"] = lr
-        self._train_mode(index)
+            self.learner.begin_task(self._task)
+        self._begun = False
+        self.steps = self._placed(self.learner.plan(self._task))
+        self.learning_rates = learning_rates(config, len(self.steps))
+        self.train_mode()
         if index == 0 and self.step == 0:
             self.evaluator.evaluate(0, 0)
+
+    def _run_task(self) -> None:
+        """Take the task's remaining steps."""
         last_look = last_checkpoint = time.monotonic()
-        while self.step < len(steps):
-            self._train_step(index, *steps[self.step])
+        while self.step < len(self.steps):
+            self._train_step(self.task, *self.steps[self.step])
             self.step += 1
             self.iteration += 1
-            if self.evaluator.due(self.step, len(steps)):
-                self.evaluator.evaluate(index, self.iteration)
+            self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
             now = time.monotonic()
             if now - last_look >= PROGRESS_SECONDS:
                 last_look = now
                 self._check_finite()
-                if self.on_progress:
-                    self.on_progress(index, self.step, len(steps), self.evaluator.latest())
-            if now - last_checkpoint >= self.config.record.checkpoint_seconds and self.step < len(steps):
+                self.show_progress()
+            if now - last_checkpoint >= self.config.record.checkpoint_seconds and self.may_save:
                 self.save()
                 last_checkpoint = time.monotonic()
         self._check_finite()
-        if self.on_progress:
-            self.on_progress(index, self.step, len(steps), self.evaluator.latest())
-        self.learner.end_task(task)
-        self._task_tables.append(self.evaluator.evaluate_full(index, self.iteration))
-        self.task, self.step, self._reference = index + 1, 0, None
+        self.show_progress()
+
+    def end_task(self) -> None:
+        """Call the learner's hooks, evaluate on full test sets, save."""
+        self.learner.end_task(self._task)
+        self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
+        finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
         self.save()
         if self.on_task_end:
-            self.on_task_end(index)
+            self.on_task_end(finished)
+
+    def show_progress(self) -> None:
+        """Tell whoever displays it where training is."""
+        if self.on_progress:
+            self.on_progress(self.task, self.step, len(self.steps), self.evaluator.latest())
+
+    @property
+    def may_save(self) -> bool:
+        """Whether a checkpoint taken now, within a task, resumes to the same run."""
+        return self.step < len(self.steps) and self.evaluator.settled
 
     def _train_step(self, task: int, ids: Tensor, n_new: int, reference_ids: Tensor | None) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rates[self.step]
         samples = self.inputs.training(self.scenario.train, ids, task, self.step)
         reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
         batch = Batch(samples, n_new, reference)
-        terms = self.learner.loss(batch)
-        total = sum(terms.values())
+        with self.precision.autocast():
+            terms = self.learner.loss(batch)
+            total = sum(terms.values())
         self.optimizer.zero_grad(set_to_none=True)
         look = self.diagnostics.due(self.step)
         if look:
             self.diagnostics.before_step(task, self.iteration + 1, terms)
-        total.backward()
+        self.precision.backward(total, self.optimizer)
         if self.learner.edits_gradients:
             gradient = flatten_gradients(self.parameters)
-            edited = self.learner.edit_gradients(gradient, batch)
+            with self.precision.autocast():
+                edited = self.learner.edit_gradients(gradient, batch)
             if look:
                 self.diagnostics.projection(gradient, edited)
             assign_gradients(self.parameters, edited)
         if self.config.trainer.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad_norm)
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+        self.precision.step(self.optimizer)
         self.learner.after_step()
         if look:
             self.diagnostics.after_step()
         self._losses.append((task, self.iteration + 1, {name: term.detach() for name, term in terms.items()}))
 
-    def _placed(self, plan: Plan) -> list[tuple[Tensor, int, Tensor | None]]:
-        """Per step: sample ids (new, then replayed), how many are new, reference ids; where the store wants them."""
+    def _placed(self, plan: Plan) -> list[Step]:
+        """The steps of a plan, ids where the store wants them."""
         where = self.scenario.train.store.index_device
         replay = plan.replay or [None] * len(plan.new)
         reference = plan.reference or [None] * len(plan.new)
         moved = {id(r): r.to(where) for r in reference if r is not None}  # GEM names one tensor for every step
         return [
-            (
+            Step(
                 (new if extra is None else torch.cat([new, extra])).to(where),
                 len(new),
                 None if looked_at is None else moved[id(looked_at)],
@@ -205,11 +241,11 @@ class Trainer:
             self._reference = ids, self.inputs.training(self.scenario.train, ids, task, -1 - self.step)
         return self._reference[1]
 
-    def _train_mode(self, task: int) -> None:
+    def train_mode(self) -> None:
         """Training mode, with BatchNorm as ``trainer.batch_norm`` says."""
         self.learner.train()
         policy = self.config.trainer.batch_norm
-        if policy == "frozen" or (policy == "freeze_after_first_task" and task > 0):
+        if policy == "frozen" or (policy == "freeze_after_first_task" and self.task > 0):
             for module in self.learner.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -247,9 +283,10 @@ class Trainer:
             {
                 "learner": self.learner.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "loss_scale": self.precision.state_dict(),
                 "position": {"task": self.task, "step": self.step, "iteration": self.iteration},
                 "curve": torch.from_numpy(self.evaluator.flush()),
+                "evaluator": self.evaluator.state_dict(),
                 "tasks": torch.from_numpy(self.tasks.to_numpy(np.float64)),
                 "losses": list(self._loss_rows),
                 "diagnostics": self.diagnostics.rows(),
@@ -260,18 +297,18 @@ class Trainer:
             },
         )
 
-    def _resume(self) -> bool:
-        """Load the checkpoint if there is one. Returns whether it lies within a task that has begun."""
+    def _resume(self) -> None:
+        """Load the checkpoint if there is one."""
         state: dict[str, Any] | None = load_checkpoint(self.checkpoint, self.device)
-        self._scheduler_state = None
         if state is None:
-            return False
+            return
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._scheduler_state = state["scheduler"]
+        self.precision.load_state_dict(state["loss_scale"])
         self.task, self.step, self.iteration = (state["position"][key] for key in ("task", "step", "iteration"))
         self.learner.resume_at(self.task)
         self.evaluator.restore(state["curve"].cpu().numpy())
+        self.evaluator.load_state_dict(state["evaluator"])
         self._task_tables = [as_table(state["tasks"].cpu().numpy())]
         self._loss_rows = [tuple(row) for row in state["losses"]]
         self.diagnostics.restore(state["diagnostics"])
@@ -279,7 +316,7 @@ class Trainer:
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         self.seconds_before, self.evaluator.seconds = state["seconds"], state["evaluation_seconds"]
-        return self.step > 0
+        self._begun = self.step > 0
 
 
 def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:

@@ -153,10 +153,12 @@ def test_the_masked_head_trains_as_a_growing_one(optimizer, small_setup):
 
 def test_task_incremental_training_leaves_other_heads_untouched(small_trainer):
     trainer = small_trainer("strategy=finetune", "scenario=split_digits_task", "trainer.lr=0.1")
-    trainer._fit_task(0, begun=False)
+    trainer.task = 0
+    trainer.fit_task()
     model = trainer.learner.model
     before = model.head.weight.detach().clone()
-    trainer._fit_task(1, begun=False)
+    trainer.task = 1
+    trainer.fit_task()
     assert torch.equal(model.head.weight[:2], before[:2])
     assert torch.equal(model.head.weight[4:], before[4:])
     assert not torch.equal(model.head.weight[2:4], before[2:4])

@@ -93,8 +93,8 @@ def learn_tasks() -> Callable[[Trainer, int], None]:
     """A function: train on the stream's first tasks only."""
 
     def learn(trainer: Trainer, n_tasks: int) -> None:
-        for index in range(n_tasks):
-            trainer._fit_task(index, begun=False)
+        for _ in range(n_tasks):
+            trainer.fit_task()
 
     return learn
 

@@ -107,7 +107,8 @@ def test_flat_gradient_is_autograds_and_leaves_no_trace(setting, small_trainer_w
         "strategy=gem", f"scenario={scenario}", "model=slim_resnet18", "model.width=2"
     )
     learn_tasks(trainer, 1)
-    trainer._train_mode(1)
+    trainer.task = 1
+    trainer.train_mode()
     strategy, model = trainer.learner.strategies[0], trainer.learner.model
     samples = trainer.inputs.plain(trainer.scenario.train, trainer.scenario.train.ids(0)[:12])
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -130,7 +131,8 @@ def test_batch_norm_statistics_are_a_function_of_the_training_batches(name, smal
         trainer = small_trainer_with_batch_norm(f"strategy={strategy}", *memory, *weights, checkpoint=strategy)
         learn_tasks(trainer, 1)
         trainer.config.trainer.max_steps_per_task = 1
-        trainer._fit_task(1, begun=False)
+        trainer.task = 1
+        trainer.fit_task()
         state = trainer.learner.model.state_dict()
         statistics[strategy] = {key: value for key, value in state.items() if "running" in key or "tracked" in key}
     assert len(statistics[name]) == 60

@@ -34,7 +34,8 @@ def test_later_refills_keep_a_part_of_what_was_kept(small_trainer, learn_tasks):
     trainer = small_trainer(*ER)
     learn_tasks(trainer, 1)
     before = set(kept(trainer).tolist())
-    trainer._fit_task(1, begun=False)
+    trainer.task = 1
+    trainer.fit_task()
     of_first_task = kept(trainer)[trainer.scenario.train.tasks[kept(trainer)] == 0]
     assert set(of_first_task.tolist()) < before
 

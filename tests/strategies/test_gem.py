@@ -173,7 +173,8 @@ def test_memory_gradients_are_those_of_each_task(small_trainer, learn_tasks, mon
     monkeypatch.setattr(gem, "project", lambda gradient, G, gamma, ridge: captured.append(G.clone()) or gradient)
     weights = []
     monkeypatch.setattr(trainer.optimizer.__class__, "step", lambda self: weights.append(1))
-    trainer._fit_task(2, begun=False)
+    trainer.task = 2
+    trainer.fit_task()
     for task in range(2):
         ids = strategy.memory.ids[task]
         assert len(set(ids.tolist())) == 10

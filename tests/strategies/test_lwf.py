@@ -118,7 +118,8 @@ def test_teacher_does_not_change_within_a_task(small_trainer_with_batch_norm, le
 
     monkeypatch.setattr(trainer, "_train_step", spy)
     at_start = {name: value.clone() for name, value in trainer.learner.model.backbone.state_dict().items()}
-    trainer._fit_task(1, begun=False)
+    trainer.task = 1
+    trainer.fit_task()
     for snapshot in snapshots:
         assert all(torch.equal(snapshot[f"backbone.{name}"], value) for name, value in at_start.items())
     assert not torch.equal(trainer.learner.model.backbone.conv1.weight, teacher.backbone.conv1.weight)

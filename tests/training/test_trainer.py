@@ -38,8 +38,8 @@ def learning_rates(trainer) -> list[float]:
     step = trainer._train_step
 
     def recorded(*arguments):
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
         step(*arguments)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
 
     trainer._train_step = recorded
     trainer.fit()
@@ -68,8 +68,8 @@ def test_schedule_starts_again_with_every_task(scheduler, expected, reset, small
 def test_optimizer_state_between_tasks(reset, kept, small_trainer, monkeypatch):
     trainer = small_trainer("strategy=finetune", f"trainer.reset_optimizer={reset}")
     states = []
-    begin = trainer._train_mode
-    monkeypatch.setattr(trainer, "_train_mode", lambda task: (states.append(len(trainer.optimizer.state)), begin(task)))
+    begin = trainer.train_mode
+    monkeypatch.setattr(trainer, "train_mode", lambda: (states.append(len(trainer.optimizer.state)), begin()))
     trainer.fit()
     assert states[0] == 0
     assert all((n > 0) == kept for n in states[1:])
