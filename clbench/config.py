@@ -55,6 +55,11 @@ class ModelConfig:
     checkpoint: str | None = option(
         None, help="file with weights to start from (.safetensors, .pth, …); its classifier is left out"
     )
+    frozen: int = option(
+        0,
+        help="stages of the network, counted from the input, that are not trained; their BatchNorm statistics stay too",
+        at_least=0,
+    )
 
 
 @dataclass

@@ -221,7 +221,9 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
         backbone = MODELS[config.model.kind](config.model, scenario.input_shape)
         if config.model.checkpoint is not None:
             load_backbone(backbone, config.model.checkpoint)
-        return ContinualModel(backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope)
+        return ContinualModel(
+            backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope, config.model.frozen
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -40,7 +40,9 @@ def small_setup() -> Callable[..., Setup]:
     """A function: overrides → everything a small run on digits needs, built but not trained."""
 
     def make(*overrides: str) -> Setup:
-        return set_up(compose([*SMALL, *overrides]))
+        is_mlp = all(override == "model=mlp" for override in overrides if override.startswith("model="))
+        small = [option for option in SMALL if is_mlp or not option.startswith("model.")]
+        return set_up(compose([*small, *overrides]))
 
     return make
 

@@ -35,16 +35,35 @@ class Augmentation:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 (B, C, H, W) → the same shape and range (0..255); uint8 after padded crop and flip alone, else float."""
-        batch, device, config = len(images), images.device, self.config
+        return self.apply(images, self.draw(len(images), images.shape[-2], images.shape[-1], generator))
+
+    def draw(self, batch: int, height: int, width: int, generator: torch.Generator) -> list[Tensor]:
+        """The random parameters for ``batch`` images of ``height`` × ``width``: one tensor (batch, ...) per transformation."""
+        device, config = generator.device, self.config
+        drawn = []
+        if config.resized_crop:
+            drawn.append(draw_windows(batch, height, width, config.resized_crop, generator))
+        if config.crop_padding:
+            drawn.append(torch.randint(0, 2 * config.crop_padding + 1, (batch, 2), generator=generator, device=device))
+        if config.flip:
+            drawn.append(torch.rand(batch, generator=generator, device=device) < 0.5)
+        for strength in (config.brightness, config.contrast, config.saturation):
+            if strength:
+                factors = torch.empty(batch, device=device)
+                drawn.append(factors.uniform_(max(0.0, 1 - strength), 1 + strength, generator=generator))
+        return drawn
+
+    def apply(self, images: Tensor, drawn: list[Tensor]) -> Tensor:
+        """Transform images (B, C, H, W) by the parameters of :meth:`draw`."""
+        config, parameters = self.config, iter(drawn)
         height, width = images.shape[-2:]
         if config.resized_crop:
-            images = resized_crop(images, draw_windows(batch, height, width, config.resized_crop, generator))
+            images = resized_crop(images, next(parameters))
         if config.crop_padding:
             pad = config.crop_padding
-            offsets = torch.randint(0, 2 * pad + 1, (batch, 2), generator=generator, device=device)
-            images = crop(F.pad(images, (pad, pad, pad, pad)), offsets, (height, width))
+            images = crop(F.pad(images, (pad, pad, pad, pad)), next(parameters), (height, width))
         if config.flip:
-            images = flip(images, torch.rand(batch, generator=generator, device=device) < 0.5)
+            images = flip(images, next(parameters))
         jitters = (
             (config.brightness, adjust_brightness),
             (config.contrast, adjust_contrast),
@@ -52,9 +71,7 @@ class Augmentation:
         )
         for strength, adjust in jitters:
             if strength:
-                factors = torch.empty(batch, device=device)
-                factors.uniform_(max(0.0, 1 - strength), 1 + strength, generator=generator)
-                images = adjust(images.float(), factors)
+                images = adjust(images.float(), next(parameters))
         return images
 
 

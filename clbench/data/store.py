@@ -5,7 +5,9 @@ are held: on the training device, in host memory, or in a memory-mapped file. Fr
 page-locked memory, from where it is copied to a CUDA device while the host goes on.
 """
 
+import hashlib
 import warnings
+from weakref import WeakValueDictionary
 
 import numpy as np
 import psutil
@@ -66,6 +68,22 @@ class Store:
     def index_device(self) -> torch.device:
         """Where ``rows`` for :meth:`take` have to lie."""
         return self.device if self.placement == "device" else torch.device("cpu")
+
+
+_STORES: WeakValueDictionary[tuple, Store] = WeakValueDictionary()
+
+
+def shared_store(pixels: np.ndarray, device: torch.device, placement: str) -> Store:
+    """The store of these images on ``device``; one for all runs of this process that are alive and use the same images."""
+    if isinstance(pixels, np.memmap):  # too large to read for this
+        content: object = (str(pixels.filename), pixels.offset)
+    else:
+        content = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
+    key = (content, pixels.shape, str(device), placement)
+    store = _STORES.get(key)
+    if store is None:
+        _STORES[key] = store = Store(pixels, device, placement)
+    return store
 
 
 def _choose_placement(pixels: np.ndarray, device: torch.device) -> str:

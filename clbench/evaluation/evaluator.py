@@ -103,6 +103,12 @@ class ContinualEvaluator:
         """Record the result (tasks, 2: correct, loss) of an evaluation, which may stay on the device."""
         self._pending.append((task_learning, iteration, sums))
 
+    def subset_of(self, task: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images as they are kept (normalised or uint8), labels and tasks of one task's subset."""
+        start = sum(self.sizes[:task])
+        part = slice(start, start + self.sizes[task])
+        return self._images[part], self._labels[part], self._tasks[part]
+
     def subset(self, part: slice) -> Samples:
         """A part of the subsets of all tasks, one after another, as the network takes them."""
         images = self._images[part]
@@ -138,25 +144,48 @@ class ContinualEvaluator:
 
     def latest(self) -> list[float]:
         """Accuracy on every seen task at the last evaluation. Waits for the device; meant for a progress display."""
-        if not self._pending:
+        if self._pending:
+            correct = self._pending[-1][2][:, 0].tolist()
+        elif self._rows and len(self._rows[-1]):
+            last = self._rows[-1]
+            correct = last[last[:, 1] == last[-1, 1], 4].tolist()
+        else:
             return []
-        correct = self._pending[-1][2][:, 0].tolist()
         return [c / n for c, n in zip(correct, self.sizes, strict=False)]
 
     def flush(self) -> np.ndarray:
         """All rows so far, float64 (rows, len(COLUMNS)), on the host."""
-        for _, together in groupby(self._pending, key=lambda evaluation: len(evaluation[2])):
-            when = list(together)
-            # One copy from the device for all evaluations of equally many tasks.
-            sums = torch.stack([sums for _, _, sums in when]).cpu().numpy()
-            tasks = np.arange(sums.shape[1])
-            for (task_learning, iteration, _), values in zip(when, sums, strict=True):
-                fixed = np.tile([task_learning, iteration], (len(tasks), 1))
-                self._rows.append(np.column_stack([fixed, tasks, np.array(self.sizes)[tasks], values]))
+        for (task_learning, _), group in groupby(
+            self._pending, key=lambda evaluation: (evaluation[0], len(evaluation[2]))
+        ):
+            together = list(group)
+            # One copy from the device for all evaluations within a task.
+            sums = torch.stack([sums for _, _, sums in together]).cpu().numpy()
+            self._append(task_learning, [iteration for _, iteration, _ in together], sums)
         self._pending = []
         if len(self._rows) > 1:
             self._rows = [np.concatenate(self._rows)]
         return self._rows[0] if self._rows else np.empty((0, len(COLUMNS)))
+
+    def extend(self, task_learning: int, iterations: list[int], sums: np.ndarray) -> None:
+        """Record evaluations made elsewhere, after ``iterations`` (E,): their sums (E, tasks, 2: correct, loss)."""
+        self.flush()
+        self._append(task_learning, iterations, sums)
+
+    def _append(self, task_learning: int, iterations: list[int], sums: np.ndarray) -> None:
+        n_evaluations, n_tasks, _ = sums.shape
+        tasks = np.tile(np.arange(n_tasks), n_evaluations)
+        self._rows.append(
+            np.column_stack(
+                [
+                    np.full(len(tasks), task_learning),
+                    np.repeat(iterations, n_tasks),
+                    tasks,
+                    np.array(self.sizes)[tasks],
+                    sums.reshape(-1, 2),
+                ]
+            )
+        )
 
     def restore(self, rows: np.ndarray) -> None:
         """Start from the rows of a checkpoint."""

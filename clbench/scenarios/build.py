@@ -1,14 +1,15 @@
 """From a scenario's configuration to index tensors: the only place where data are split."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 import torch
 
 from clbench.config import DataConfig, ScenarioConfig
 from clbench.data.images import ImageSet, SourceData
-from clbench.data.store import Store
+from clbench.data.store import shared_store
 from clbench.errors import ConfigError
 from clbench.registry import SCENARIOS, SOURCES
 from clbench.scenarios.scenario import Scenario, Split
@@ -62,8 +63,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         raise ConfigError(
             f"data.image_size={data_config.image_size} is not for the command line: set scenario.image_size instead"
         )
-    source = SOURCES[config.source](replace(data_config, image_size=config.image_size))
-    data = resized(source, config.image_size)
+    source, data = _read(config, replace(data_config, image_size=config.image_size))
     plan = kind.plan(config, data, seed)
     fit, held_out = _hold_out(source.train, config.validation, seed)
     place = data_config.placement
@@ -94,6 +94,32 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe},
         note=data.note,
     )
+
+
+_KEPT: dict[tuple, tuple[SourceData, SourceData]] | None = None
+
+
+@contextmanager
+def sources_kept() -> Iterator[None]:
+    """Within this context a source is read once, however many streams are built from it."""
+    global _KEPT
+    before, _KEPT = _KEPT, {} if _KEPT is None else _KEPT
+    try:
+        yield
+    finally:
+        _KEPT = before
+
+
+def _read(config: ScenarioConfig, data_config: DataConfig) -> tuple[SourceData, SourceData]:
+    """The source as it is, and at the size that the scenario asks for."""
+    key = (config.source, *astuple(data_config))
+    if _KEPT is not None and key in _KEPT:
+        return _KEPT[key]
+    source = SOURCES[config.source](data_config)
+    both = source, resized(source, config.image_size)
+    if _KEPT is not None:
+        _KEPT[key] = both
+    return both
 
 
 def resized(data: SourceData, size: int | None) -> SourceData:
@@ -179,9 +205,9 @@ def _cut(
         identity = np.arange(np.prod(images.pixels.shape[1:]))
         permutations = np.stack([identity if p.permutation is None else p.permutation for p in plan.parts])
     if renders:
-        store = Store(np.concatenate(rendered), device, placement)
+        store = shared_store(np.concatenate(rendered), device, placement)
     else:
-        store = like.store if like is not None else Store(images.pixels, device, placement)
+        store = like.store if like is not None else shared_store(images.pixels, device, placement)
     return Split(
         store,
         np.concatenate(rows),

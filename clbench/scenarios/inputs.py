@@ -38,6 +38,11 @@ class InputPipeline:
         """The samples ``ids`` as training sees them at ``step`` of ``task``."""
         images, labels, tasks = split.take(ids)
         if self.augmentation is not None:
-            self._generator.manual_seed(stream_seed(self.seed, "augmentation", task) + step)
-            images = self.augmentation(images, self._generator)
+            images = self.augmentation.apply(images, self.draw(images.shape, task, step))
         return Samples(self.normalise(images), labels, tasks)
+
+    def draw(self, shape: torch.Size, task: int, step: int) -> list[Tensor]:
+        """The augmentation's parameters for a batch of ``shape`` (B, C, H, W) at ``step`` of ``task``."""
+        assert self.augmentation is not None
+        self._generator.manual_seed(stream_seed(self.seed, "augmentation", task) + step)
+        return self.augmentation.draw(shape[0], shape[-2], shape[-1], self._generator)

@@ -165,8 +165,8 @@ class Strategy(nn.Module):
 
     def flat_parameters(self, where: str = "all") -> Tensor:
         """The trainable parameters as one vector (P,); ``where="backbone"`` leaves the head out."""
-        module = self.model if where == "all" else self.model.backbone
-        return torch.cat([p.reshape(-1) for p in module.parameters() if p.requires_grad])
+        chosen = "" if where == "all" else "backbone."
+        return torch.cat([p.reshape(-1) for name, p in self.model.trained().items() if name.startswith(chosen)])
 
     def flat_gradient(self, samples: Samples) -> Tensor:
         """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters.
@@ -175,7 +175,7 @@ class Strategy(nn.Module):
         they do in a training step, but their running statistics do not move: those depend on the batches trained on, and on
         nothing a strategy looks at beside them. (In the code of GEM's authors they follow the memory batches too.)
         """
-        parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        parameters = {name: p.detach() for name, p in self.model.trained().items()}
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
 
         def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:

@@ -125,7 +125,7 @@ class EWC(Strategy):
 def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
     """Diagonal of the Fisher information (P,) by the estimator of ``strategy.options.fisher``, in evaluation mode."""
     options, model = strategy.options, strategy.model
-    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p.detach() for name, p in model.trained().items()}
     generator = task.torch_generator("fisher")
     ids = task.ids[torch.randperm(len(task.ids), generator=generator)][: options.fisher_samples]
 

@@ -5,6 +5,7 @@ strategy each.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,9 @@ class Learner(nn.Module):
                 terms[strategy.name] = penalty
         return terms
 
-    forward = loss
+    def forward(self, hook: str, *arguments: Any) -> Any:
+        """Call the method ``hook``: what ``torch.func.functional_call`` needs to call it with another state."""
+        return getattr(self, hook)(*arguments)
 
     @property
     def edits_gradients(self) -> bool:
@@ -75,6 +78,11 @@ class Learner(nn.Module):
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
         """The gradient (P,) the optimizer gets."""
         return self._owner["edit_gradients"].edit_gradients(gradient, batch)
+
+    @property
+    def acts_after_steps(self) -> bool:
+        """Whether a strategy does anything after a step."""
+        return any(_overrides(strategy, "after_step") for strategy in self)
 
     def after_step(self) -> None:
         """Call every strategy's hook."""
@@ -102,9 +110,20 @@ class Learner(nn.Module):
         """Logits (B, n_classes) for prediction, see :meth:`Strategy.predict`."""
         return self._owner["predict"].predict(x, task if self.model.setting == "task" else None)
 
+    @property
+    def predicts_by_model(self) -> bool:
+        """Whether predictions depend on the model alone: no strategy prepares or makes them."""
+        hooks = ("prepare_for_eval", "predict")
+        return not any(_overrides(strategy, hook) for strategy in self for hook in hooks)
+
+    def prepare_and_predict(self, x: Tensor, task: Tensor | None) -> Tensor:
+        """Logits (B, n_classes), after :meth:`prepare_for_eval`."""
+        self.prepare_for_eval()
+        return self.predict(x, task)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The model's trainable parameters, in the order of the flat gradient."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return self.model.trained()  # type: ignore[return-value]
 
     def extra_bytes(self) -> int:
         """Bytes the strategies keep beside the model (anchors, teachers, memory indices)."""

@@ -82,9 +82,12 @@ class Trainer:
         """The current task's steps; set by :meth:`begin_task`."""
         self._begun = False  # whether the checkpoint lies within a task
         self.seconds_before = 0.0  # spent before a resume
+        self.share_of_time = 1.0
+        """The part of the time that passes which is this run's; less than 1 in a fleet."""
         self._started = time.perf_counter()
         self._losses: list[tuple[int, int, dict[str, Tensor]]] = []
         self._loss_rows: list[tuple[int, int, str, float]] = []
+        self._n_checked = 0
         self._task_tables: list[pd.DataFrame] = []
         self._reference: tuple[Tensor, Samples] | None = None
 
@@ -109,7 +112,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of training and evaluation, over all resumes."""
-        return self.seconds_before + time.perf_counter() - self._started
+        return self.seconds_before + self.share_of_time * (time.perf_counter() - self._started)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -163,12 +166,12 @@ class Trainer:
             now = time.monotonic()
             if now - last_look >= PROGRESS_SECONDS:
                 last_look = now
-                self._check_finite()
+                self.check_finite()
                 self.show_progress()
             if now - last_checkpoint >= self.config.record.checkpoint_seconds and self.may_save:
                 self.save()
                 last_checkpoint = time.monotonic()
-        self._check_finite()
+        self.check_finite()
         self.show_progress()
 
     def end_task(self) -> None:
@@ -252,6 +255,10 @@ class Trainer:
 
     # ---- losses ---------------------------------------------------------------------------------------------------
 
+    def add_loss(self, task: int, iteration: int, term: str, loss: float) -> None:
+        """Record a loss that was computed elsewhere (in a fleet)."""
+        self._loss_rows.append((task, iteration, term, loss))
+
     def _collect_losses(self) -> None:
         if not self._losses:
             return
@@ -260,11 +267,11 @@ class Trainer:
         self._loss_rows += [(*name, value) for name, value in zip(names, values, strict=True)]
         self._losses = []
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
         """Raise Diverged at the first non-finite loss, dropping everything recorded from that step on."""
-        n_checked = len(self._loss_rows)
         self._collect_losses()
-        bad = [row for row in self._loss_rows[n_checked:] if not np.isfinite(row[3])]
+        bad = [row for row in self._loss_rows[self._n_checked :] if not np.isfinite(row[3])]
+        self._n_checked = len(self._loss_rows)
         if not bad:
             return
         iteration = bad[0][1]
@@ -311,6 +318,7 @@ class Trainer:
         self.evaluator.load_state_dict(state["evaluator"])
         self._task_tables = [as_table(state["tasks"].cpu().numpy())]
         self._loss_rows = [tuple(row) for row in state["losses"]]
+        self._n_checked = len(self._loss_rows)
         self.diagnostics.restore(state["diagnostics"])
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:

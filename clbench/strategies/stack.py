@@ -1,0 +1,143 @@
+"""Learners of one structure as tensors with a leading dimension, and their methods over it.
+
+The trained weights of R learners are the rows of one matrix (R, P); every other parameter and buffer is a tensor (R, ...). A
+frozen parameter of the model that is equal in all learners (a pretrained backbone) is kept once. The learner's own methods
+run over the rows by ``torch.vmap``, through ``torch.func.functional_call``; of one learner they run as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clbench.scenarios.scenario import Samples
+from clbench.strategies.base import Batch
+from clbench.strategies.learner import Learner
+
+
+class Stack:
+    """R states of a learner.
+
+    Args:
+        learner: gives structure, mode (training or evaluation) and whatever the state leaves out.
+        shapes: names and shapes of the trained parameters, in the order of the flat weights.
+        weights: (R, P).
+        rest: other parameters and buffers by name, (R, ...).
+        shared: parameters that all have in common.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        shapes: dict[str, torch.Size],
+        weights: Tensor,
+        rest: dict[str, Tensor],
+        shared: dict[str, Tensor],
+    ) -> None:
+        self.learner, self.shapes = learner, shapes
+        self.weights, self.rest, self.shared = weights, rest, shared
+
+    @classmethod
+    def of(cls, learners: Sequence[Learner]) -> "Stack":
+        """Stack the learners, whose tensors become views of their rows: a change of one is a change of the other."""
+        states = [dict(state_of(learner)) for learner in learners]
+        shapes = {name: tensor.shape for name, tensor in states[0].items() if tensor.requires_grad}
+        weights = torch.stack([torch.cat([state[name].detach().view(-1) for name in shapes]) for state in states])
+        rest, shared = {}, {}
+        for name in states[0].keys() - shapes.keys():
+            tensors = [state[name].detach() for state in states]
+            # Only the model's: what a strategy keeps frozen (a teacher) it may overwrite, for each learner by itself.
+            frozen = isinstance(states[0][name], nn.Parameter) and name.startswith("model.")
+            if frozen and all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
+                shared[name] = tensors[0]
+            else:
+                rest[name] = torch.stack(tensors)
+        stack = cls(learners[0], shapes, weights, rest, shared)
+        for row, state in enumerate(states):
+            for name, view in stack.state_of_one(weights[row], {n: t[row] for n, t in rest.items()}).items():
+                state[name].data = view
+        return stack
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def select(self, rows: Tensor) -> "Stack":
+        """A copy of some rows, by their numbers (n,)."""
+        rest = {name: tensor[rows] for name, tensor in self.rest.items()}
+        return Stack(self.learner, self.shapes, self.weights[rows], rest, self.shared)
+
+    def put(self, rows: Tensor, other: "Stack") -> None:
+        """Write a selection back to its rows."""
+        self.weights[rows] = other.weights
+        for name, tensor in other.rest.items():
+            self.rest[name][rows] = tensor
+
+    def state_of_one(self, weights: Tensor, rest: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A learner's state by name, from its flat weights (P,) and what it does not share of the rest."""
+        pieces = weights.split([shape.numel() for shape in self.shapes.values()])
+        trained = {name: piece.view(shape) for piece, (name, shape) in zip(pieces, self.shapes.items(), strict=True)}
+        return {**trained, **rest, **self.shared}
+
+    # ---- the learner's methods ----------------------------------------------------------------------------------------
+
+    def losses_and_gradients(
+        self, samples: Samples, n_new: int, reference: Samples | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """All loss terms (R,) by name and the gradients (R, P) of their sums, for batches (R, B, ...)."""
+
+        def losses(weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None):
+            return self._call("loss", weights, rest, Batch(samples, n_new, reference))
+
+        weights = self.weights.detach().requires_grad_()
+        terms = self._over_rows(losses, weights, self.rest, samples, reference)
+        # The rows do not touch each other, so the sum's gradient holds each row's own; a NaN stays in its row.
+        total = torch.stack([term.sum() for term in terms.values()]).sum()
+        (gradients,) = torch.autograd.grad(total, weights)
+        return {name: term.detach() for name, term in terms.items()}, gradients
+
+    def edited(self, gradients: Tensor, samples: Samples, n_new: int, reference: Samples | None) -> Tensor:
+        """The gradients (R, P) as the strategies edit them."""
+
+        def edit(
+            weights: Tensor, rest: dict[str, Tensor], gradient: Tensor, samples: Samples, reference: Samples | None
+        ) -> Tensor:
+            return self._call("edit_gradients", weights, rest, gradient, Batch(samples, n_new, reference))
+
+        return self._over_rows(edit, self.weights, self.rest, gradients, samples, reference).detach()
+
+    def after_step(self) -> None:
+        """Every strategy's hook, which changes buffers in place."""
+
+        def act(weights: Tensor, rest: dict[str, Tensor]) -> Tensor:
+            self._call("after_step", weights, rest)
+            return weights.new_zeros(())  # vmap wants a result
+
+        self._over_rows(act, self.weights, self.rest)
+
+    def predict(self, x: Tensor, task: Tensor, shared_inputs: bool) -> Tensor:
+        """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows."""
+
+        def predict(weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor) -> Tensor:
+            return self._call("prepare_and_predict", weights, rest, x, task)
+
+        if len(self) == 1:
+            rest = {name: tensor[0] for name, tensor in self.rest.items()}
+            return predict(self.weights[0], rest, *((x, task) if shared_inputs else (x[0], task[0])))[None]
+        where = None if shared_inputs else 0
+        return torch.vmap(predict, in_dims=(0, 0, where, where))(self.weights, self.rest, x, task)
+
+    def _call(self, hook: str, weights: Tensor, rest: dict[str, Tensor], *arguments: Any) -> Any:
+        return functional_call(self.learner, self.state_of_one(weights, rest), (hook, *arguments), tie_weights=False)
+
+    @staticmethod
+    def _over_rows(function: Callable, *arguments: Any) -> Any:
+        """``function`` for every row of the arguments; None is passed on as it is."""
+        dimensions = tuple(None if argument is None else 0 for argument in arguments)
+        return torch.vmap(function, in_dims=dimensions, randomness="different")(*arguments)
+
+
+def state_of(learner: Learner) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer with its name, each once."""
+    return [*learner.named_parameters(), *learner.named_buffers()]

@@ -1,0 +1,220 @@
+"""Many runs trained as one computation.
+
+R trainers of the same model, strategy and stream shape, which may differ in seed, class order and real-valued options, are
+taken through the stream in lockstep. Their hooks at task boundaries run one trainer after another, as in a run alone; a
+training step and an evaluation are one computation for all (:class:`clbench.strategies.stack.Stack`). Every learner holds
+its row of the stacks as a view, so that its checkpoint and its tables are those of a run alone, which
+``python -m clbench resume`` continues.
+
+Batches, augmentation draws and initial weights are those of the run alone. Results agree with it within the rounding of
+batched products; dropout draws other numbers of the same distribution.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from clbench.errors import Diverged
+from clbench.evaluation.stacked import Place, StackedPeriodic
+from clbench.scenarios.scenario import Samples
+from clbench.scenarios.stacked_inputs import StackedInputs
+from clbench.strategies.stack import Stack
+from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
+from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer
+
+
+class Fleet:
+    """Trains R runs together; see the module docstring.
+
+    Args:
+        members: the runs, not begun or all stopped at the same step, of equal structure
+            (see :mod:`clbench.sweeps.grouping`).
+        on_progress: called a few times a second with (task, step, steps of the task, mean accuracy on every seen task).
+        on_diverged: called with the index of a member that has diverged, once.
+    """
+
+    def __init__(
+        self,
+        members: list[Trainer],
+        on_progress: Callable[[int, int, int, list[float]], None] | None = None,
+        on_diverged: Callable[[int], None] | None = None,
+    ) -> None:
+        self.members = members
+        self.on_progress, self.on_diverged = on_progress, on_diverged
+        self.diverged: dict[int, Diverged] = {}
+        """Why, for every run that has diverged. Such a run is frozen: it takes no further part."""
+        self._alive = list(range(len(members)))
+
+    def fit(self) -> None:
+        """Train every run to the end of its stream, or to where it diverges."""
+        for member in self.members:
+            member.begin()
+            member.share_of_time = 1 / len(self.members)
+        places = {(member.task, member.step) for member in self.members}
+        if len(places) > 1:
+            raise ValueError(f"the members of a fleet stand at different steps: {sorted(places)}")
+        while self._alive and self._living[0].task < self._living[0].scenario.n_tasks:
+            self.begin_task()
+            self._run_task()
+            for member in self._living:
+                member.end_task()
+
+    # ---- one task -------------------------------------------------------------------------------------------------
+
+    def begin_task(self) -> None:
+        """Call every member's hooks, then stack the members."""
+        for member in self._living:
+            member.begin_task()
+        self._task = self._living[0].task
+        self._n_steps = max(len(member.steps) for member in self._living)
+        self._stack()
+
+    def _run_task(self) -> None:
+        """Take the task's remaining steps."""
+        last_look = last_checkpoint = time.monotonic()
+        between_checkpoints = self._living[0].config.record.checkpoint_seconds
+        while self._alive and self.step < self._n_steps:
+            self.train_step()
+            now = time.monotonic()
+            if now - last_look >= PROGRESS_SECONDS and self._evaluation.settled:
+                last_look = now
+                self._freeze_diverged()
+                self._show_progress()
+            if now - last_checkpoint >= between_checkpoints and self._evaluation.settled and self.step < self._n_steps:
+                self._hand_back()
+                for member in self._living:
+                    member.save()
+                last_checkpoint = time.monotonic()
+        self._freeze_diverged()
+        self._show_progress()
+        self._hand_back()
+
+    def train_step(self) -> None:
+        """One step of every member that has steps left, and the evaluation where it is due."""
+        step, groups = self.step, {}
+        for row, member in enumerate(self._living):
+            if step < len(member.steps):
+                ids, n_new, reference = member.steps[step]
+                groups.setdefault((len(ids), n_new, None if reference is None else len(reference)), []).append(row)
+        # Batches of one shape are one computation. They differ where tasks differ in size: an epoch's last batch is smaller.
+        for rows in groups.values():
+            self._step_together(rows, step)
+        places = [
+            Place(row, self._task, member.step, len(member.steps), member.iteration)
+            for row, member in enumerate(self._living)
+            if member.step > step
+        ]
+        self._evaluation.after_step(self._stacked, places)
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken in the current task."""
+        return max(member.step for member in self._living)
+
+    def _step_together(self, rows: list[int], step: int) -> None:
+        """One step of the members in ``rows``."""
+        members = [self._living[row] for row in rows]
+        steps = [member.steps[step] for member in members]
+        everyone = len(rows) == len(self._living)
+        index = torch.tensor(rows, device=self._stacked.weights.device)
+        stack = self._stacked if everyone else self._stacked.select(index)
+        n_new = steps[0].n_new
+        samples = self._inputs.training(rows, [s.ids for s in steps], self._task, step)
+        reference = self._reference_samples(rows, steps, step)
+        precision, learner = members[0].precision, self._stacked.learner
+        with precision.autocast():
+            terms, gradients = stack.losses_and_gradients(samples, n_new, reference)
+            if learner.edits_gradients:
+                gradients = stack.edited(gradients, samples, n_new, reference)
+        if self._clip is not None:
+            gradients = clip_rows(gradients, self._clip if everyone else self._clip[index])
+        self._optimizer.step(stack.weights, gradients, step, None if everyone else index)
+        if learner.acts_after_steps:
+            with torch.no_grad():
+                stack.after_step()
+        if not everyone:
+            self._stacked.put(index, stack)
+        for member in members:
+            member.step += 1
+            member.iteration += 1
+        self._losses.append((members, [member.iteration for member in members], terms))
+
+    def _reference_samples(self, rows: list[int], steps: list[Step], step: int) -> Samples | None:
+        """Reference samples; kept from step to step while the ids are the same and nothing random is done to them."""
+        ids = [s.reference for s in steps]
+        if ids[0] is None:
+            return None
+        key = [id(part) for part in ids]
+        if self._reference is None or self._reference[0] != key or self._living[0].inputs.augmentation is not None:
+            # The step number is that of Trainer._reference_samples, so that the same augmentation is drawn.
+            self._reference = key, self._inputs.training(rows, ids, self._task, -1 - step)  # type: ignore[arg-type]
+        return self._reference[1]
+
+    # ---- stacking -------------------------------------------------------------------------------------------------
+
+    def _stack(self) -> None:
+        """Stack what the living members hold."""
+        members = self._living
+        self._stacked = Stack.of([member.learner for member in members])
+        configs = [member.config.trainer for member in members]
+        rates = torch.zeros(self._n_steps, len(members), dtype=torch.float64)
+        for row, member in enumerate(members):
+            rates[: len(member.steps), row] = torch.tensor(member.learning_rates, dtype=torch.float64)
+        self._optimizer = StackedOptimizer(
+            configs, rates, [member.parameters for member in members], [member.optimizer for member in members]
+        )
+        largest = [config.clip_grad_norm for config in configs]
+        self._clip: Tensor | None = None if largest[0] is None else self._stacked.weights.new_tensor(largest)
+        self._inputs = StackedInputs([member.inputs for member in members], [m.scenario.train for m in members])
+        self._evaluation = StackedPeriodic([member.evaluator for member in members])
+        self._reference: tuple[list[int], Samples] | None = None
+        self._losses: list[tuple[list[Trainer], list[int], dict[str, Tensor]]] = []
+
+    def _hand_back(self) -> None:
+        """Bring the members up to date. Their weights are views of the stacks, and are already."""
+        self._collect_losses()
+        self._evaluation.hand_back()
+        self._optimizer.export()
+
+    @property
+    def _living(self) -> list[Trainer]:
+        return [self.members[index] for index in self._alive]
+
+    # ---- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _collect_losses(self) -> None:
+        """Give the members their recorded losses; one copy from the device for all."""
+        if not self._losses:
+            return
+        together = torch.cat([loss for _, _, terms in self._losses for loss in terms.values()]).tolist()
+        values = iter(together)
+        for members, iterations, terms in self._losses:
+            for name in terms:
+                for member, iteration in zip(members, iterations, strict=True):
+                    member.add_loss(self._task, iteration, name, next(values))
+        self._losses = []
+
+    def _freeze_diverged(self) -> None:
+        """Take members whose loss is no longer finite out of the fleet."""
+        self._collect_losses()
+        self._evaluation.hand_back()
+        for index in list(self._alive):
+            try:
+                self.members[index].check_finite()
+            except Diverged as error:
+                self.diverged[index] = error
+                self._alive.remove(index)
+                if self.on_diverged:
+                    self.on_diverged(index)
+        if self._alive and len(self._alive) < len(self._stacked):
+            self._optimizer.export()
+            self._stack()
+
+    def _show_progress(self) -> None:
+        if not self.on_progress or not self._alive:
+            return
+        accuracies = [member.evaluator.latest() for member in self._living]
+        mean = [sum(of_task) / len(of_task) for of_task in zip(*accuracies, strict=True)]
+        self.on_progress(self._task, self.step, self._n_steps, mean)

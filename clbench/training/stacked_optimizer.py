@@ -1,0 +1,120 @@
+"""SGD, Adam and AdamW over the stacked weights of many runs, each with hyperparameters of its own.
+
+The updates are those of ``torch.optim`` (whose optimizers have one learning rate for all they update):
+
+    SGD      g ← g + wd θ;  m ← μ m + g;  θ ← θ − η m
+    Adam     g ← g + wd θ;  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  θ ← θ − η m̂ / (√v̂ + ε)
+    AdamW    θ ← (1 − η wd) θ, then as Adam without the first step
+
+with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), β = (0.9, 0.999), ε = 1e-8. Row r of every matrix belongs to run r.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clbench.config import TrainerConfig
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**62}
+"""Weights updated at a time: on a processor as many as its cache holds through an update's passes, on a GPU all."""
+
+
+class StackedOptimizer:
+    """Updates weights (R, P).
+
+    Args:
+        configs: of the R runs; the same optimizer in all, any learning rates, momenta and weight decays.
+        learning_rates: float (steps, R), of every step of the task.
+        parameters: of every run, in the order of the flat weights.
+        optimizers: of every run, the state of which is taken over.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrainerConfig],
+        learning_rates: Tensor,
+        parameters: Sequence[list[nn.Parameter]],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        like = parameters[0][0].detach()
+        self.kind = configs[0].optimizer
+        self.learning_rates = learning_rates.to(like)
+        self._weight_decay = like.new_tensor([c.weight_decay for c in configs])
+        self._momentum = like.new_tensor([c.momentum for c in configs])
+        self._members = list(zip(parameters, optimizers, strict=True))
+        names = ("momentum_buffer",) if self.kind == "sgd" else ("exp_avg", "exp_avg_sq")
+        self._moments = {name: torch.stack([_flat(p, o, name) for p, o in self._members]) for name in names}
+        counts = [float(o.state[p[0]]["step"]) if "step" in o.state[p[0]] else 0.0 for p, o in self._members]
+        self._steps_taken = like.new_tensor(counts)
+
+    def step(self, weights: Tensor, gradients: Tensor, step: int, rows: Tensor | None = None) -> None:
+        """Update weights (R, P) in place by gradients (R, P), at step ``step`` of the task.
+
+        With ``rows`` (n,) these are the weights and gradients (n, P) of only some runs.
+        """
+        if rows is not None:
+            moments = {name: moment[rows] for name, moment in self._moments.items()}
+            self._update(weights, gradients, moments, rows, step)
+            for name, moment in moments.items():
+                self._moments[name][rows] = moment
+            return
+        at_once = max(1, NUMBERS_AT_ONCE[weights.device.type] // weights.shape[1])
+        for start in range(0, len(weights), at_once):
+            part = slice(start, start + at_once)
+            moments = {name: moment[part] for name, moment in self._moments.items()}
+            self._update(weights[part], gradients[part], moments, part, step)
+
+    def _update(
+        self, weights: Tensor, gradients: Tensor, moments: dict[str, Tensor], rows: Tensor | slice, step: int
+    ) -> None:
+        lr, decay = self.learning_rates[step, rows, None], self._weight_decay[rows, None]
+        if self.kind == "adamw":
+            weights.mul_(1 - lr * decay)
+        else:
+            gradients = gradients + decay * weights
+        if self.kind == "sgd":
+            moment = moments["momentum_buffer"]
+            moment.mul_(self._momentum[rows, None]).add_(gradients)
+            weights.sub_(lr * moment)
+            return
+        self._steps_taken[rows] += 1
+        taken = self._steps_taken[rows, None]
+        first, second = moments["exp_avg"], moments["exp_avg_sq"]
+        first.lerp_(gradients, 1 - BETA_1)
+        second.mul_(BETA_2).addcmul_(gradients, gradients, value=1 - BETA_2)
+        size = (second / (1 - BETA_2**taken)).sqrt_().add_(EPSILON)
+        weights.sub_(lr / (1 - BETA_1**taken) * first / size)
+
+    def export(self) -> None:
+        """Give every run's own optimizer its state, as if it had taken the steps itself."""
+        for row, (parameters, optimizer) in enumerate(self._members):
+            start = 0
+            for parameter in parameters:
+                piece = slice(start, start + parameter.numel())
+                start += parameter.numel()
+                state = {name: m[row, piece].view_as(parameter).clone() for name, m in self._moments.items()}
+                if self.kind != "sgd":
+                    state["step"] = self._steps_taken[row].clone()
+                optimizer.state[parameter] = state
+
+
+def clip_rows(gradients: Tensor, largest: Tensor) -> Tensor:
+    """``gradients`` (R, P), each row scaled down to the L2 norm ``largest`` (R,) where it is longer.
+
+    As ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the norm that it divides by.
+    """
+    return gradients * (largest / (gradients.norm(dim=1) + 1e-6)).clamp(max=1)[:, None]
+
+
+def _flat(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, name: str) -> Tensor:
+    """The moment ``name`` of an optimizer as one vector (P,); zeros where it has taken no step."""
+    moments = (optimizer.state[p].get(name) for p in parameters)
+    return torch.cat(
+        [
+            torch.zeros_like(p).view(-1) if moment is None else moment.reshape(-1)
+            for p, moment in zip(parameters, moments, strict=True)
+        ]
+    ).detach()

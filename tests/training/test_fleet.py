@@ -1,0 +1,186 @@
+"""A member of a fleet is the run it would be alone: same batches, weights, augmentation and curve."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from clbench.errors import Diverged
+from clbench.registry import STRATEGIES
+from clbench.training.fleet import Fleet
+from clbench.training.trainer import Trainer
+
+STREAMS = {
+    "class": ["scenario=split_digits"],
+    "task": ["scenario=split_digits_task"],
+    "domain": [
+        "scenario=permuted_mnist",
+        "scenario.source=digits",
+        "scenario.frozen=null",
+        "scenario.n_tasks=3",
+        "model=mlp",
+    ],
+}
+CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
+
+
+def options(name: str, setting: str) -> list[str]:
+    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
+    return [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", *memory]
+
+
+def in_double_precision(trainer: Trainer) -> Trainer:
+    """In single precision rounding grows from step to step, until two right computations differ by more than a wrong one."""
+    trainer.learner.double()
+    trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
+    trainer.evaluator._images = trainer.evaluator._images.double()
+    return trainer
+
+
+def make(small_trainer, tag, members) -> list[Trainer]:
+    return [in_double_precision(small_trainer(*member, checkpoint=f"{tag}{i}")) for i, member in enumerate(members)]
+
+
+def assert_same_run(member: Trainer, alone: Trainer) -> None:
+    for name in ("curve", "tasks", "training"):
+        pd.testing.assert_frame_equal(getattr(member, name), getattr(alone, name), rtol=1e-6, atol=1e-7)
+    assert member.learner.state_dict().keys() == alone.learner.state_dict().keys()
+    for (name, mine), its in zip(member.learner.state_dict().items(), alone.learner.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def assert_same_when_alone(small_trainer, members: list[list[str]]) -> None:
+    together, alone = make(small_trainer, "fleet", members), make(small_trainer, "alone", members)
+    Fleet(together).fit()
+    for member, trainer in zip(together, alone, strict=True):
+        trainer.fit()
+        assert_same_run(member, trainer)
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_a_member_equals_its_solo_run(name, setting, small_trainer):
+    # SGD: Adam makes a full step of a dead weight, whose gradient is nothing but rounding.
+    common = [*options(name, setting), "trainer.optimizer=sgd"]
+    members = [
+        [*common, "seed=0", "trainer.lr=0.05", "trainer.momentum=0.9"],
+        [*common, "seed=1", "trainer.lr=0.02", "trainer.momentum=0.5", "trainer.weight_decay=0.01"],
+        [*common, "seed=2", "trainer.lr=0.1", "trainer.momentum=0.0"],
+    ]
+    assert_same_when_alone(small_trainer, members)
+
+
+RESNET = ["scenario=split_digits", "model=slim_resnet18", "model.width=2", "scenario.increment=5"]
+SETTINGS = {
+    "batch_norm": [],
+    "batch_norm_frozen_later": ["trainer.batch_norm=freeze_after_first_task"],
+    "augmentation": ["scenario.augment.crop_padding=1", "scenario.augment.flip=true", "scenario.augment.contrast=0.3"],
+    "adam": ["trainer.optimizer=adam", "trainer.lr=0.001"],
+    "adamw": ["trainer.optimizer=adamw", "trainer.lr=0.001", "trainer.weight_decay=0.1"],
+    "schedule": ["trainer.scheduler=cosine", "trainer.reset_optimizer=false"],
+    "clipped": ["trainer.clip_grad_norm=0.1"],
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_with_batch_norm_and(case, small_trainer):
+    """Two seeds and two class orders of a ResNet, under every option of the loop."""
+    common = ["strategy=er", "strategy.memory_size=40", *RESNET, *SETTINGS[case]]
+    members = [[*common, "seed=0"], [*common, "seed=1", "scenario.class_order=shuffled"]]
+    assert_same_when_alone(small_trainer, members)
+
+
+def test_members_whose_tasks_differ_in_size(small_trainer):
+    """With another class order, tasks have other sizes: other numbers of steps, other last batches."""
+    common = ["strategy=ewc", "trainer.epochs=2", "trainer.max_steps_per_task=null", "trainer.batch_size=64", "model.hidden=[16]",
+              "evaluator.subset=500"]  # fmt: skip
+    members = [[*common, "seed=0"], *([*common, f"seed={seed}", "scenario.class_order=shuffled"] for seed in (1, 2))]
+    together, alone = make(small_trainer, "fleet", members), make(small_trainer, "alone", members)
+    Fleet(together).fit()
+    for trainer in alone:
+        trainer.fit()
+    assert len({trainer.iteration for trainer in alone}) > 1 or len({str(t.evaluator.sizes) for t in alone}) > 1
+    for member, trainer in zip(together, alone, strict=True):
+        assert_same_run(member, trainer)
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_real_valued_options_of_a_member_are_its_own(name, small_trainer):
+    """Every real-valued option of every strategy differs between two members, and each trains by its own."""
+    common = options(name, "class")
+    fields = {
+        f: v for f, v in vars(small_trainer(*common).learner.strategies[0].options).items() if isinstance(v, float)
+    }
+    halved = [f"strategy.{field}={value / 2 if value else 0.3}" for field, value in fields.items()]
+    members = [common, [*common, *halved]]
+    assert_same_when_alone(small_trainer, members)
+
+
+def test_a_diverged_member_is_frozen_and_disturbs_nobody(small_trainer, monkeypatch):
+    monkeypatch.setattr("clbench.training.fleet.PROGRESS_SECONDS", 0.0)
+    common = ["strategy=l2", "model.hidden=[16]"]
+    members = [[*common, "seed=0"], [*common, "seed=1", "strategy.lam=1e300"], [*common, "seed=2"]]
+    together, alone = make(small_trainer, "fleet", members), make(small_trainer, "alone", members)
+    fleet = Fleet(together)
+    fleet.fit()
+    assert list(fleet.diverged) == [1]
+    for index in (0, 2):
+        alone[index].fit()
+        assert_same_run(together[index], alone[index])
+    with pytest.raises(Diverged) as reason:
+        alone[1].fit()
+    assert str(fleet.diverged[1]) == str(reason.value)
+    pd.testing.assert_frame_equal(together[1].curve, alone[1].curve, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_member_can_be_continued_alone(optimizer, small_trainer):
+    """What a killed fleet leaves are checkpoints of runs alone."""
+    common = ["strategy=er", "strategy.memory_size=40", f"trainer.optimizer={optimizer}", "trainer.scheduler=cosine",
+              "trainer.lr=0.005"]  # fmt: skip
+    members = [[*common, f"seed={seed}", "record.checkpoint_seconds=0"] for seed in (0, 1)]
+    killed = make(small_trainer, "killed", members)
+    fleet = Fleet(killed)
+    step = fleet.train_step
+
+    def step_or_die():
+        if killed[0].iteration == 10:
+            raise KeyboardInterrupt
+        step()
+
+    fleet.train_step = step_or_die
+    with pytest.raises(KeyboardInterrupt):
+        fleet.fit()
+    resumed, whole = make(small_trainer, "killed", members), make(small_trainer, "whole", members)
+    for member, alone in zip(resumed, whole, strict=True):
+        member.fit()
+        alone.fit()
+        assert member.iteration == 20
+        assert_same_run(member, alone)
+    size = [m.checkpoint.stat().st_size for m in (killed[0], whole[0])]
+    assert size[0] == pytest.approx(size[1], rel=0.05)  # its own row, not the whole fleet's
+
+
+class Dropout(nn.Module):
+    """A backbone that draws while it trains."""
+
+    n_features = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_dropout_draws_for_every_member_by_itself(small_trainer, monkeypatch):
+    """Members that are equal in everything drop different units, half of them."""
+    monkeypatch.setattr("clbench.run.MODELS", {"mlp": lambda config, shape: Dropout()})
+    together = make(small_trainer, "fleet", [["strategy=finetune", "trainer.batch_size=64"]] * 2)
+    fleet = Fleet(together)
+    for member in together:
+        member.begin()
+    fleet.begin_task()
+    fleet.train_step()
+    first, second = (member.learner.model.head.weight for member in together)
+    assert not torch.equal(first, second)
