@@ -11,12 +11,25 @@ What differs between scenarios is which outputs a sample sees (:meth:`ContinualM
 An output that no sample sees gets no gradient, and its weights are drawn anew when its task begins. So the fixed layer
 computes exactly what a growing layer would, given an optimizer that starts anew with every task (trainer.reset_optimizer).
 Unlike a separate layer per task, it lets weight decay shrink the heads of earlier tasks too.
+
+The backbone is a chain of stages (:mod:`clbench.models.stages`), the first of which may be frozen. What nothing in training
+changes need not be computed again, which is exact in evaluation mode::
+
+    n = model.frozen_prefix()  # in training mode
+    h = model.prefix(x, n)
+    with model.after_prefix(n):
+        logits = model(h)  # bit for bit model(x)
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
+
+from clbench.errors import ConfigError
 
 
 class ContinualModel(nn.Module):
@@ -27,13 +40,22 @@ class ContinualModel(nn.Module):
         task_classes: labels of every task.
         setting: ``class``, ``task`` or ``domain``.
         logit_scope: class-incremental only: ``all``, ``seen`` or ``current``.
+        frozen: number of stages, counted from the input, that are not trained and stay in evaluation mode.
+
+    Raises:
+        ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages.
     """
 
     class_task: Tensor
     current_task: Tensor
 
     def __init__(
-        self, backbone: nn.Module, task_classes: list[list[int]], setting: str, logit_scope: str = "seen"
+        self,
+        backbone: nn.Module,
+        task_classes: list[list[int]],
+        setting: str,
+        logit_scope: str = "seen",
+        frozen: int = 0,
     ) -> None:
         super().__init__()
         n_classes = 1 + max(label for labels in task_classes for label in labels)
@@ -47,14 +69,87 @@ class ContinualModel(nn.Module):
                 class_task[labels] = task
         self.register_buffer("class_task", class_task)
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
+        self.frozen = frozen
+        self._n_done = 0  # stages that the inputs of features() have been through
+        self._check_stages()
+        for stage in islice(self.stages().values(), frozen):
+            stage.requires_grad_(False)
+        self.train()
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (B, n_features) of normalised images (B, C, H, W)."""
-        return self.backbone(x)
+        if not self._n_done:
+            return self.backbone(x)
+        for stage in islice(self.stages().values(), self._n_done, None):
+            x = stage(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes) of all classes of the stream; see :meth:`restrict`."""
-        return self.head(self.backbone(x))
+        return self.head(self.features(x))
+
+    # ---- stages ---------------------------------------------------------------------------------------------------
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The backbone's stages by name, in order; see :mod:`clbench.models.stages`."""
+        # Asked of the class, since a backbone may well have a layer called "stages".
+        return self.backbone.stages() if hasattr(type(self.backbone), "stages") else {"backbone": self.backbone}
+
+    def train(self, mode: bool = True) -> "ContinualModel":
+        """Training or evaluation mode; frozen stages are always in evaluation mode."""
+        super().train(mode)
+        if mode and self.frozen:
+            for stage in islice(self.stages().values(), self.frozen):
+                stage.eval()
+        return self
+
+    def frozen_prefix(self) -> int:
+        """The number of leading stages that training leaves as they are, because of ``frozen`` or for other reasons.
+
+        None of their parameters is trained, and modules that hold buffers (BatchNorm's statistics) are in evaluation mode.
+        Has to be asked in training mode, as the trainer sets it: ``trainer.batch_norm`` may freeze statistics as well,
+        from the first or from the second task on.
+        """
+        assert self.training, "in evaluation mode it cannot be seen which statistics move in training"
+        n = 0
+        for stage in self.stages().values():
+            moves = (module.training and any(True for _ in module.buffers(recurse=False)) for module in stage.modules())
+            if any(parameter.requires_grad for parameter in stage.parameters()) or any(moves):
+                break
+            n += 1
+        return n
+
+    def prefix(self, x: Tensor, n: int) -> Tensor:
+        """What the first n stages make of images x (B, C, H, W); its shape depends on the network."""
+        for stage in islice(self.stages().values(), n):
+            x = stage(x)
+        return x
+
+    @contextmanager
+    def after_prefix(self, n: int) -> Iterator[None]:
+        """Within, :meth:`features` and ``forward`` take the output of ``prefix(x, n)`` in place of x.
+
+        Only of this model: a copy of it that a strategy keeps still takes images.
+        """
+        self._n_done = n
+        try:
+            yield
+        finally:
+            self._n_done = 0
+
+    def _check_stages(self) -> None:
+        stages = self.stages()
+        if self.frozen > len(stages):
+            raise ConfigError(f"model.frozen={self.frozen} is out of range: it has to be at most {len(stages)}, the number of "
+                              f"stages of this network ({', '.join(stages)})")  # fmt: skip
+        held = {id(tensor) for stage in stages.values() for tensor in (*stage.parameters(), *stage.buffers())}
+        own = (*self.backbone.named_parameters(), *self.backbone.named_buffers())
+        left_out = [name for name, tensor in own if id(tensor) not in held]
+        if left_out:
+            raise ConfigError(f"stages() of {type(self.backbone).__name__} leaves out {', '.join(left_out)}: every parameter "
+                              "and buffer has to be in a stage")  # fmt: skip
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation)."""
@@ -67,6 +162,17 @@ class ContinualModel(nn.Module):
             for tensor in (self.head.weight, self.head.bias):
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 tensor[new] = drawn.to(tensor)[new]
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name, in the order of the flat gradient.
+
+        Under ``torch.func.functional_call`` plain tensors, which cannot say whether they are trained, stand in for
+        parameters; then it is those that were trained when this was last asked outside.
+        """
+        parameters = dict(self.named_parameters())
+        if all(isinstance(parameter, nn.Parameter) for parameter in parameters.values()):
+            self._trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        return {name: parameters[name] for name in self._trained}
 
     def restrict(self, logits: Tensor, task: Tensor | None, predicting: bool = False) -> Tensor:
         """The logits (B, n_classes) with −inf where a sample may not look.

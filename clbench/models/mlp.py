@@ -40,3 +40,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, last hidden size) of images (B, C, H, W)."""
         return self.layers(x)
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Each hidden layer with its ReLU; the first one flattens the image as well."""
+        if len(self.layers) == 1:
+            return {"flatten": self.layers}
+        ends = range(3, len(self.layers) + 1, 2)
+        return {f"hidden{n}": self.layers[end - (3 if n == 1 else 2) : end] for n, end in enumerate(ends, start=1)}

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
+from clbench.models.stages import Stage, numbered
 from clbench.registry import MODELS
 
 
@@ -80,8 +81,25 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, n_features) of images (B, C, H, W)."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self._stem(x)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self._pooled(x)
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The stem, every block, the pooling."""
+        return {
+            "stem": Stage(self._stem, conv1=self.conv1, bn1=self.bn1),
+            **numbered("layer1", self.layer1),
+            **numbered("layer2", self.layer2),
+            **numbered("layer3", self.layer3),
+            **numbered("layer4", self.layer4),
+            "pool": Stage(self._pooled),
+        }
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
         return self.pool(x).flatten(1)
 
 

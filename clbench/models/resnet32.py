@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
 from clbench.errors import ConfigError
+from clbench.models.stages import Stage, numbered
 from clbench.registry import MODELS
 
 
@@ -78,8 +79,23 @@ class ResNet32(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, 64) of images (B, C, H, W)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
+        return self._pooled(self.layer3(self.layer2(self.layer1(self._stem(x)))))
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The stem, every block, the pooling."""
+        return {
+            "stem": Stage(self._stem, conv1=self.conv1, bn1=self.bn1),
+            **numbered("layer1", self.layer1),
+            **numbered("layer2", self.layer2),
+            **numbered("layer3", self.layer3),
+            "pool": Stage(self._pooled),
+        }
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
 
 
 def _stage(n_in: int, n_out: int, n_blocks: int, stride: int) -> nn.Sequential:

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
 from clbench.errors import ConfigError
+from clbench.models.stages import Stage, numbered
 from clbench.registry import MODELS
+
+TRUNKS = {
+    "ConvNeXt": ("stages",),
+    "EfficientNet": ("blocks",),
+    "MobileNetV3": ("blocks",),
+    "ResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "VisionTransformer": ("blocks",),
+}
+"""timm's classes that apply their children one after another (a ViT: but for its embedding and pooling), and which children
+are sequences of blocks. Other classes, and classes derived from these, may do something else, and are one stage."""
 
 
 @dataclass
@@ -80,11 +91,43 @@ class TimmBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, n_features) of images (B, C, H, W) of any size."""
+        return self.network(self._resized(x))
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The stem (of a ViT: the embedding), every block, the rest; one stage where the class is not in TRUNKS."""
+        kind = type(self.network).__name__
+        if kind not in TRUNKS:
+            return {"network": self}
+        trunk = TRUNKS[kind]
+        children = dict(self.network.named_children())
+        names = list(children)
+        stem = {name: children[name] for name in names[: names.index(trunk[0])]}
+        final = {name: children[name] for name in names[names.index(trunk[-1]) + 1 :]}
+        blocks = {name: block for part in trunk for name, block in numbered(part, children[part]).items()}
+        if kind == "VisionTransformer":
+            tokens = dict(self.network.named_parameters(recurse=False))
+            return {"stem": Stage(self._vit_stem, **stem, **tokens), **blocks, "final": Stage(self._vit_final, **final)}
+        apply_stem = nn.Sequential(*stem.values())
+        return {
+            "stem": Stage(lambda x: apply_stem(self._resized(x)), **stem),
+            **blocks,
+            "final": nn.Sequential(*final.values()),
+        }
+
+    def _vit_stem(self, x: Tensor) -> Tensor:
+        """The beginning of ``forward_features`` of timm's ViT: a token of every patch, with positions."""
+        vit = self.network
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self._resized(x)))))
+
+    def _vit_final(self, x: Tensor) -> Tensor:
+        return self.network.forward_head(self.network.norm(x))
+
+    def _resized(self, x: Tensor) -> Tensor:
         side = self.image_size
         if side is not None and x.shape[-2:] != (side, side):
             shrinks = side < max(x.shape[-2:])
             x = F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=shrinks)
-        return self.network(x)
+        return x
 
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename and reshape a checkpoint as timm does for its own: position embeddings, input channels, no classifier."""
