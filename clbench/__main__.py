@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def check_group_choices(arguments: list[str]) -> None:
-    """Answer a misspelt ``strategy=``, ``scenario=``, ``model=`` or ``experiment=`` before Hydra does, and more briefly.
+    """Answer a misspelt ``strategy=``, ``scenario=``, ``model=`` … before Hydra does, and more briefly.
 
     Raises:
         ConfigError: with the nearest match and all choices; also for a word that is neither an override nor a command.
@@ -104,7 +104,7 @@ def check_group_choices(arguments: list[str]) -> None:
         if not equals and not argument.startswith(("-", "~")) and not _is_value_of_flag(arguments, argument):
             raise ConfigError(choose_from("command", argument, COMMANDS) + ", or key=value overrides")
         if (
-            group not in ("strategy", "scenario", "model", "experiment", "debug")
+            group not in ("strategy", "scenario", "model", "evaluator", "experiment", "debug")
             or not values.replace(",", "").isidentifier()
         ):
             continue  # another key, or a sweep expression such as glob(*): Hydra's to judge

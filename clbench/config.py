@@ -149,9 +149,19 @@ class EvaluatorConfig:
         help="split that is evaluated; with validation the test stream is locked",
         choices=("test", "validation"),
     )
+    kind: str = option(
+        "periodic",
+        help="periodic: after every `every` steps; adaptive: where the curve moves, on a grid of single steps",
+        choices=("periodic", "adaptive"),
+    )
     every: int = option(1, help="evaluate after every this many optimizer steps; 0 only at task switches", at_least=0)
     subset: int = option(1000, help="evaluation samples per task, drawn once", at_least=1)
     batch_size: int = option(4096, help="samples per forward pass", at_least=1)
+    share: float = option(0.125, help="kind=adaptive: iterations evaluated, at most", above=0, at_most=1)
+    tolerance: float = option(
+        0.001, help="kind=adaptive: how much lower a minimum may be expected to be and not be looked for", above=0
+    )
+    window: int = option(64, help="kind=adaptive: steps whose weights are kept until it is decided", at_least=2)
     diagnostics_every: int = option(
         0, help="record gradient norms and feature drift every this many steps; 0 never", at_least=0
     )

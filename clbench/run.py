@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from clbench import config as configuration
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, Diverged
+from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
 from clbench.models.continual import ContinualModel
@@ -59,6 +60,11 @@ def set_up(composed: DictConfig) -> Setup:
         raise ConfigError("trainer.epochs and trainer.max_steps_per_task are both null: one of them has to be set")
     if config.evaluator.split == "validation" and not config.scenario.validation:
         raise ConfigError("evaluator.split=validation needs scenario.validation above 0, e.g. scenario.validation=0.1")
+    if config.evaluator.kind == "adaptive" and config.evaluator.every != 1:
+        raise ConfigError(
+            f"evaluator.every={config.evaluator.every} has no meaning with evaluator=adaptive, which chooses among all "
+            "iterations: leave it at 1, or choose evaluator=periodic"
+        )
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     allow_tf32(config.trainer.tf32)
@@ -73,7 +79,8 @@ def set_up(composed: DictConfig) -> Setup:
     learner = Learner(model, [_strategy(options, model, scenario) for options in strategies]).to(device)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device)
     precision = Precision(config.trainer.precision, device)
-    evaluator = ContinualEvaluator(learner, scenario, inputs, config.evaluator, config.seed, precision)
+    evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
+    evaluator = evaluator_class(learner, scenario, inputs, config.evaluator, config.seed, precision)
     return Setup(config, device, scenario, learner, inputs, evaluator)
 
 
@@ -156,7 +163,7 @@ def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:
         "scenario_hash": scenario.hash,
         "seed": config.seed,
         "split": config.evaluator.split,
-        "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every),
+        "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every, config.evaluator.kind == "adaptive"),
         "costs": _costs(setup, trainer),
     }
     figure = folder.path / "curve.png"

@@ -6,7 +6,7 @@ forward pass over the subsets of all seen tasks; its counts stay on the device u
 """
 
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -65,6 +65,7 @@ class ContinualEvaluator:
         if 4 * self._images.numel() <= LARGEST_CACHE:
             self._images = inputs.normalise(self._images)
         self._labels, self._tasks = labels, tasks
+        self._stages_done, self._after_stages = 0, None  # see begin_task
         self._pending: list[tuple[int, int, Tensor]] = []
         self._rows: list[np.ndarray] = []
         self._modules = list(learner.modules())
@@ -86,10 +87,34 @@ class ContinualEvaluator:
         """Whether every evaluation that is due so far has been made."""
         return True
 
+    def settle(self) -> None:
+        """Make evaluations that are due and wait."""
+
+    def begin_task(self) -> None:
+        """Compute what the frozen first stages of the network make of the subsets; called in training mode.
+
+        Nothing in training changes it, so that every evaluation of the task can start from there. Not where a strategy
+        makes predictions of its own, which may look at the images.
+        """
+        model = self.learner.model
+        n = model.frozen_prefix() if self.learner.predicts_by_model else 0
+        self._stages_done, self._after_stages = 0, None
+        if n == 0:
+            return
+        with self.undisturbed(), self.precision.autocast():
+            positions = range(0, sum(self.sizes), self.config.batch_size)
+            parts = [model.prefix(self.subset(slice(p, p + self.config.batch_size)).x, n) for p in positions]
+            if sum(part.numel() * part.element_size() for part in parts) <= LARGEST_CACHE:
+                self._stages_done, self._after_stages = n, torch.cat(parts)
+
+    def from_stages(self) -> AbstractContextManager:
+        """The context in which the network takes what :meth:`subset` gives: images, or the output of its first stages."""
+        return self.learner.model.after_prefix(self._stages_done)
+
     def evaluate(self, task_learning: int, iteration: int) -> None:
         """Evaluate all tasks up to ``task_learning`` on their subsets; no result is read on the host."""
         started = time.perf_counter()
-        with self.undisturbed():
+        with self.undisturbed(), self.from_stages():
             n_seen = sum(self.sizes[: task_learning + 1])
             parts = []
             for start in range(0, n_seen, self.config.batch_size):
@@ -104,16 +129,19 @@ class ContinualEvaluator:
         self._pending.append((task_learning, iteration, sums))
 
     def subset_of(self, task: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images as they are kept (normalised or uint8), labels and tasks of one task's subset."""
+        """Inputs as they are kept (uint8 images are not normalised yet), labels and tasks of one task's subset."""
         start = sum(self.sizes[:task])
         part = slice(start, start + self.sizes[task])
-        return self._images[part], self._labels[part], self._tasks[part]
+        return self._kept(part), self._labels[part], self._tasks[part]
 
     def subset(self, part: slice) -> Samples:
-        """A part of the subsets of all tasks, one after another, as the network takes them."""
-        images = self._images[part]
-        x = self.inputs.normalise(images) if images.dtype == torch.uint8 else images
+        """A part of the subsets of all tasks, one after another, as the network takes them (see :meth:`from_stages`)."""
+        kept = self._kept(part)
+        x = self.inputs.normalise(kept) if kept.dtype == torch.uint8 else kept
         return Samples(x, self._labels[part], self._tasks[part])
+
+    def _kept(self, part: slice) -> Tensor:
+        return self._images[part] if self._after_stages is None else self._after_stages[part]
 
     def evaluate_full(self, task_learning: int, iteration: int) -> pd.DataFrame:
         """Evaluate on the whole split, as a table with the columns :data:`COLUMNS`.
@@ -138,7 +166,7 @@ class ContinualEvaluator:
 
     def feature_drift_probe(self, task_learning: int) -> Tensor:
         """Penultimate features of the seen tasks' subsets, for drift between two moments (diagnostics)."""
-        with self.undisturbed():
+        with self.undisturbed(), self.from_stages():
             n_seen = sum(self.sizes[: task_learning + 1])
             return self.learner.model.features(self.subset(slice(n_seen)).x)
 

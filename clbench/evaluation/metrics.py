@@ -20,7 +20,9 @@ From the per-iteration table on fixed subsets (``curve``):
   which the table holds for the first task only)
 * AAA = mean over evaluations of the mean accuracy on the tasks seen so far (Caccia et al. 2022; ocl_survey)
 
-Windows, LCA and AAA count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`).
+Windows, LCA and AAA count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`). Where the
+curve was recorded adaptively they, recovery and gap_area are computed on the curve with its gaps :func:`filled`; the minima and
+what follows from them rest on evaluated iterations alone.
 
 Ours, labelled as such, each the mean over the tasks i that are followed by another, looking at A(E_i) while task i + 1 is
 learned; its *plateau* is the mean of the last tenth of those evaluations:
@@ -42,6 +44,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from clbench.evaluation.refinement import expected_undercut
+
 WINDOWS = (10, 100)
 """Window lengths of WF and WP, in evaluations."""
 
@@ -52,24 +56,42 @@ PLATEAU_SHARE = 0.1
 SMALLEST_SUBSET = 500
 """Below this many evaluation samples a minimum over iterations is dominated by the subset's own noise."""
 
+UNRESOLVED = 0.002
+"""An adaptively recorded min-ACC that is expected to be wrong by more, in accuracy, comes with a warning."""
 
-def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int) -> dict[str, float | int | str | None]:
+Summary = dict[str, float | int | str | list[str] | None]
+
+
+def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bool = False) -> Summary:
     """Every metric of the module docstring, plus what a reader needs to judge them.
 
     Args:
         curve: per-iteration table on subsets (columns: task_learning, iteration, task_eval, n, correct, loss).
         tasks: the same columns on full test sets at task ends; task_learning −1 is the untrained network.
         every: the evaluation period, in iterations; 0 where only task switches are evaluated.
+        adaptive: whether only some iterations were evaluated, at irregular distances, in place of all.
 
     Returns:
         Metric → value; None where it is undefined (fewer than two tasks, a run that diverged in its first task).
         ``tasks_learned`` is the k of the metrics on full test sets, less than the stream's length where a run diverged;
-        ``warning`` exists only where a subset is smaller than :data:`SMALLEST_SUBSET`.
+        ``warning`` exists only where a subset is smaller than :data:`SMALLEST_SUBSET`, or where ``min_ACC_unresolved``
+        exceeds :data:`UNRESOLVED`. Where ``adaptive``, ``evaluations`` is the number of evaluated iterations,
+        ``interpolated`` names the metrics computed on the filled curve, ``min_ACC_unresolved`` is that of
+        :func:`unresolved_minimum`.
     """
     matrix = accuracy_matrix(tasks)
-    traces = accuracy_traces(curve)
     minimum, stderr = minimum_accuracy(curve)
-    recovery = recovery_per_switch(curve)
+    regular = filled(curve) if adaptive else curve
+    traces = accuracy_traces(regular)
+    recovery = recovery_per_switch(regular)
+    on_regular_grid = {
+        **{f"WF{w}": windowed_forgetting(traces, w) for w in WINDOWS},
+        **{f"WP{w}": windowed_plasticity(traces, w) for w in WINDOWS},
+        "LCA": learning_curve_area(regular),
+        "AAA": average_anytime_accuracy(regular),
+        "recovery_iterations": _mean(recovery),
+        "gap_area": gap_area(regular),
+    }
     values = {
         "ACC": final_accuracy(matrix),
         "FORG": forgetting(matrix),
@@ -80,24 +102,30 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int) -> dict[str,
         "min_ACC": minimum,
         "min_ACC_stderr": stderr,
         "WC_ACC": worst_case_accuracy(curve),
-        **{f"WF{w}": windowed_forgetting(traces, w) for w in WINDOWS},
-        **{f"WP{w}": windowed_plasticity(traces, w) for w in WINDOWS},
-        "LCA": learning_curve_area(curve),
-        "AAA": average_anytime_accuracy(curve),
         "gap_depth": gap_depth(curve),
-        "recovery_iterations": _mean(recovery),
-        "gap_area": gap_area(curve),
+        **on_regular_grid,
     }
-    summary: dict[str, float | int | str | None] = {
-        name: None if math.isnan(value) else value for name, value in values.items()
-    }
+    summary: Summary = {name: None if math.isnan(value) else value for name, value in values.items()}
     summary["switches"] = len(recovery)
     summary["switches_recovered"] = int(np.isfinite(recovery).sum())
     summary["tasks_learned"] = len(matrix)
     summary["every"] = every
     summary["smallest_subset"] = int(curve.n.min()) if len(curve) else None
+    warnings = []
     if len(curve) and curve.n.min() < SMALLEST_SUBSET:
-        summary["warning"] = _small_subset_warning(curve, tasks)
+        warnings.append(_small_subset_warning(curve, tasks))
+    if adaptive:
+        unresolved = unresolved_minimum(curve)
+        summary["evaluations"] = curve.iteration.nunique()
+        summary["interpolated"] = list(on_regular_grid)
+        summary["min_ACC_unresolved"] = None if math.isnan(unresolved) else unresolved
+        if unresolved > UNRESOLVED:
+            warnings.append(
+                f"accuracy moves so much between the evaluations that min-ACC may be {100 * unresolved:.1f} points lower: "
+                "evaluate every iteration"
+            )
+    if warnings:
+        summary["warning"] = "; ".join(warnings)
     return summary
 
 
@@ -184,6 +212,20 @@ def minimum_accuracy(curve: pd.DataFrame) -> tuple[float, float]:
     worst = after.loc[after.groupby("task_eval").accuracy.idxmin()]
     variance = (worst.accuracy * (1 - worst.accuracy) / worst.n).sum()
     return float(worst.accuracy.mean()), float(math.sqrt(variance) / len(worst))
+
+
+def unresolved_minimum(curve: pd.DataFrame) -> float:
+    """How much lower min-ACC is expected to be between the evaluations of an adaptively recorded curve (ours).
+
+    Mean over the tasks of the largest expected undercut of any interval (:mod:`clbench.evaluation.refinement`). An estimate
+    from a model of the curve, to be read as none, tenths of a point, or points.
+    """
+    after = curve[curve.task_eval < curve.task_learning].sort_values("iteration")
+    largest = []
+    for _, rows in after.groupby("task_eval"):
+        accuracy = (rows.correct / rows.n).to_numpy()[:, None]
+        largest.append(expected_undercut(rows.iteration.to_numpy(), accuracy, accuracy.min(0)).max(initial=0))
+    return float(np.mean(largest)) if largest else math.nan
 
 
 def worst_case_accuracy(curve: pd.DataFrame) -> float:
@@ -274,6 +316,29 @@ def coarsened(curve: pd.DataFrame, every: int) -> pd.DataFrame:
     step = curve.iteration - start
     periodic = step % every == 0 if every else False
     return curve[(step <= 1) | (curve.iteration == last) | periodic]
+
+
+def filled(curve: pd.DataFrame) -> pd.DataFrame:
+    """The curve with a row for every iteration between a task's first and last evaluation while another is learned.
+
+    ``correct`` (then a float) and ``loss`` are interpolated linearly between the evaluations next to the missing iteration;
+    nothing is drawn across a task switch. Rows are ordered by iteration and task.
+    """
+    if not len(curve):
+        return curve
+    parts = []
+    for (learning, task), rows in curve.sort_values("iteration").groupby(["task_learning", "task_eval"]):
+        iterations = np.arange(rows.iteration.iloc[0], rows.iteration.iloc[-1] + 1)
+        part = {
+            "task_learning": learning,
+            "iteration": iterations,
+            "task_eval": task,
+            "n": rows.n.iloc[0],
+            "correct": np.interp(iterations, rows.iteration, rows.correct),
+            "loss": np.interp(iterations, rows.iteration, rows.loss),
+        }
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts).sort_values(["iteration", "task_eval"], ignore_index=True)
 
 
 def _plateau(accuracy: np.ndarray) -> float:

@@ -79,7 +79,7 @@ class StackedEvaluation:
                 x = images
                 if images.dtype == torch.uint8:
                     x = first.inputs.normalise(images.flatten(0, 1)).view(images.shape)
-            with first.precision.autocast():
+            with first.precision.autocast(), first.from_stages():
                 logits = stack.predict(x, tasks, self._shared)
             flat = scores(logits.float().flatten(0, 1), labels.expand(logits.shape[:2]).flatten())
             result = flat.view(*logits.shape[:2], 2)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clbench.errors import Diverged
+from clbench.evaluation.adaptive import AdaptiveEvaluator, StackedAdaptive
 from clbench.evaluation.stacked import Place, StackedPeriodic
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
@@ -168,7 +169,9 @@ class Fleet:
         largest = [config.clip_grad_norm for config in configs]
         self._clip: Tensor | None = None if largest[0] is None else self._stacked.weights.new_tensor(largest)
         self._inputs = StackedInputs([member.inputs for member in members], [m.scenario.train for m in members])
-        self._evaluation = StackedPeriodic([member.evaluator for member in members])
+        evaluators = [member.evaluator for member in members]
+        adaptive = isinstance(evaluators[0], AdaptiveEvaluator)
+        self._evaluation = StackedAdaptive(evaluators) if adaptive else StackedPeriodic(evaluators)
         self._reference: tuple[list[int], Samples] | None = None
         self._losses: list[tuple[list[Trainer], list[int], dict[str, Tensor]]] = []
 

@@ -152,6 +152,7 @@ class Trainer:
         self.steps = self._placed(self.learner.plan(self._task))
         self.learning_rates = learning_rates(config, len(self.steps))
         self.train_mode()
+        self.evaluator.begin_task()
         if index == 0 and self.step == 0:
             self.evaluator.evaluate(0, 0)
 
@@ -276,6 +277,7 @@ class Trainer:
             return
         iteration = bad[0][1]
         self._loss_rows = [row for row in self._loss_rows if row[1] <= iteration]
+        self.evaluator.settle()
         rows = self.evaluator.flush()
         self.evaluator.restore(rows[rows[:, 1] < iteration])
         raise Diverged(f"the loss term {bad[0][2]!r} became {bad[0][3]} at iteration {iteration} (task {bad[0][0]})")

@@ -166,15 +166,61 @@ def test_a_run_that_diverged_says_how_many_tasks_its_accuracy_covers():
     assert summary["FORG"] is None
 
 
+# ---- curves recorded adaptively --------------------------------------------------------------------------------------------
+
+
+def test_gaps_are_filled_between_evaluations_of_the_same_task():
+    """Evaluated at iterations 1, 3 and 4 of the first task and 5, 6, 9 of the second; nothing is drawn across the switch."""
+    curve = table([[0.1, 0.0, 0.5, 0.9, 0.6, 0.2, 0.0, 0.0, 0.8], [0.0, 0.3, 0.0, 0.0, 0.9]], starts=[1, 5], length=9)
+    curve["loss"] = curve.correct / 10
+    sparse = curve[curve.iteration.isin([1, 3, 4, 5, 6, 9])]
+    full = metrics.filled(sparse.sample(frac=1, random_state=0))
+    expected = [[0.1, 0.3, 0.5, 0.9, 0.6, 0.2, 0.4, 0.6, 0.8], [0.0, 0.3, 0.5, 0.7, 0.9]]
+    for task, accuracy in enumerate(expected):
+        rows = full[full.task_eval == task]
+        assert rows.iteration.tolist() == list(range(10 - len(accuracy), 10))
+        assert rows.task_learning.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1][-len(accuracy) :]
+        np.testing.assert_allclose(rows.correct / rows.n, accuracy)
+        np.testing.assert_allclose(rows.loss, 100 * np.array(accuracy))
+    summary = metrics.summarise(sparse, curve, every=1, adaptive=True)
+    assert summary["evaluations"] == 6
+    assert summary["AAA"] == pytest.approx((0.1 + 0.3 + 0.5 + 0.9 + 0.3 + 0.25 + 0.45 + 0.65 + 0.85) / 9)
+    assert summary["min_ACC"] == pytest.approx(0.2)
+    assert summary["gap_depth"] == pytest.approx(0.7)
+    assert "AAA" in summary["interpolated"]
+    assert {"min_ACC", "WC_ACC", "gap_depth", "ACC"}.isdisjoint(summary["interpolated"])
+
+
+def test_a_minimum_between_the_evaluations_is_warned_of():
+    """The curve bends at its lowest evaluation and nobody looked beside it; evaluated densely it hides nothing."""
+    fall = [*np.linspace(0.9, 0.5, 41), *np.linspace(0.51, 0.9, 39)]
+    curve = table([[0.9] * 10 + fall, [0.5] * 80], starts=[1, 11], length=90)
+    sparse = curve[(curve.iteration < 12) | (curve.iteration % 8 == 3)]
+    summary = metrics.summarise(sparse, curve, every=1, adaptive=True)
+    assert 0.002 < summary["min_ACC_unresolved"] < 0.1
+    assert "evaluate every iteration" in summary["warning"]
+    dense = metrics.summarise(curve, curve, every=1, adaptive=True)
+    assert dense["min_ACC_unresolved"] == 0
+    assert "warning" not in dense
+
+
+def test_nothing_recorded_adaptively_is_nothing_claimed():
+    empty = pd.DataFrame(columns=COLUMNS)
+    summary = metrics.summarise(empty, empty, every=1, adaptive=True)
+    assert summary["evaluations"] == 0
+    assert summary["min_ACC"] is summary["AAA"] is summary["min_ACC_unresolved"] is None
+    json.dumps(summary, allow_nan=False)
+
+
 # ---- brute force ----------------------------------------------------------------------------------------------------------
 
 
 @st.composite
-def random_curves(draw) -> pd.DataFrame:
+def random_curves(draw, longest_period: int = 3) -> pd.DataFrame:
     """A random stream: up to four tasks of up to 25 evaluations, different n per task, rows shuffled."""
     n_tasks = draw(st.integers(1, 4))
     lengths = [draw(st.integers(1, draw(st.sampled_from([8, 25])))) for _ in range(n_tasks)]
-    period = draw(st.integers(1, 3))
+    period = draw(st.integers(1, longest_period))
     sizes = [draw(st.sampled_from([5, 10, 20])) for _ in range(n_tasks)]
     rows, iteration = [], 0
     if draw(st.booleans()):
@@ -245,6 +291,36 @@ def test_equal_to_their_definitions(curve):
             rises.append(max([0.0, *(n - m for m, n in pairs)]))
         assert metrics.windowed_forgetting(traces, window) == pytest.approx(np.mean(drops))
         assert metrics.windowed_plasticity(traces, window) == pytest.approx(np.mean(rises))
+
+
+@settings(deadline=None, max_examples=60)
+@given(random_curves(longest_period=1))
+def test_a_full_curve_is_filled_already(curve):
+    ordered = curve.sort_values(["iteration", "task_eval"], ignore_index=True)
+    pd.testing.assert_frame_equal(metrics.filled(curve), ordered, check_dtype=False)
+    plain, adaptive = (metrics.summarise(curve, curve, every=1, adaptive=adaptive) for adaptive in (False, True))
+    for name, value in plain.items():
+        assert adaptive[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
+    assert adaptive.keys() - plain.keys() == {"evaluations", "interpolated", "min_ACC_unresolved"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(random_curves(longest_period=1), st.integers(0, 2**32 - 1))
+def test_filling_adds_rows_and_keeps_the_minima(curve, seed):
+    by_task = curve.groupby("task_learning").iteration
+    ends = (curve.iteration == by_task.transform("min")) | (curve.iteration == by_task.transform("max"))
+    some = np.random.default_rng(seed).random(curve.iteration.max() + 1) < 0.3
+    sparse = curve[ends | some[curve.iteration]]
+    full = metrics.filled(sparse)
+    assert set(zip(full.iteration, full.task_eval, strict=True)) == set(
+        zip(curve.iteration, curve.task_eval, strict=True)
+    )
+    both = full.merge(sparse, on=["task_learning", "iteration", "task_eval"], suffixes=("", "_evaluated"))
+    assert len(both) == len(sparse)
+    for column in ("n", "correct", "loss"):
+        np.testing.assert_array_equal(both[column], both[f"{column}_evaluated"])
+    np.testing.assert_array_equal(metrics.minimum_accuracy(full)[0], metrics.minimum_accuracy(sparse)[0])
+    pd.testing.assert_frame_equal(metrics.filled(full), full)
 
 
 @settings(deadline=None, max_examples=60)
