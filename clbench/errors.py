@@ -26,6 +26,10 @@ class Diverged(ClbenchError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
+class RunFailed(ClbenchError):
+    """A run of a sweep that was trained elsewhere has failed; the message says why."""
+
+
 def choose_from(kind: str, given: object, valid: Iterable[str]) -> str:
     """The sentence for a name that does not exist: what was given, the nearest match, and the choices.
 

@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from clbench import config as configuration
@@ -93,87 +94,127 @@ def run(composed: DictConfig, path: Path) -> dict[str, Any]:
     Raises:
         ClbenchError: the run cannot start. A run that diverges does not raise; its summary says so.
     """
-    folder = RunFolder(path)
-    if folder.status == "finished":
-        raise ConfigError(f"{path} already holds a finished run: choose another hydra.run.dir")
-    _refuse_another_runs_checkpoint(folder, composed)
-    try:
-        summary = _run_in(folder, set_up(composed), OmegaConf.to_yaml(composed, resolve=True))
-    except BaseException as error:  # recorded, not swallowed
-        folder.write_json("summary.json", {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
-        raise
-    folder.write_json("summary.json", summary)
-    return summary
-
-
-def _refuse_another_runs_checkpoint(folder: RunFolder, composed: DictConfig) -> None:
-    """A checkpoint may only be continued under the configuration that made it, or its record would be of another run."""
-    if not folder.checkpoint.exists():
-        return
-    file = folder.path / "config.yaml"
-    if not file.exists() or configuration.load_run_config(file) != composed:
-        raise ConfigError(
-            f"{folder.path} holds an unfinished run of another configuration: continue that one with "
-            f"python -m clbench resume {folder.path}, or choose another hydra.run.dir"
-        )
-
-
-def _run_in(folder: RunFolder, setup: Setup, resolved: str) -> dict[str, Any]:
-    config, scenario = setup.config, setup.scenario
-    subsets = [ids.tolist() for ids in setup.evaluator.subset_ids]
-    folder.write_text("config.yaml", resolved)
-    folder.write_json(
-        "scenario.json",
-        {
-            "name": scenario.name,
-            "hash": scenario.hash,
-            "frozen": scenario.frozen,
-            "note": scenario.note,
-            **scenario.content,
-            "evaluation_subsets": subsets,
-        },
-    )
-    weights = {"initial_weights_sha256": _weights_hash(setup.learner.model)}
-    folder.write_json("environment.json", environment(_device_name(setup.device)) | weights)
-    folder.write_json("summary.json", {"status": "running"})
-    wandb_log = None
-    if config.wandb.mode != "disabled":
-        wandb_log = WandbLog(config.wandb, yaml.safe_load(resolved), folder.path)
-
-    def on_task_end(_task: int) -> None:
-        write_tables(folder, trainer)
-        if wandb_log is not None:
-            wandb_log.log_curve(trainer.curve)
-
-    status, reason = "finished", None
-    with ProgressDisplay(scenario.n_tasks, config.progress) as progress:
-        trainer = Trainer(
-            config, scenario, setup.learner, setup.inputs, setup.evaluator, folder.checkpoint, progress, on_task_end
-        )
+    job = Run(composed, path)
+    with job.recording_failure():
+        trainer = job.begin(live=True)
         try:
-            trainer.fit()
+            with ProgressDisplay(trainer.scenario.n_tasks, composed.progress) as trainer.on_progress:
+                trainer.fit()
         except Diverged as error:
-            status, reason = "diverged", str(error)
-    write_tables(folder, trainer)
-    summary = {
-        "status": status,
-        "reason": reason,
-        "strategy": "+".join(s.name for s in setup.learner),
-        "scenario": scenario.name,
-        "scenario_hash": scenario.hash,
-        "seed": config.seed,
-        "split": config.evaluator.split,
-        "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every, config.evaluator.kind == "adaptive"),
-        "costs": _costs(setup, trainer),
-    }
-    figure = folder.path / "curve.png"
-    if config.record.figure:
-        draw_curves(
-            trainer.curve, trainer.tasks, figure, f"{summary['strategy']} on {scenario.name}", scenario.task_names
+            return job.finish(error)
+        return job.finish()
+
+
+class Run:
+    """A configuration and the folder that its run is recorded in.
+
+    Args:
+        composed: the configuration.
+        path: the run folder.
+
+    Raises:
+        ConfigError: the folder holds a finished run, or an unfinished one of another configuration.
+    """
+
+    def __init__(self, composed: DictConfig, path: Path) -> None:
+        self.composed, self.folder = composed, RunFolder(path)
+        if self.folder.status == "finished":
+            raise ConfigError(f"{path} already holds a finished run: choose another hydra.run.dir")
+        self._refuse_another_runs_checkpoint()
+        self._wandb_log: WandbLog | None = None
+
+    def begin(self, live: bool = False, fleet: dict[str, Any] | None = None) -> Trainer:
+        """Set everything up and write what is known before the first step.
+
+        Args:
+            live: send results to wandb while training, and not only at the end; one run of a process can.
+            fleet: how many runs train together with this one and in which way, for the record.
+        """
+        setup = self.setup = set_up(self.composed)
+        config, scenario, folder = setup.config, setup.scenario, self.folder
+        folder.write_text("config.yaml", OmegaConf.to_yaml(self.composed, resolve=True))
+        folder.write_json(
+            "scenario.json",
+            {
+                "name": scenario.name,
+                "hash": scenario.hash,
+                "frozen": scenario.frozen,
+                "note": scenario.note,
+                **scenario.content,
+                "evaluation_subsets": [ids.tolist() for ids in setup.evaluator.subset_ids],
+            },
         )
-    if wandb_log is not None:
-        wandb_log.finish(summary, figure)
-    return summary
+        own = {"initial_weights_sha256": _weights_hash(setup.learner.model), "fleet": fleet}
+        folder.write_json("environment.json", environment(_device_name(setup.device)) | own)
+        folder.write_json("summary.json", {"status": "running"})
+        if live and config.wandb.mode != "disabled":
+            self._wandb_log = self._open_wandb()
+        self.trainer = Trainer(
+            config,
+            scenario,
+            setup.learner,
+            setup.inputs,
+            setup.evaluator,
+            folder.checkpoint,
+            on_task_end=self._on_task_end,
+        )
+        return self.trainer
+
+    def finish(self, diverged: Diverged | None = None) -> dict[str, Any]:
+        """Write what is known after the last step; returns the content of ``summary.json``."""
+        config, scenario, trainer = self.setup.config, self.setup.scenario, self.trainer
+        write_tables(self.folder, trainer)
+        is_adaptive = config.evaluator.kind == "adaptive"
+        summary = {
+            "status": "finished" if diverged is None else "diverged",
+            "reason": None if diverged is None else str(diverged),
+            "strategy": "+".join(s.name for s in self.setup.learner),
+            "scenario": scenario.name,
+            "scenario_hash": scenario.hash,
+            "seed": config.seed,
+            "split": config.evaluator.split,
+            "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every, is_adaptive),
+            "costs": _costs(self.setup, trainer),
+        }
+        figure = self.folder.path / "curve.png"
+        if config.record.figure:
+            title = f"{summary['strategy']} on {scenario.name}"
+            draw_curves(trainer.curve, trainer.tasks, figure, title, scenario.task_names)
+        if config.wandb.mode != "disabled":
+            log = self._wandb_log or self._open_wandb()
+            log.log_curve(trainer.curve)
+            log.finish(summary, figure)
+        self.folder.write_json("summary.json", summary)
+        return summary
+
+    @contextmanager
+    def recording_failure(self) -> Iterator[None]:
+        """Let an error of the run leave its mark in the folder on its way out."""
+        try:
+            yield
+        except BaseException as error:  # recorded, not swallowed
+            self.folder.write_json("summary.json", {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+            raise
+
+    def _refuse_another_runs_checkpoint(self) -> None:
+        """A checkpoint may only be continued under the configuration that made it, or its record would be of another run."""
+        if not self.folder.checkpoint.exists():
+            return
+        file = self.folder.path / "config.yaml"
+        if not file.exists() or configuration.load_run_config(file) != self.composed:
+            raise ConfigError(
+                f"{self.folder.path} holds an unfinished run of another configuration: continue that one with "
+                f"python -m clbench resume {self.folder.path}, or choose another hydra.run.dir"
+            )
+
+    def _open_wandb(self) -> WandbLog:
+        resolved = OmegaConf.to_container(self.composed, resolve=True)
+        return WandbLog(self.setup.config.wandb, resolved, self.folder.path)  # type: ignore[arg-type]
+
+    def _on_task_end(self, _task: int) -> None:
+        write_tables(self.folder, self.trainer)
+        if self._wandb_log is not None:
+            self._wandb_log.log_curve(self.trainer.curve)
 
 
 def write_tables(folder: RunFolder, trainer: Trainer) -> None:

@@ -75,7 +75,7 @@ class StackedAdaptive:
 
     def __init__(self, evaluators: list[AdaptiveEvaluator]) -> None:
         self._evaluators = evaluators
-        self._evaluation = StackedEvaluation(evaluators)
+        self.evaluation = StackedEvaluation(evaluators)
         self._snapshots: Snapshots | None = None
         self._places: list[list[Place]] = []  # of each kept snapshot: the runs that had just taken a step
 
@@ -132,7 +132,7 @@ class StackedAdaptive:
         for start in range(0, len(wanted), at_once):
             chosen = wanted[start : start + at_once]
             slots, runs = [slot for slot, _ in chosen], [run for _, run in chosen]
-            parts.append(self._evaluation.sums(self._snapshots.select(slots, runs), runs, task))
+            parts.append(self.evaluation.sums(self._snapshots.select(slots, runs), runs, task))
         return torch.cat(parts)
 
 

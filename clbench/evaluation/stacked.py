@@ -106,7 +106,7 @@ class StackedPeriodic:
 
     def __init__(self, evaluators: list[ContinualEvaluator]) -> None:
         self._evaluators = evaluators
-        self._evaluation = StackedEvaluation(evaluators)
+        self.evaluation = StackedEvaluation(evaluators)
         self._pending: list[tuple[list[int], int, list[int], Tensor]] = []
 
     def after_step(self, stack: Stack, places: list[Place]) -> None:
@@ -119,7 +119,7 @@ class StackedPeriodic:
         with self._evaluators[0].undisturbed():
             if len(runs) < len(stack):
                 stack = stack.select(torch.tensor(runs, device=stack.weights.device))
-            sums = self._evaluation.sums(stack, runs, due[0].task)
+            sums = self.evaluation.sums(stack, runs, due[0].task)
         self._pending.append((runs, due[0].task, [place.iteration for place in due], sums))
         share_seconds(self._evaluators, time.perf_counter() - started)
 

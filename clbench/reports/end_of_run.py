@@ -54,6 +54,33 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     return Group(*parts)
 
 
+def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
+    """The closing display of runs that were trained together: a line for each.
+
+    Args:
+        summaries: contents of ``summary.json``; of a failed run only ``status`` and ``reason``.
+        folders: the run folders.
+    """
+    table = Table(box=None, header_style="dim")
+    for heading, justify in (
+        ("run folder", "left"),
+        ("seed", "right"),
+        ("ACC", "right"),
+        ("FORG", "right"),
+        ("min-ACC", "right"),
+    ):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("")
+    for summary, folder in zip(summaries, folders, strict=True):
+        cells = ["", "", "", ""]
+        if "metrics" in summary:
+            values = [_percent(summary["metrics"][name]) for name in ("ACC", "FORG", "min_ACC")]
+            cells = [str(summary["seed"]), *values]
+        status = "" if summary["status"] == "finished" else f"{summary['status']}: {summary['reason']}"
+        table.add_row(str(folder), *cells, Text(status, style="bold red"))
+    return table
+
+
 def metrics_table(summary: dict[str, Any]) -> Table:
     """Metrics in percent with what they were measured on, recovery time and costs."""
     metrics, costs = summary["metrics"], summary["costs"]
@@ -63,7 +90,7 @@ def metrics_table(summary: dict[str, Any]) -> Table:
     table.add_column("measured on", style="dim")
     where = {
         FULL: f"full {summary['split']} sets, task ends",
-        SUBSET: f"subsets n={metrics['smallest_subset']}, {_period(metrics['every'])}",
+        SUBSET: f"subsets n={metrics['smallest_subset']}, {_period(metrics)}",
     }
     for name, title, measured in ROWS:
         value = _percent(metrics[name])
@@ -109,5 +136,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _period(every: int) -> str:
-    return f"every={every}" if every else "task switches"
+def _period(metrics: dict[str, Any]) -> str:
+    if "evaluations" in metrics:
+        return f"{metrics['evaluations']} chosen iterations"
+    return f"every={metrics['every']}" if metrics["every"] else "task switches"

@@ -45,6 +45,8 @@ class Needs:
         settings: scenario settings in which it is defined.
         all_data: it reads earlier tasks' data in full (an upper bound, not a continual learner).
         cost_grows: a training step costs more the more tasks have been learned.
+        alone: why runs of it cannot be trained as one stack (:mod:`clbench.training.fleet`), a clause that completes "they
+            cannot be stacked, because ..."; empty where they can.
     """
 
     boundaries: bool = True
@@ -52,6 +54,7 @@ class Needs:
     settings: tuple[str, ...] = ("class", "task", "domain")
     all_data: bool = False
     cost_grows: bool = False
+    alone: str = ""
 
 
 class Plan(NamedTuple):

@@ -109,6 +109,11 @@ class Fleet:
         ]
         self._evaluation.after_step(self._stacked, places)
 
+    def evaluate(self, task_learning: int) -> Tensor:
+        """Sums (R, tasks, 2: correct, loss) of all members as they are now, on the tasks up to ``task_learning``."""
+        with self._living[0].evaluator.undisturbed():
+            return self._evaluation.evaluation.sums(self._stacked, list(range(len(self._stacked))), task_learning)
+
     @property
     def step(self) -> int:
         """The number of steps taken in the current task."""
