@@ -43,6 +43,7 @@ class StackedOptimizer:
         self.kind = configs[0].optimizer
         self.learning_rates = learning_rates.to(like)
         self._weight_decay = like.new_tensor([c.weight_decay for c in configs])
+        self._decays = any(c.weight_decay for c in configs)
         self._momentum = like.new_tensor([c.momentum for c in configs])
         self._members = list(zip(parameters, optimizers, strict=True))
         names = ("momentum_buffer",) if self.kind == "sgd" else ("exp_avg", "exp_avg_sq")
@@ -70,15 +71,16 @@ class StackedOptimizer:
     def _update(
         self, weights: Tensor, gradients: Tensor, moments: dict[str, Tensor], rows: Tensor | slice, step: int
     ) -> None:
+        # addcmul: one pass over memory each, which is what an update costs.
         lr, decay = self.learning_rates[step, rows, None], self._weight_decay[rows, None]
         if self.kind == "adamw":
             weights.mul_(1 - lr * decay)
-        else:
-            gradients = gradients + decay * weights
+        elif self._decays:
+            gradients = torch.addcmul(gradients, decay, weights)
         if self.kind == "sgd":
             moment = moments["momentum_buffer"]
-            moment.mul_(self._momentum[rows, None]).add_(gradients)
-            weights.sub_(lr * moment)
+            torch.addcmul(gradients, self._momentum[rows, None], moment, out=moment)
+            weights.addcmul_(lr, moment, value=-1)
             return
         self._steps_taken[rows] += 1
         taken = self._steps_taken[rows, None]
