@@ -7,6 +7,7 @@ python -m clbench describe ewc                         equation, options, defaul
 python -m clbench resume <run folder>                  continue a run that was stopped
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clbench import config as configuration
 from clbench.errors import ClbenchError, ConfigError, choose_from
+from clbench.records.run_folder import COMMAND_VARIABLE, command_line
 
 CONFIG_ERROR = 2
 """Exit status for an error of the user's."""
@@ -75,6 +77,7 @@ COMMANDS = {"list": (show_list, ""), "describe": (describe, " NAME"), "resume": 
 def main() -> None:
     """Entry point."""
     arguments = sys.argv[1:]
+    os.environ[COMMAND_VARIABLE] = command_line()
     try:
         if arguments and arguments[0] in COMMANDS:
             command, words = COMMANDS[arguments[0]]

@@ -77,11 +77,18 @@ def environment(device: str) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "device": device,
         "git": _git_state(),
-        "command": _command(),
+        "command": command_line(),
     }
 
 
-def _command() -> str:
+COMMAND_VARIABLE = "CLBENCH_COMMAND"
+"""Environment variable with the user's command, which the workers that a launcher starts inherit."""
+
+
+def command_line() -> str:
+    """The command that this process, or the one that launched it, was started with."""
+    if COMMAND_VARIABLE in os.environ:
+        return os.environ[COMMAND_VARIABLE]
     program = "python -m clbench" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
     return f"{program} {shlex.join(sys.argv[1:])}"
 

@@ -82,17 +82,17 @@ def _fastest(jobs: list[Job]) -> str:
 
 def _stacked(jobs: list[Job]) -> list[Outcome]:
     """One fleet; on lack of memory two of half the size, from where their checkpoints are."""
+    if len(jobs) == 1:
+        return [_alone(jobs[0])]
     try:
         return _one_fleet(jobs)
     except torch.OutOfMemoryError:
-        if len(jobs) == 1:
-            raise
+        log.warning("out of memory with %d runs at once: two fleets of half the size", len(jobs))
     except Exception as error:  # whatever a user's strategy does that cannot be vmapped
         log.warning("trained one after another, since stacking %d runs fails (%s)", len(jobs), _sentence(error))
         return [_alone(job) for job in jobs]
     _free_memory()
     half = len(jobs) // 2
-    log.warning("out of memory with %d runs at once: two fleets of %d and %d", len(jobs), half, len(jobs) - half)
     return _stacked(jobs[:half]) + _stacked(jobs[half:])
 
 

@@ -93,7 +93,7 @@ def test_out_of_memory_halves_the_fleet(tmp_path, monkeypatch, caplog):
     outcomes = train_together(jobs(tmp_path, *([f"seed={seed}"] for seed in range(5))), "stacked")
     assert [outcome.summary["status"] for outcome in outcomes] == ["finished"] * 5
     assert sizes[:3] == [5, 2, 2]
-    assert "out of memory with 5 runs at once: two fleets of 2 and 3" in caplog.text
+    assert "out of memory with 5 runs at once: two fleets of half the size" in caplog.text
 
 
 def test_what_cannot_be_stacked_is_trained_in_turn_and_says_why(tmp_path, monkeypatch, caplog):

@@ -26,8 +26,8 @@ def test_together_whatever_differs_in_values_only(difference):
     "difference",
     [
         "strategy=l2", "model.hidden=[32]", "scenario.increment=5", "trainer.batch_size=7", "trainer.optimizer=adam",
-        "strategy.fisher=exact", "strategy.fisher_samples=5", "evaluator.every=2", "evaluator=adaptive", "scenario.augment.flip=true",
-        "trainer.clip_grad_norm=1.0", "trainer.epochs=1", "scenario.validation=0.1",
+        "strategy.fisher=exact", "strategy.fisher_samples=5", "evaluator.every=2", "evaluator=adaptive",
+        "scenario.augment.flip=true", "trainer.clip_grad_norm=1.0", "trainer.epochs=1", "scenario.validation=0.1",
     ],
 )  # fmt: skip
 def test_apart_where_what_is_computed_differs(difference):
