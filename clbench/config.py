@@ -156,7 +156,9 @@ class EvaluatorConfig:
     )
     every: int = option(1, help="evaluate after every this many optimizer steps; 0 only at task switches", at_least=0)
     subset: int = option(1000, help="evaluation samples per task, drawn once", at_least=1)
-    batch_size: int = option(4096, help="samples per forward pass", at_least=1)
+    batch_size: int | None = option(
+        None, help="samples per forward pass; null: 4096 on a GPU, what a processor's cache holds on a CPU", at_least=1
+    )
     share: float = option(0.125, help="kind=adaptive: iterations evaluated, at most", above=0, at_most=1)
     tolerance: float = option(
         0.001, help="kind=adaptive: how much lower a minimum may be expected to be and not be looked for", above=0

@@ -13,16 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from clbench import config as configuration
-from clbench.config import DataConfig
+from clbench.config import DataConfig, EvaluatorConfig
 from clbench.errors import ConfigError, choose_from
+from clbench.evaluation import adaptive, evaluator
 from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES
 
-GROUPS = ("strategy", "scenario", "model", "experiment")
+GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment")
 SETTING_LETTERS = {"class": "C", "task": "T", "domain": "D"}
 
 
 def list_everything() -> None:
-    """Print every strategy, scenario, model, experiment and data source with a line each."""
+    """Print every strategy, scenario, model, evaluator, experiment and data source with a line each."""
     console = Console()
     for group in GROUPS:
         table = Table(
@@ -94,6 +95,10 @@ def describe(name: str) -> None:
             )
             _print_options(console, SCENARIOS[kind].config, file, group)
             console.print("[bold]the file[/bold]", escape(file.read_text()), sep="\n", highlight=False)
+        elif group == "evaluator":
+            documented = adaptive if name == "adaptive" else evaluator
+            console.print(escape(inspect.getdoc(documented) or ""), "", sep="\n", highlight=False)
+            _print_options(console, EvaluatorConfig, file, group)
         else:
             console.print(escape(file.read_text()), highlight=False)
         console.print(f"[bold]run it[/bold]  python -m clbench {group}={name}\n", highlight=False)
@@ -131,6 +136,7 @@ def _print_needs(console: Console, name: str) -> None:
     facts += ["reads earlier tasks' data in full: an upper bound"] if needs.all_data else []
     facts += ["acts at task boundaries"] if needs.boundaries else []
     facts += ["a step costs more the more tasks have been learned"] if needs.cost_grows else []
+    facts += [f"cannot train in a fleet: {needs.alone}"] if needs.alone else ["can train in a fleet"]
     console.print("[bold]needs[/bold]  " + "; ".join(facts) + "\n", highlight=False)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from clbench import config as configuration
 from clbench.config import RunConfig
@@ -78,7 +79,7 @@ def set_up(composed: DictConfig) -> Setup:
     torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
     learner = Learner(model, [_strategy(options, model, scenario) for options in strategies]).to(device)
-    inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device)
+    inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, _memory_format(model, device))
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
     evaluator = evaluator_class(learner, scenario, inputs, config.evaluator, config.seed, precision)
@@ -272,6 +273,11 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
         return ContinualModel(
             backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope, config.model.frozen
         )
+
+
+def _memory_format(model: ContinualModel, device: torch.device) -> torch.memory_format:
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolves and device.type == "cpu" else torch.contiguous_format
 
 
 def _device(name: str) -> torch.device:

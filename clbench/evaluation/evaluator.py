@@ -7,14 +7,13 @@ forward pass over the subsets of all seen tasks; its counts stay on the device u
 
 import time
 from contextlib import AbstractContextManager, contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.config import EvaluatorConfig
 from clbench.scenarios.inputs import InputPipeline
@@ -26,6 +25,10 @@ from clbench.training.precision import Precision
 COLUMNS = ["task_learning", "iteration", "task_eval", "n", "correct", "loss"]
 """One row per evaluation and task: the task being learned and the one evaluated count from 0; ``iteration`` is the number of
 optimizer steps since the start of the stream (0: before the first); ``loss`` is the summed cross-entropy of ``n`` samples."""
+
+SAMPLES_AT_ONCE = {"cuda": 4096, "cpu": 1024, "cpu, convolutions": 128}
+"""Samples of one forward pass. On a processor as many as leave their activations in its cache: against 5,000 at once the MLP
+2×400 takes 0.8 times as long, slim ResNet-18 0.6 times (two cores)."""
 
 LARGEST_CACHE = 2**31
 """Bytes of normalised evaluation inputs that are kept; larger subsets are kept as uint8 and normalised each time."""
@@ -69,6 +72,10 @@ class ContinualEvaluator:
         self._pending: list[tuple[int, int, Tensor]] = []
         self._rows: list[np.ndarray] = []
         self._modules = list(learner.modules())
+        convolves = any(isinstance(module, nn.Conv2d) for module in self._modules)
+        self._samples_at_once = SAMPLES_AT_ONCE[
+            "cuda" if labels.is_cuda else "cpu, convolutions" if convolves else "cpu"
+        ]
         self.seconds = 0.0
         """Time spent evaluating. On a GPU, where work is queued, only the time to queue it."""
 
@@ -102,8 +109,7 @@ class ContinualEvaluator:
         if n == 0:
             return
         with self.undisturbed(), self.precision.autocast():
-            positions = range(0, sum(self.sizes), self.config.batch_size)
-            parts = [model.prefix(self.subset(slice(p, p + self.config.batch_size)).x, n) for p in positions]
+            parts = [model.prefix(self.subset(part).x, n) for part in self.parts(sum(self.sizes))]
             if sum(part.numel() * part.element_size() for part in parts) <= LARGEST_CACHE:
                 self._stages_done, self._after_stages = n, torch.cat(parts)
 
@@ -116,13 +122,18 @@ class ContinualEvaluator:
         started = time.perf_counter()
         with self.undisturbed(), self.from_stages():
             n_seen = sum(self.sizes[: task_learning + 1])
-            parts = []
-            for start in range(0, n_seen, self.config.batch_size):
-                samples = self.subset(slice(start, min(start + self.config.batch_size, n_seen)))
-                parts.append(self._scores(samples))
-            scores = torch.cat(parts) if len(parts) > 1 else parts[0]
+            scores = torch.cat([self._scores(self.subset(part)) for part in self.parts(n_seen)])
             self.add(task_learning, iteration, sums_per_task(scores, self.sizes[: task_learning + 1]))
         self.seconds += time.perf_counter() - started
+
+    def parts(self, n: int, states: int = 1) -> list[slice]:
+        """``n`` samples in forward passes of nearly equal size, no larger than ``evaluator.batch_size`` or what suits the device.
+
+        ``states``: how many networks see them at the same time.
+        """
+        at_once = self.config.batch_size or max(1, self._samples_at_once // states)
+        bounds = np.linspace(0, n, 1 + -(-n // at_once)).round().astype(int)
+        return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
 
     def add(self, task_learning: int, iteration: int, sums: Tensor) -> None:
         """Record the result (tasks, 2: correct, loss) of an evaluation, which may stay on the device."""
@@ -156,8 +167,8 @@ class ContinualEvaluator:
             for task in range(last):
                 ids = self.split.ids(task)
                 sums = [
-                    self._scores(self.inputs.plain(self.split, part)).sum(0, dtype=torch.float64)
-                    for part in ids.split(self.config.batch_size)
+                    self._scores(self.inputs.plain(self.split, ids[part])).sum(0, dtype=torch.float64)
+                    for part in self.parts(len(ids))
                 ]
                 correct, loss = torch.stack(sums).sum(0).tolist()
                 rows.append((task_learning, iteration, task, len(ids), correct, loss))
@@ -248,7 +259,9 @@ class ContinualEvaluator:
 def scores(logits: Tensor, labels: Tensor) -> Tensor:
     """float32 (B, 2): whether each sample is classified correctly, and its cross-entropy; from logits (B, C), labels (B,)."""
     correct = logits.argmax(1) == labels
-    return torch.stack([correct.float(), F.cross_entropy(logits, labels, reduction="none")], dim=1)
+    # A quarter of the time of F.cross_entropy, which makes all log-probabilities.
+    loss = logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
+    return torch.stack([correct.float(), loss], dim=1)
 
 
 def sums_per_task(scores: Tensor, sizes: list[int]) -> Tensor:

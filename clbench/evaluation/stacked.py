@@ -22,10 +22,6 @@ class Place(NamedTuple):
     iteration: int
 
 
-SAMPLES_AT_ONCE_ON_CPU = 4096
-"""Samples, over all states together, of one forward pass on a processor: more only leave its cache."""
-
-
 class StackedEvaluation:
     """Scores states on the fixed subsets of the runs they belong to.
 
@@ -62,13 +58,11 @@ class StackedEvaluation:
         """
         first = self._evaluators[0]
         n_seen = sum(self._sizes[: task_learning + 1])
-        at_once = first.config.batch_size
-        if stack.weights.device.type == "cpu":
-            at_once = max(1, min(at_once, SAMPLES_AT_ONCE_ON_CPU // len(stack)))
         everyone = runs == list(range(len(self._evaluators)))
         parts = []
-        for start in range(0, n_seen, at_once):
-            part = slice(start, min(start + at_once, n_seen))
+        # On a GPU every state sees as many samples at a time as if it were alone.
+        states = 1 if stack.weights.is_cuda else len(stack)
+        for part in first.parts(n_seen, states):
             if self._shared:
                 x, labels, tasks = first.subset(part)
             else:
@@ -87,8 +81,7 @@ class StackedEvaluation:
                 counts = self._counts[:, part] if everyone else self._counts[runs, part]
                 result = result * counts[..., None]
             parts.append(result)
-        seen = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return sums_per_task(seen, self._sizes[: task_learning + 1])
+        return sums_per_task(torch.cat(parts, dim=1), self._sizes[: task_learning + 1])
 
     def _padded(self, task: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Inputs, labels, tasks and which of them count (R, n, ...) of a task's subsets."""

@@ -14,10 +14,26 @@ class InputPipeline:
 
     The augmentation of step s of task t is drawn from a generator seeded by (seed, "augmentation", t) and s alone, so
     that it does not depend on what was drawn before, and a resumed run draws the same.
+
+    Args:
+        scenario: gives mean and standard deviation.
+        augment: what is done at random to training images.
+        seed: the run's seed.
+        device: the training device.
+        memory_format: order of the inputs in memory. Convolutions on a processor are faster over channels-last inputs (slim
+            ResNet-18, two cores: 1.5 times in evaluation, 1.1 in training); their weights need not follow.
     """
 
-    def __init__(self, scenario: Scenario, augment: AugmentConfig, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        augment: AugmentConfig,
+        seed: int,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         self.seed = seed
+        self._memory_format = memory_format
         shape = (1, -1, 1, 1)
         std = torch.tensor(scenario.std)
         self._scale = (1 / (255 * std)).view(shape).to(device)
@@ -27,7 +43,8 @@ class InputPipeline:
 
     def normalise(self, images: Tensor) -> Tensor:
         """float (B, C, H, W): (pixels / 255 − mean) / std of uint8 or float images in 0..255."""
-        return torch.addcmul(self._shift, images.to(self._scale.dtype), self._scale)
+        x = torch.addcmul(self._shift, images.to(self._scale.dtype), self._scale)
+        return x.contiguous(memory_format=self._memory_format)
 
     def plain(self, split: Split, ids: Tensor) -> Samples:
         """The samples ``ids`` without augmentation."""
