@@ -1,6 +1,6 @@
 """In which precision a step computes: ``trainer.precision``, ``trainer.tf32``."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass; training and evaluation share it."""
-        return torch.autocast(self._device, self.dtype, enabled=self.dtype is not None)
+        return nullcontext() if self.dtype is None else torch.autocast(self._device, self.dtype)
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Differentiate ``loss``; gradients come out unscaled."""

@@ -1,0 +1,92 @@
+"""The benchmarks run with tiny numbers and write what they promise. What they measure is not asserted: machines differ."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib.image
+import pandas as pd
+import pytest
+import torch
+
+from clbench.registry import SOURCES
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def continual_eval(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script as a module, without Avalanche; the data sources it registers are taken out again."""
+    SOURCES.names()  # import the real ones first
+    monkeypatch.setattr(SOURCES, "_entries", dict(SOURCES._entries))
+    spec = importlib.util.spec_from_file_location("continual_eval", BENCHMARKS / "continual_eval.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "continual_eval", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "avalanche_version", lambda: None)
+    monkeypatch.setattr(module, "TRAIN_PER_CLASS", 30)
+    monkeypatch.setattr(module, "TEST_PER_CLASS", 10)
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
+
+
+def test_continual_eval_writes_a_table_and_a_picture(continual_eval, tmp_path, capsys):
+    continual_eval.main(
+        ["--model", "mlp", "--tasks", "5", "--steps", "2", "--subset", "8", "--repetitions", "2", "--threads", "1",
+         "--out", str(tmp_path)]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Avalanche is not installed" in printed
+    table = pd.read_csv(tmp_path / "continual_eval_mlp_cpu.csv")
+    assert {"model", "device", "what", "evaluation", "processor", "cores", "torch", "command"} <= set(table.columns)
+    times = table[table.unit == "milliseconds_per_iteration"].set_index(["what", "part"])
+    for what in ("clbench", "hand-written"):
+        assert times.loc[(what, "training"), "evaluation"] == "none"
+        assert times.loc[(what, "total"), "evaluation"] == "every=1"
+        assert times.loc[(what, "training"), "min"] > 0
+    assert times.loc[("bare forwards", "evaluation"), "min"] > 0
+    assert not table.what.str.contains("Avalanche").any()
+    ratios = set(table[table.unit == "ratio"].what)
+    assert {"clbench / hand-written", "clbench / bare forwards"} <= ratios
+    assert (table["min"] <= table["median"]).all()
+    assert (table["median"] <= table["max"]).all()
+    height, width, _ = matplotlib.image.imread(tmp_path / "continual_eval_mlp_cpu.png").shape
+    assert height > 300
+    assert width > 1000
+
+
+def test_every_loop_takes_the_same_batches_and_subsets(continual_eval):
+    work = continual_eval.Workload("mlp", "cpu", tasks=5, steps=3, subset=8, threads=1)
+    material = continual_eval.prepare(work)
+    forwards: list[tuple[bool, int]] = []
+
+    def spy(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        forwards.append((module.training, len(inputs[0])))
+
+    material.network.register_forward_pre_hook(spy)  # kept by the copies that are trained
+    continual_eval.time_handwritten(work, material, evaluate=True)
+    training = [n for in_training, n in forwards if in_training]
+    assert training == [60] * 15  # a task's 60 images are fewer than a batch
+    evaluated = [n for in_training, n in forwards if not in_training]
+    assert evaluated == [8] * (3 * (1 + 2 + 3 + 4 + 5))
+    forwards.clear()
+    continual_eval.time_bare_forwards(work, material)
+    assert forwards == [(False, 8 * (task + 1)) for task in range(5) for _ in range(3)]
+    for evaluation, expected in ((None, 0), ("evaluator.every=1", 1)):
+        cost, share = continual_eval.time_clbench(work, evaluation)
+        assert share == expected
+        assert 0 < cost.evaluation < cost.whole
+
+
+def test_ratios_are_taken_within_a_repetition(continual_eval):
+    def times(clbench: float, avalanche: float) -> dict:
+        return {("clbench", "total"): clbench, ("Avalanche", "total"): avalanche}
+
+    rows = continual_eval.result_rows([times(1, 4), times(10, 20), times(2, 6)])
+    ratio = next(row for row in rows if row["unit"] == "ratio")
+    assert (ratio["what"], ratio["min"], ratio["median"], ratio["max"]) == ("Avalanche / clbench", 2, 3, 4)
