@@ -80,14 +80,9 @@ def _seconds_alone(config: DictConfig, folder: Path) -> tuple[float, int]:
     trainer = _trainer(config, folder / "alone")
     trainer.begin_task()
 
-    def step() -> None:
-        trainer._train_step(0, *trainer.steps[trainer.step])
-        trainer.step += 1
-
-    def evaluate() -> None:
-        trainer.evaluator.evaluate(_middle(trainer), 0)
-
-    seconds = _seconds(step, trainer.device) + _evaluations_per_step(config) * _seconds(evaluate, trainer.device)
+    step = _seconds(trainer.advance, trainer.device)
+    evaluation = _seconds(lambda: trainer.evaluator.evaluate(_middle(trainer), 0), trainer.device)
+    seconds = step + _evaluations_per_step(config) * evaluation
     limit = config.trainer.max_steps_per_task or 2**62
     epochs = config.trainer.epochs or 2**31
     batches = [-(-(stop - start) // config.trainer.batch_size) for start, stop in trainer.scenario.train.bounds]

@@ -160,10 +160,7 @@ class Trainer:
         """Take the task's remaining steps."""
         last_look = last_checkpoint = time.monotonic()
         while self.step < len(self.steps):
-            self._train_step(self.task, *self.steps[self.step])
-            self.step += 1
-            self.iteration += 1
-            self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
+            self.advance()
             now = time.monotonic()
             if now - last_look >= PROGRESS_SECONDS:
                 last_look = now
@@ -174,6 +171,13 @@ class Trainer:
                 last_checkpoint = time.monotonic()
         self.check_finite()
         self.show_progress()
+
+    def advance(self) -> None:
+        """Take one step, and evaluate where it is due."""
+        self._train_step(self.task, *self.steps[self.step])
+        self.step += 1
+        self.iteration += 1
+        self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
 
     def end_task(self) -> None:
         """Call the learner's hooks, evaluate on full test sets, save."""
