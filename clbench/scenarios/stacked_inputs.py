@@ -28,10 +28,14 @@ class StackedInputs:
             )
             shuffled = splits[0].permutations is not None
             self._permutations = torch.stack([s.permutations for s in splits]) if shuffled else None  # type: ignore[misc]
+            self._everyone = torch.arange(len(splits), device=self._store.device)
 
-    def training(self, runs: list[int], ids: list[Tensor], task: int, step: int) -> Samples:
-        """The samples ``ids`` (B,) of each of ``runs`` as training sees them at ``step`` of ``task``: x (R, B, C, H, W)."""
-        images, labels, tasks = self._take(runs, ids)
+    def training(self, runs: list[int], index: Tensor | None, ids: list[Tensor], task: int, step: int) -> Samples:
+        """The samples ``ids`` (B,) of each of ``runs`` as training sees them at ``step`` of ``task``: x (n, B, C, H, W).
+
+        ``index`` (n,) holds ``runs`` on the device; None stands for all runs.
+        """
+        images, labels, tasks = self._take(runs, index, ids)
         first = self._inputs[0]
         flat = images.flatten(0, 1)
         if first.augmentation is not None:
@@ -39,18 +43,17 @@ class StackedInputs:
             flat = first.augmentation.apply(flat, [torch.cat(of_all) for of_all in zip(*drawn, strict=True)])
         return Samples(first.normalise(flat).view(images.shape), labels, tasks)
 
-    def _take(self, runs: list[int], ids: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 images (R, B, C, H, W), labels and tasks (R, B)."""
+    def _take(self, runs: list[int], index: Tensor | None, ids: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 images (n, B, C, H, W), labels and tasks (n, B)."""
         if not self._share_a_store:
             taken = [self._splits[run].take(part) for run, part in zip(runs, ids, strict=True)]
             images, labels, tasks = (torch.stack(of_all) for of_all in zip(*taken, strict=True))
             return images, labels, tasks
-        everyone = len(runs) == len(self._splits)
         stacked = torch.stack(ids)  # where the store wants its rows
         on_device = stacked.to(self._labels.device, non_blocking=True)
 
         def of(table: Tensor, where: Tensor) -> Tensor:
-            return (table if everyone else table[runs]).gather(1, where)
+            return (table if index is None else table[index.to(table.device)]).gather(1, where)
 
         rows = of(self._rows, stacked)
         labels, tasks = of(self._labels, on_device), of(self._tasks, on_device)
@@ -58,7 +61,8 @@ class StackedInputs:
         images = images.view(*rows.shape, *images.shape[1:])
         if self._permutations is not None:
             # Row r, task t of the permutations: which pixel run r shows where in task t.
-            which = self._permutations[torch.tensor(runs, device=tasks.device)[:, None], tasks]
+            who = self._everyone if index is None else index
+            which = self._permutations[who[:, None], tasks]
             images = images.flatten(2).gather(2, which).view_as(images)
         return images, labels, tasks
 

@@ -33,17 +33,12 @@ class Fleet:
         members: the runs, not begun or all stopped at the same step, of equal structure
             (see :mod:`clbench.sweeps.grouping`).
         on_progress: called a few times a second with (task, step, steps of the task, mean accuracy on every seen task).
-        on_diverged: called with the index of a member that has diverged, once.
     """
 
     def __init__(
-        self,
-        members: list[Trainer],
-        on_progress: Callable[[int, int, int, list[float]], None] | None = None,
-        on_diverged: Callable[[int], None] | None = None,
+        self, members: list[Trainer], on_progress: Callable[[int, int, int, list[float]], None] | None = None
     ) -> None:
-        self.members = members
-        self.on_progress, self.on_diverged = on_progress, on_diverged
+        self.members, self.on_progress = members, on_progress
         self.diverged: dict[int, Diverged] = {}
         """Why, for every run that has diverged. Such a run is frozen: it takes no further part."""
         self._alive = list(range(len(members)))
@@ -123,31 +118,39 @@ class Fleet:
         """One step of the members in ``rows``."""
         members = [self._living[row] for row in rows]
         steps = [member.steps[step] for member in members]
-        everyone = len(rows) == len(self._living)
-        index = torch.tensor(rows, device=self._stacked.weights.device)
-        stack = self._stacked if everyone else self._stacked.select(index)
+        index = self._index(rows)
+        stack = self._stacked if index is None else self._stacked.select(index)
         n_new = steps[0].n_new
-        samples = self._inputs.training(rows, [s.ids for s in steps], self._task, step)
-        reference = self._reference_samples(rows, steps, step)
+        samples = self._inputs.training(rows, index, [s.ids for s in steps], self._task, step)
+        reference = self._reference_samples(rows, index, steps, step)
         precision, learner = members[0].precision, self._stacked.learner
         with precision.autocast():
             terms, gradients = stack.losses_and_gradients(samples, n_new, reference)
             if learner.edits_gradients:
                 gradients = stack.edited(gradients, samples, n_new, reference)
         if self._clip is not None:
-            gradients = clip_rows(gradients, self._clip if everyone else self._clip[index])
-        self._optimizer.step(stack.weights, gradients, step, None if everyone else index)
+            gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
+        self._optimizer.step(stack.weights, gradients, step, index)
         if learner.acts_after_steps:
             with torch.no_grad():
                 stack.after_step()
-        if not everyone:
+        if index is not None:
             self._stacked.put(index, stack)
         for member in members:
             member.step += 1
             member.iteration += 1
         self._losses.append((members, [member.iteration for member in members], terms))
 
-    def _reference_samples(self, rows: list[int], steps: list[Step], step: int) -> Samples | None:
+    def _index(self, rows: list[int]) -> Tensor | None:
+        """``rows`` on the device, where a copy has to be waited for only once; None for all."""
+        if len(rows) == len(self._living):
+            return None
+        key = tuple(rows)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(rows, device=self._stacked.weights.device)
+        return self._indices[key]
+
+    def _reference_samples(self, rows: list[int], index: Tensor | None, steps: list[Step], step: int) -> Samples | None:
         """Reference samples; kept from step to step while the ids are the same and nothing random is done to them."""
         ids = [s.reference for s in steps]
         if ids[0] is None:
@@ -155,7 +158,7 @@ class Fleet:
         key = [id(part) for part in ids]
         if self._reference is None or self._reference[0] != key or self._living[0].inputs.augmentation is not None:
             # The step number is that of Trainer._reference_samples, so that the same augmentation is drawn.
-            self._reference = key, self._inputs.training(rows, ids, self._task, -1 - step)  # type: ignore[arg-type]
+            self._reference = key, self._inputs.training(rows, index, ids, self._task, -1 - step)  # type: ignore[arg-type]
         return self._reference[1]
 
     # ---- stacking -------------------------------------------------------------------------------------------------
@@ -177,6 +180,7 @@ class Fleet:
         evaluators = [member.evaluator for member in members]
         adaptive = isinstance(evaluators[0], AdaptiveEvaluator)
         self._evaluation = StackedAdaptive(evaluators) if adaptive else StackedPeriodic(evaluators)
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._reference: tuple[list[int], Samples] | None = None
         self._losses: list[tuple[list[Trainer], list[int], dict[str, Tensor]]] = []
 
@@ -214,8 +218,6 @@ class Fleet:
             except Diverged as error:
                 self.diverged[index] = error
                 self._alive.remove(index)
-                if self.on_diverged:
-                    self.on_diverged(index)
         if self._alive and len(self._alive) < len(self._stacked):
             self._optimizer.export()
             self._stack()
