@@ -131,6 +131,11 @@ class TrainerConfig:
         help="BatchNorm layers: train as usual, keep their statistics after the first task, or never update them",
         choices=("train", "freeze_after_first_task", "frozen"),
     )
+    compile: str = option(
+        "auto",
+        help="torch.compile: on GPUs (auto), never (off), or anywhere with kernels tuned and CUDA graphs (max)",
+        choices=("auto", "off", "max"),
+    )
     precision: str = option(
         "fp32",
         help="precision of forward and backward passes, in training and evaluation; weights and optimizer stay in fp32",

@@ -32,6 +32,7 @@ from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import stream_seed
 from clbench.strategies.base import Strategy
+from clbench.strategies.compilation import Compilation
 from clbench.strategies.learner import Learner
 from clbench.training.precision import Precision, allow_tf32
 from clbench.training.trainer import Trainer
@@ -78,7 +79,8 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = check_frozen(config.scenario, scenario)
     torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
-    learner = Learner(model, [_strategy(options, model, scenario) for options in strategies]).to(device)
+    compilation = Compilation(config.trainer.compile, device)
+    learner = Learner(model, [_strategy(options, model, scenario) for options in strategies], compilation).to(device)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, _memory_format(model, device))
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
@@ -145,7 +147,15 @@ class Run:
                 "evaluation_subsets": [ids.tolist() for ids in setup.evaluator.subset_ids],
             },
         )
-        own = {"initial_weights_sha256": _weights_hash(setup.learner.model), "fleet": fleet}
+        own = {
+            "initial_weights_sha256": _weights_hash(setup.learner.model),
+            "tf32": {
+                "products": torch.backends.cuda.matmul.allow_tf32,
+                "convolutions": torch.backends.cudnn.allow_tf32,
+            },
+            "fleet": fleet,
+            "compiled": None,  # known at the end
+        }
         folder.write_json("environment.json", environment(_device_name(setup.device)) | own)
         folder.write_json("summary.json", {"status": "running"})
         if live and config.wandb.mode != "disabled":
@@ -177,6 +187,8 @@ class Run:
             "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every, is_adaptive),
             "costs": _costs(self.setup, trainer),
         }
+        compiled = {"compiled": self.setup.learner.compilation.done}
+        self.folder.write_json("environment.json", self.folder.read_json("environment.json") | compiled)
         figure = self.folder.path / "curve.png"
         if config.record.figure:
             title = f"{summary['strategy']} on {scenario.name}"

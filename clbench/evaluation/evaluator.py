@@ -239,7 +239,8 @@ class ContinualEvaluator:
 
     def _scores(self, samples: Samples) -> Tensor:
         with self.precision.autocast():
-            logits = self.learner.predict(samples.x, samples.task)
+            run, predict = self.learner.compilation.run, self.learner.predict
+            logits = run("predictions", predict, samples.x, samples.task)
         return scores(logits.float(), samples.y)
 
     @contextmanager

@@ -14,6 +14,7 @@ from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Outputs, Plan, Strategy
+from clbench.strategies.compilation import Compilation
 
 EXCLUSIVE = {
     "data_loss": "the loss on the batch's samples",
@@ -28,13 +29,17 @@ class Learner(nn.Module):
     Args:
         model: the network.
         strategies: the strategy named by ``strategy=`` and those of ``strategy.plus``.
+        compilation: how losses and predictions are run.
 
     Raises:
         ConfigError: two strategies cannot be combined.
     """
 
-    def __init__(self, model: ContinualModel, strategies: Sequence[Strategy]) -> None:
+    def __init__(
+        self, model: ContinualModel, strategies: Sequence[Strategy], compilation: Compilation | None = None
+    ) -> None:
         super().__init__()
+        self.compilation = compilation or Compilation("off", torch.device("cpu"))
         self.model = model
         self.strategies = nn.ModuleList(strategies)
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}

@@ -86,16 +86,13 @@ class Stack:
         self, samples: Samples, n_new: int, reference: Samples | None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All loss terms (R,) by name and the gradients (R, P) of their sums, for batches (R, B, ...)."""
-
-        def losses(weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None):
-            return self._call("loss", weights, rest, Batch(samples, n_new, reference))
-
+        compilation = self.learner.compilation
         weights = self.weights.detach().requires_grad_()
-        terms = self._over_rows(losses, weights, self.rest, samples, reference)
+        terms = compilation.run("stacked losses", _losses, self, weights, self.rest, samples, n_new, reference)
         # The rows do not touch each other, so the sum's gradient holds each row's own; a NaN stays in its row.
         total = torch.stack([term.sum() for term in terms.values()]).sum()
         (gradients,) = torch.autograd.grad(total, weights)
-        return {name: term.detach() for name, term in terms.items()}, gradients
+        return {name: compilation.kept(term) for name, term in terms.items()}, gradients
 
     def edited(self, gradients: Tensor, samples: Samples, n_new: int, reference: Samples | None) -> Tensor:
         """The gradients (R, P) as the strategies edit them."""
@@ -103,39 +100,55 @@ class Stack:
         def edit(
             weights: Tensor, rest: dict[str, Tensor], gradient: Tensor, samples: Samples, reference: Samples | None
         ) -> Tensor:
-            return self._call("edit_gradients", weights, rest, gradient, Batch(samples, n_new, reference))
+            return self.call("edit_gradients", weights, rest, gradient, Batch(samples, n_new, reference))
 
-        return self._over_rows(edit, self.weights, self.rest, gradients, samples, reference).detach()
+        return _over_rows(edit, self.weights, self.rest, gradients, samples, reference).detach()
 
     def after_step(self) -> None:
         """Every strategy's hook, which changes buffers in place."""
 
         def act(weights: Tensor, rest: dict[str, Tensor]) -> Tensor:
-            self._call("after_step", weights, rest)
+            self.call("after_step", weights, rest)
             return weights.new_zeros(())  # vmap wants a result
 
-        self._over_rows(act, self.weights, self.rest)
+        _over_rows(act, self.weights, self.rest)
 
     def predict(self, x: Tensor, task: Tensor, shared_inputs: bool) -> Tensor:
         """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows."""
+        arguments = (self, self.weights, self.rest, x, task, shared_inputs)
+        return self.learner.compilation.run("stacked predictions", _predictions, *arguments)
 
-        def predict(weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor) -> Tensor:
-            return self._call("prepare_and_predict", weights, rest, x, task)
-
-        if len(self) == 1:
-            rest = {name: tensor[0] for name, tensor in self.rest.items()}
-            return predict(self.weights[0], rest, *((x, task) if shared_inputs else (x[0], task[0])))[None]
-        where = None if shared_inputs else 0
-        return torch.vmap(predict, in_dims=(0, 0, where, where))(self.weights, self.rest, x, task)
-
-    def _call(self, hook: str, weights: Tensor, rest: dict[str, Tensor], *arguments: Any) -> Any:
+    def call(self, hook: str, weights: Tensor, rest: dict[str, Tensor], *arguments: Any) -> Any:
+        """The learner's method ``hook`` with the state that one row describes."""
         return functional_call(self.learner, self.state_of_one(weights, rest), (hook, *arguments), tie_weights=False)
 
-    @staticmethod
-    def _over_rows(function: Callable, *arguments: Any) -> Any:
-        """``function`` for every row of the arguments; None is passed on as it is."""
-        dimensions = tuple(None if argument is None else 0 for argument in arguments)
-        return torch.vmap(function, in_dims=dimensions, randomness="different")(*arguments)
+
+def _losses(
+    stack: Stack, weights: Tensor, rest: dict[str, Tensor], samples: Samples, n_new: int, reference: Samples | None
+) -> dict[str, Tensor]:
+    def losses(weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None):
+        return stack.call("loss", weights, rest, Batch(samples, n_new, reference))
+
+    return _over_rows(losses, weights, rest, samples, reference)
+
+
+def _predictions(
+    stack: Stack, weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor, shared_inputs: bool
+) -> Tensor:
+    def predict(weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor) -> Tensor:
+        return stack.call("prepare_and_predict", weights, rest, x, task)
+
+    if len(weights) == 1:
+        of_one = {name: tensor[0] for name, tensor in rest.items()}
+        return predict(weights[0], of_one, *((x, task) if shared_inputs else (x[0], task[0])))[None]
+    where = None if shared_inputs else 0
+    return torch.vmap(predict, in_dims=(0, 0, where, where))(weights, rest, x, task)
+
+
+def _over_rows(function: Callable, *arguments: Any) -> Any:
+    """``function`` for every row of the arguments; None is passed on as it is."""
+    dimensions = tuple(None if argument is None else 0 for argument in arguments)
+    return torch.vmap(function, in_dims=dimensions, randomness="different")(*arguments)
 
 
 def state_of(learner: Learner) -> list[tuple[str, Tensor]]:

@@ -205,7 +205,7 @@ class Trainer:
         reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
         batch = Batch(samples, n_new, reference)
         with self.precision.autocast():
-            terms = self.learner.loss(batch)
+            terms = self.learner.compilation.run("losses", self.learner.loss, batch)
             total = sum(terms.values())
         self.optimizer.zero_grad(set_to_none=True)
         look = self.diagnostics.due(self.step)
@@ -225,7 +225,8 @@ class Trainer:
         self.learner.after_step()
         if look:
             self.diagnostics.after_step()
-        self._losses.append((task, self.iteration + 1, {name: term.detach() for name, term in terms.items()}))
+        kept = self.learner.compilation.kept
+        self._losses.append((task, self.iteration + 1, {name: kept(term) for name, term in terms.items()}))
 
     def _placed(self, plan: Plan) -> list[Step]:
         """The steps of a plan, ids where the store wants them."""

@@ -1,0 +1,133 @@
+"""Within the loop no tensor's value is read on the host, and nothing is done sample by sample.
+
+On a GPU such a read makes the host wait for the device (tests/test_gpu.py has CUDA itself watch). On a processor it costs nothing
+and goes unnoticed, so that it is forbidden here: by looking at the operations that are dispatched, and at the methods of a
+tensor that hand its values to Python.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clbench.registry import STRATEGIES
+from clbench.strategies.finetune import Finetune
+from clbench.training.fleet import Fleet
+
+STREAMS = {
+    "class": ["scenario=split_digits"],
+    "task": ["scenario=split_digits_task"],
+    "domain": [
+        "scenario=permuted_mnist",
+        "scenario.source=digits",
+        "scenario.frozen=null",
+        "scenario.n_tasks=3",
+        "model=mlp",
+    ],
+}
+CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
+
+READING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
+"""Operations whose result, or its shape, the host has to know."""
+
+METHODS = ("tolist", "numpy", "__array__", "cpu")
+"""Methods of a tensor that hand its values to the host past the dispatcher."""
+
+
+class HostRead(Exception):
+    """A value was read on the host."""
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where an operation needs a tensor's value on the host; counts the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_", "index_put") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        by_counts = name == "repeat_interleave" and function._overloadname == "Tensor"
+        if name in READING or by_mask or by_counts:
+            raise HostRead(f"aten::{name}")
+        return function(*args, **(kwargs or {}))
+
+
+def guarded(call, monkeypatch):
+    """``call`` under the guard; counts of operations are appended to ``guarded.counts``."""
+
+    def refuse(name):
+        def method(*_arguments, **_options):
+            raise HostRead(f"Tensor.{name}")
+
+        return method
+
+    def run(*arguments):
+        with monkeypatch.context() as patch, NoHostReads() as mode:
+            for name in METHODS:
+                patch.setattr(torch.Tensor, name, refuse(name))
+            result = call(*arguments)
+        run.counts.append(mode.count)
+        return result
+
+    run.counts = []
+    return run
+
+
+def trainer_of(small_trainer, name: str, setting: str, *more: str):
+    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
+    chosen = [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", *memory]
+    return small_trainer(
+        *chosen, "scenario.augment.flip=true", "trainer.max_steps_per_task=2", *more, checkpoint="".join(more)
+    )
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_no_value_is_read_within_the_loop(name, setting, small_trainer, monkeypatch):
+    trainer = trainer_of(small_trainer, name, setting)
+    trainer.advance = guarded(trainer.advance, monkeypatch)
+    trainer.fit()
+    assert len(trainer.advance.counts) == 2 * trainer.scenario.n_tasks
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_nor_within_that_of_a_fleet(name, setting, small_trainer, monkeypatch):
+    fleet = Fleet([trainer_of(small_trainer, name, setting, f"seed={seed}") for seed in (0, 1)])
+    fleet.train_step = guarded(fleet.train_step, monkeypatch)
+    fleet.fit()
+    assert not fleet.diverged
+    assert fleet.train_step.counts
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_as_many_operations_for_many_samples_as_for_few(name, small_trainer, monkeypatch):
+    counts = []
+    for batch in (4, 32):
+        trainer = trainer_of(small_trainer, name, "class", f"trainer.batch_size={batch}", f"evaluator.subset={batch}")
+        trainer.advance = guarded(trainer.advance, monkeypatch)
+        trainer.fit()
+        counts.append(trainer.advance.counts)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    "careless",
+    [
+        lambda logits: logits.mean() * logits.sum().item(),
+        lambda logits: logits.mean() if logits.sum() > 0 else -logits.mean(),
+        lambda logits: logits[logits > 0].mean(),
+        lambda logits: logits[: int(logits.argmax())].sum(),
+        lambda logits: logits.mean() * max(logits.detach()[0].tolist()),
+        lambda logits: logits.mean() * float(logits.detach().cpu().numpy().mean()),
+        lambda logits: logits.detach().masked_select(logits > 0).sum() * logits.mean(),
+    ],
+)
+def test_the_guard_sees(careless, small_trainer, monkeypatch):
+    monkeypatch.setattr(Finetune, "penalty", lambda self, batch, outputs: careless(outputs.logits))
+    trainer = trainer_of(small_trainer, "finetune", "class")
+    trainer.advance = guarded(trainer.advance, monkeypatch)
+    with pytest.raises(HostRead):
+        trainer.fit()
