@@ -432,17 +432,16 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def origin(work: Workload, arguments: list[str]) -> dict[str, str | int]:
-    """Where the figures come from: machine, versions, command."""
+def origin(script: str, arguments: list[str], device: str, threads: int) -> dict[str, str | int]:
+    """Where the figures of a benchmark come from: machine, versions, command."""
     return {
         "processor": processor(),
         "cores": os.cpu_count() or 0,
-        "threads": work.threads,
-        "gpu": torch.cuda.get_device_name() if work.device == "cuda" else "",
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "avalanche": avalanche_version() or "",
-        "command": f"python benchmarks/continual_eval.py {shlex.join(arguments)}".strip(),
+        "command": f"python benchmarks/{script}.py {shlex.join(arguments)}".strip(),
     }
 
 
@@ -516,10 +515,10 @@ def draw(path: Path, work: Workload, rows: list[dict], where: dict) -> None:
 
 def describe(where: dict) -> str:
     """Machine, versions and command in one line."""
-    avalanche = f"avalanche {where['avalanche']}" if where["avalanche"] else "without avalanche"
+    avalanche = f", avalanche {where['avalanche'] or 'not installed'}" if "avalanche" in where else ""
     return (
         f"{where['processor']}, {where['cores']} cores, {where['threads']} threads{', ' * bool(where['gpu'])}{where['gpu']}; "
-        f"python {where['python']}, torch {where['torch']}, {avalanche}; {where['command']}"
+        f"python {where['python']}, torch {where['torch']}{avalanche}; {where['command']}"
     )
 
 
@@ -539,7 +538,7 @@ def main(arguments: list[str]) -> None:
     work = Workload(options.model, options.device, options.tasks, options.steps or default["steps"],
                     options.subset or default["subset"], options.threads)  # fmt: skip
     repetitions = options.repetitions or default["repetitions"]
-    where = origin(work, arguments)
+    where = origin("continual_eval", arguments, work.device, work.threads) | {"avalanche": avalanche_version() or ""}
     print(describe(where))
     print(f"{work}, {repetitions} repetitions after a warm-up")
     if not where["avalanche"]:

@@ -90,3 +90,53 @@ def test_ratios_are_taken_within_a_repetition(continual_eval):
     rows = continual_eval.result_rows([times(1, 4), times(10, 20), times(2, 6)])
     ratio = next(row for row in rows if row["unit"] == "ratio")
     assert (ratio["what"], ratio["min"], ratio["median"], ratio["max"]) == ("Avalanche / clbench", 2, 3, 4)
+
+
+@pytest.fixture
+def script(continual_eval, monkeypatch: pytest.MonkeyPatch):
+    """A function: the name of another script → it as a module."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, f"benchmark_{name}", module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_fleet_writes_a_table_a_picture_and_a_profile(script, monkeypatch, tmp_path):
+    fleet = script("fleet")
+    monkeypatch.setattr(fleet, "seconds_in_processes", lambda work, runs: (1.0, 2.0))  # processes take seconds to start
+
+    def crowded(work, runs):
+        if runs > 2:
+            raise torch.OutOfMemoryError("no room")
+        return stacked(work, runs)
+
+    stacked = fleet.seconds_stacked
+    monkeypatch.setattr(fleet, "seconds_stacked", crowded)
+    fleet.main(["--largest", "4", "--steps", "3", "--repetitions", "2", "--profile", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "fleet_digits_mlp_cpu.csv")
+    assert set(zip(table.way, table.runs, strict=True)) == {(way, runs) for way in fleet.WAYS for runs in (1, 2, 4)}
+    assert (table.memory == "out of memory").tolist() == [
+        (w, r) == ("stacked", 4) for w, r in zip(table.way, table.runs, strict=True)
+    ]
+    one = table[(table.way == "in turn") & (table.runs == 1)].iloc[0]
+    assert one.multiple_of_one_run == pytest.approx(1)
+    assert one.run_iterations_per_second == pytest.approx(2 * 3 / one.seconds_median, rel=1e-3)
+    assert matplotlib.image.imread(tmp_path / "fleet_digits_mlp_cpu.png").std() > 0.01
+    assert "Self CPU" in (tmp_path / "fleet_digits_mlp_cpu_profile.txt").read_text()
+
+
+def test_scaling_writes_a_table_and_a_picture(script, monkeypatch, tmp_path):
+    scaling = script("scaling")
+    monkeypatch.setattr(scaling, "PANELS", {panel: [2, 3] for panel in scaling.PANELS})
+    scaling.main(["--calls", "1", "--threads", "1", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "scaling_cpu.csv")
+    assert table.groupby("grows").size().tolist() == [2] * 4
+    assert (table[["training step (ms)", "evaluation (ms)"]] > 0).all().all()
+    assert matplotlib.image.imread(tmp_path / "scaling_cpu.png").std() > 0.01
