@@ -60,8 +60,8 @@ class StackedEvaluation:
         n_seen = sum(self._sizes[: task_learning + 1])
         everyone = runs == list(range(len(self._evaluators)))
         parts = []
-        # On a GPU every state sees as many samples at a time as if it were alone.
-        states = 1 if stack.weights.is_cuda else len(stack)
+        # A GPU takes as many samples at a time for each of up to sixteen states as for one; then memory would run short.
+        states = -(-len(stack) // 16) if stack.weights.is_cuda else len(stack)
         for part in first.parts(n_seen, states):
             if self._shared:
                 x, labels, tasks = first.subset(part)
