@@ -15,6 +15,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,14 +53,14 @@ class FleetLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra. The task function is not used: it makes one run."""
-        from clbench.errors import ConfigError, choose_from
+        from clbench.errors import choose_from
         from clbench.sweeps.ways import WAYS
 
-        if self.way not in ("auto", *WAYS):
-            raise ConfigError(choose_from("value for hydra.launcher.way", self.way, ("auto", *WAYS)))
+        if self.way not in ("auto", *WAYS):  # an exception that Hydra shows without a traceback
+            raise CompactHydraException(choose_from("value for hydra.launcher.way", self.way, ("auto", *WAYS)))
         for name in ("workers", "largest"):
             if getattr(self, name) < 1:
-                raise ConfigError(
+                raise CompactHydraException(
                     f"hydra.launcher.{name}={getattr(self, name)} is out of range: it has to be at least 1"
                 )
         self.hydra_context, self.config = hydra_context, config

@@ -70,14 +70,17 @@ def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
         ("min-ACC", "right"),
     ):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.columns[0].no_wrap = True
     table.add_column("")
+    here = Path.cwd()
     for summary, folder in zip(summaries, folders, strict=True):
         cells = ["", "", "", ""]
         if "metrics" in summary:
             values = [_percent(summary["metrics"][name]) for name in ("ACC", "FORG", "min_ACC")]
             cells = [str(summary["seed"]), *values]
         status = "" if summary["status"] == "finished" else f"{summary['status']}: {summary['reason']}"
-        table.add_row(str(folder), *cells, Text(status, style="bold red"))
+        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        table.add_row(str(shown), *cells, Text(status, style="bold red"))
     return table
 
 
