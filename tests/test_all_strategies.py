@@ -3,27 +3,13 @@
 import pandas as pd
 import pytest
 import torch
+from streams import CASES, STREAMS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.registry import STRATEGIES
 from clbench.strategies.base import Batch
 from clbench.training.trainer import flatten_gradients
-
-STREAMS = {
-    "class": ["scenario=split_digits"],
-    "task": ["scenario=split_digits_task"],
-    "domain": [
-        "scenario=permuted_mnist",
-        "scenario.source=digits",
-        "scenario.frozen=null",
-        "scenario.n_tasks=3",
-        "model=mlp",
-    ],
-}
-"""A small stream of every setting."""
-
-CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
 
 
 def options(name: str, setting: str) -> list[str]:

@@ -3,25 +3,13 @@
 import pandas as pd
 import pytest
 import torch
+from streams import CASES, STREAMS
 from torch import nn
 
 from clbench.errors import Diverged
 from clbench.registry import STRATEGIES
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
-
-STREAMS = {
-    "class": ["scenario=split_digits"],
-    "task": ["scenario=split_digits_task"],
-    "domain": [
-        "scenario=permuted_mnist",
-        "scenario.source=digits",
-        "scenario.frozen=null",
-        "scenario.n_tasks=3",
-        "model=mlp",
-    ],
-}
-CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
 
 
 def options(name: str, setting: str) -> list[str]:

@@ -7,24 +7,12 @@ tensor that hand its values to Python.
 
 import pytest
 import torch
+from streams import CASES, STREAMS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.registry import STRATEGIES
 from clbench.strategies.finetune import Finetune
 from clbench.training.fleet import Fleet
-
-STREAMS = {
-    "class": ["scenario=split_digits"],
-    "task": ["scenario=split_digits_task"],
-    "domain": [
-        "scenario=permuted_mnist",
-        "scenario.source=digits",
-        "scenario.frozen=null",
-        "scenario.n_tasks=3",
-        "model=mlp",
-    ],
-}
-CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
 
 READING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
 """Operations whose result, or its shape, the host has to know."""
