@@ -4,7 +4,10 @@ python -m clbench strategy=ewc scenario=cifar100       one run
 python -m clbench -m strategy=ewc,l2 seed=0,1,2        a sweep (Hydra's multirun)
 python -m clbench list                                 every scenario, strategy, model, experiment
 python -m clbench describe ewc                         equation, options, defaults and source of one
-python -m clbench resume <run folder>                  continue a run that was stopped
+python -m clbench -m protocol=two_phase strategy=ewc,l2   tune on one stream, evaluate on another
+python -m clbench resume <folder>                      continue a run or a study that was stopped
+python -m clbench report <folders>                     comparison report (HTML, Markdown, LaTeX, CSV)
+python -m clbench runs <folders>                       the runs as a table
 """
 
 import os
@@ -27,34 +30,66 @@ CONFIG_ERROR = 2
 
 
 def train(composed: DictConfig) -> float | None:
-    """One run in the folder that Hydra made for it; returns ACC, which a sweeper may maximise, or None if it diverged."""
+    """One run in the folder that Hydra made for it; returns ACC, which a sweeper may maximise, or None if it diverged.
+
+    A job of a sweep whose folder holds the finished run already, since the sweep is repeated, takes that.
+    """
     hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        return _run(composed, Path(hydra_config.runtime.output_dir))
+        return _run(composed, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task), reuse=in_sweep)
     except ClbenchError as error:
-        if hydra_config.mode == RunMode.MULTIRUN:
+        if in_sweep:
             raise  # Hydra marks this job failed and goes on with the others
         sys.exit(_complain(error))
 
 
-def _run(composed: DictConfig, folder: Path) -> float | None:
+def _run(composed: DictConfig, folder: Path, overrides: list[str], reuse: bool = False) -> float | None:
     from rich.console import Console
 
+    from clbench.protocol.tuned_values import with_tuned_values
     from clbench.records.run_folder import RunFolder
     from clbench.reports.end_of_run import end_of_run
     from clbench.run import run
 
-    summary = run(composed, folder)
-    Console().print(end_of_run(summary, RunFolder(folder).read_table("tasks.parquet"), folder))
+    composed, sentence = with_tuned_values(composed, overrides)
+    if sentence:
+        print(sentence)
+    summary = run(composed, folder, reuse)
+    if composed.study.phase is None:  # a study says itself what came of its many runs
+        Console().print(end_of_run(summary, RunFolder(folder).read_table("tasks.parquet"), folder))
     return summary["metrics"]["ACC"] if summary["status"] == "finished" else None
 
 
 def resume(folder: str) -> None:
-    """Continue the run in ``folder`` from its last checkpoint (from its beginning where there is none)."""
+    """Continue the run in ``folder`` from its last checkpoint (from its beginning where there is none), or the study there."""
     path = Path(folder)
+    if (path / "study.json").is_file():
+        from omegaconf import OmegaConf
+
+        saved = OmegaConf.load(path / "multirun.yaml").hydra.overrides
+        own = [override for override in saved.hydra if not override.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+        _launch(["-m", *own, *saved.task, f"hydra.sweep.dir={configuration.override_value(str(path))}"])
+        return
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    _run(configuration.load_run_config(path / "config.yaml"), path)
+        raise ConfigError(
+            f"{folder} is neither a run folder, which has a config.yaml, nor a study, which has a study.json"
+        )
+    _run(configuration.load_run_config(path / "config.yaml"), path, [])
+
+
+def report(*arguments: str) -> None:
+    """Compare runs."""
+    from clbench.reports.command import report as write
+
+    write(list(arguments))
+
+
+def runs(*arguments: str) -> None:
+    """List runs."""
+    from clbench.reports.command import runs as show
+
+    show(list(arguments))
 
 
 def show_list() -> None:
@@ -71,7 +106,14 @@ def describe(name: str) -> None:
     describe_one(name)
 
 
-COMMANDS = {"list": (show_list, ""), "describe": (describe, " NAME"), "resume": (resume, " RUN_FOLDER")}
+COMMANDS = {
+    "list": (show_list, ""),
+    "describe": (describe, " NAME"),
+    "resume": (resume, " FOLDER"),
+    "report": (report, " …"),
+    "runs": (runs, " …"),
+}
+"""Sub-command → function and arguments; after ``…`` come options that the command reads itself."""
 
 
 def main() -> None:
@@ -81,19 +123,37 @@ def main() -> None:
     try:
         if arguments and arguments[0] in COMMANDS:
             command, words = COMMANDS[arguments[0]]
-            if len(arguments) - 1 != len(words.split()):
+            if "…" not in words and len(arguments) - 1 != len(words.split()):
                 raise ConfigError(f"usage: python -m clbench {arguments[0]}{words}")
             command(*arguments[1:])
             return
-        check_group_choices(arguments)
-        configuration.store_schemas()
-        if "-m" not in arguments and "--multirun" not in arguments:
-            check_overrides(
-                [argument for argument in arguments if "=" in argument and not argument.startswith("hydra")]
-            )
+        _launch(arguments)
     except ClbenchError as error:
         sys.exit(_complain(error))
-    hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(train)()
+
+
+def _launch(arguments: list[str]) -> None:
+    """Hand the command line to Hydra, after its errors have been looked for."""
+    check_group_choices(arguments)
+    configuration.store_schemas()
+    is_sweep = "-m" in arguments or "--multirun" in arguments
+    if not is_sweep:
+        check_overrides([argument for argument in arguments if "=" in argument and not argument.startswith("hydra")])
+        if any(argument.startswith("protocol=") and argument != "protocol=null" for argument in arguments):
+            raise ConfigError("a protocol makes many runs: python -m clbench -m " + " ".join(arguments))
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(train)()
+    finally:
+        if is_sweep:
+            report_of_sweep()
+
+
+def report_of_sweep() -> None:
+    """Write the report of the sweep that Hydra has launched, whether or not some of its runs failed."""
+    from clbench.reports.after_sweep import write_report_of_sweep
+
+    write_report_of_sweep()
 
 
 def check_group_choices(arguments: list[str]) -> None:
@@ -107,14 +167,14 @@ def check_group_choices(arguments: list[str]) -> None:
         if not equals and not argument.startswith(("-", "~")) and not _is_value_of_flag(arguments, argument):
             raise ConfigError(choose_from("command", argument, COMMANDS) + ", or key=value overrides")
         if (
-            group not in ("strategy", "scenario", "model", "evaluator", "experiment", "debug")
+            group
+            not in ("strategy", "scenario", "model", "evaluator", "experiment", "debug", "protocol", "search_space")
             or not values.replace(",", "").isidentifier()
         ):
             continue  # another key, or a sweep expression such as glob(*): Hydra's to judge
-        choices = configuration.group_choices(group)
         for value in values.split(","):
-            if value and value not in choices and value != "null":
-                raise ConfigError(choose_from(group, value, choices))
+            if value and value != "null":
+                configuration.require_choice(group, value)
 
 
 def check_overrides(overrides: list[str]) -> None:

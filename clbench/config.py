@@ -6,6 +6,7 @@ before it starts and is printed by ``python -m clbench describe``.
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class StrategyConfig:
     plus: list[str] = option(
         [], help="strategies added to this one, e.g. [ewc]; set their options with +plus.ewc.lam=5"
     )
+    search: dict[str, Any] = option({}, help="values that a tuning protocol tries, by option; see conf/protocol/")
 
 
 @dataclass
@@ -89,6 +91,7 @@ class ScenarioConfig:
     image_size: int | None = option(
         None, help="resize to this height and width in pixels; null keeps the source's", at_least=1
     )
+    tasks: int | None = option(None, help="only the first so many tasks of the stream; null: all", at_least=1)
     validation: float = option(0.0, help="fraction of every class's training samples held out", at_least=0, at_most=0.9)
     logit_scope: str = option(
         "seen",
@@ -205,6 +208,7 @@ class RecordConfig:
 
     checkpoint_seconds: float = option(60.0, help="time between checkpoints within a task", at_least=0)
     figure: bool = option(True, help="draw curve.png at the end")
+    report: bool = option(True, help="write a comparison report at the end of a sweep or a study")
 
 
 @dataclass
@@ -214,6 +218,16 @@ class WandbConfig:
     mode: str = option("disabled", help="disabled, offline or online", choices=("disabled", "offline", "online"))
     project: str = option("clbench", help="project name")
     group: str | None = option(None, help="group name")
+
+
+@dataclass
+class StudyConfig:
+    """The place of a run in a study; set by the protocol that launches it (see clbench.protocol)."""
+
+    phase: str | None = option(None, help="tuning or evaluation; null: the run is no part of a study")
+    protocol: str | None = option(None, help="which protocol's tuning it belongs to")
+    method: str | None = option(None, help="the method's name in the study")
+    trial: int | None = option(None, help="number of the configuration that was drawn")
 
 
 @dataclass
@@ -228,6 +242,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    protocol: Any = None
     plus: dict[str, Any] = option({}, help="options of the strategies in strategy.plus, by name")
     seed: int = option(0, help="seed of every random stream of the run", at_least=0)
     device: str = option("auto", help="auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
@@ -257,10 +273,12 @@ def store_schemas() -> None:
     ``conf/strategy/ewc.yaml`` then begins with ``- schema/ewc@_here_`` in its defaults list, and a misspelt or mistyped
     option fails while the configuration is composed.
     """
+    from clbench.protocol.options import ProtocolConfig
     from clbench.registry import MODELS, SCENARIOS, STRATEGIES
 
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(group="protocol", name="schema", node=ProtocolConfig)
     for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
         for name in registry.names():
             store.store(group=f"{group}/schema", name=name, node=registry[name].config)
@@ -301,6 +319,25 @@ def group_choices(group: str) -> list[str]:
     registry = {"strategy": STRATEGIES, "model": MODELS}.get(group)
     names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
     return sorted(names | set(registry.names() if registry is not None else []))
+
+
+def require_choice(group: str, name: str) -> None:
+    """Raise ConfigError, with the nearest match and all choices, where ``group=name`` is not possible."""
+    choices = group_choices(group)
+    if name not in choices:
+        raise ConfigError(choose_from(group, name, choices))
+
+
+def override_value(value: Any) -> str:
+    """A value as it is written in an override on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(override_value(part) for part in value)}]"
+    text = str(value)
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text
 
 
 def to_dataclass(config: DictConfig) -> Any:

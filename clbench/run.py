@@ -88,8 +88,13 @@ def set_up(composed: DictConfig) -> Setup:
     return Setup(config, device, scenario, learner, inputs, evaluator)
 
 
-def run(composed: DictConfig, path: Path) -> dict[str, Any]:
+def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]:
     """Train and evaluate, writing everything to the folder ``path``; continues from a checkpoint found there.
+
+    Args:
+        composed: the configuration.
+        path: the run folder.
+        reuse: take the result that is there where this very configuration has been run, as sweeps do that are repeated.
 
     Returns:
         The content of ``summary.json``.
@@ -97,15 +102,29 @@ def run(composed: DictConfig, path: Path) -> dict[str, Any]:
     Raises:
         ClbenchError: the run cannot start. A run that diverges does not raise; its summary says so.
     """
-    job = Run(composed, path)
+    with RunFolder(path).owned():
+        known = recorded(composed, path) if reuse else None
+        return known or _run(Run(composed, path))
+
+
+def _run(job: "Run") -> dict[str, Any]:
     with job.recording_failure():
         trainer = job.begin(live=True)
         try:
-            with ProgressDisplay(trainer.scenario.n_tasks, composed.progress) as trainer.on_progress:
+            with ProgressDisplay(trainer.scenario.n_tasks, job.composed.progress) as trainer.on_progress:
                 trainer.fit()
         except Diverged as error:
             return job.finish(error)
         return job.finish()
+
+
+def recorded(composed: DictConfig, path: Path) -> dict[str, Any] | None:
+    """The content of ``summary.json`` where ``path`` holds a run of this very configuration that came to its end."""
+    folder = RunFolder(path)
+    if folder.status not in ("finished", "diverged"):
+        return None
+    same = configuration.load_run_config(path / "config.yaml") == composed
+    return folder.read_json("summary.json") if same else None
 
 
 class Run:

@@ -73,7 +73,7 @@ class FleetLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
-        jobs = [Job(_task_config(config), _output_folder(config)) for config in composed]
+        jobs = [Job(self._tuned(config), _output_folder(config)) for config in composed]
         groups = grouped([job.config for job in jobs], self.largest, self.workers)
         log.info("%d jobs in %d fleets", len(jobs), len(groups))
         for number, group in enumerate(groups):
@@ -104,6 +104,20 @@ class FleetLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         return config
+
+    @staticmethod
+    def _tuned(config: DictConfig) -> DictConfig:
+        """The run's own configuration, with tuned values where ``+best=true`` asks for them."""
+        from clbench.errors import ClbenchError
+        from clbench.protocol.tuned_values import with_tuned_values
+
+        try:
+            tuned, sentence = with_tuned_values(_task_config(config), list(config.hydra.overrides.task))
+        except ClbenchError as error:
+            raise CompactHydraException(str(error)) from error
+        if sentence:
+            log.info("%s", sentence)
+        return tuned
 
     def _job_return(self, config: DictConfig, outcome: Any) -> JobReturn:
         """Write what Hydra writes for a job (its ``.hydra`` folder), and return what it expects."""

@@ -1,16 +1,22 @@
 """Writing and reading a run folder. Every file is written to a neighbour first and renamed, so none is ever half there."""
 
+import fcntl
 import json
+import logging
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+log = logging.getLogger(__name__)
 
 RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "timm", "pandas", "scikit-learn")
 
@@ -59,6 +65,18 @@ class RunFolder:
     def read_table(self, name: str) -> pd.DataFrame:
         """The table in a parquet file."""
         return pd.read_parquet(self.path / name)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Within this context no other process writes here: one that also asks waits until this one has left or died."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("%s is being written by another process: waiting until that has ended", self.path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @property
     def status(self) -> str | None:

@@ -63,8 +63,8 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         raise ConfigError(
             f"data.image_size={data_config.image_size} is not for the command line: set scenario.image_size instead"
         )
-    source, data = _read(config, replace(data_config, image_size=config.image_size))
-    plan = kind.plan(config, data, seed)
+    source, data = read_source(config, replace(data_config, image_size=config.image_size))
+    plan = _first_tasks(kind.plan(config, data, seed), config)
     fit, held_out = _hold_out(source.train, config.validation, seed)
     place = data_config.placement
     # The digests are those of the source's own images, so that they do not depend on how a library rounds when it resizes.
@@ -110,7 +110,7 @@ def sources_kept() -> Iterator[None]:
         _KEPT = before
 
 
-def _read(config: ScenarioConfig, data_config: DataConfig) -> tuple[SourceData, SourceData]:
+def read_source(config: ScenarioConfig, data_config: DataConfig) -> tuple[SourceData, SourceData]:
     """The source as it is, and at the size that the scenario asks for."""
     key = (config.source, *astuple(data_config))
     if _KEPT is not None and key in _KEPT:
@@ -120,6 +120,23 @@ def _read(config: ScenarioConfig, data_config: DataConfig) -> tuple[SourceData, 
     if _KEPT is not None:
         _KEPT[key] = both
     return both
+
+
+def _first_tasks(plan: StreamPlan, config: ScenarioConfig) -> StreamPlan:
+    """The first ``scenario.tasks`` tasks of the stream, with the classes that occur in them."""
+    n = config.tasks
+    if n is None:
+        return plan
+    if n > len(plan.parts):
+        raise ConfigError(f"scenario.tasks={n} is more than the {len(plan.parts)} tasks of {config.name}")
+    n_classes = 1 + max(label for part in plan.parts[:n] for label in part.classes.values())
+    return replace(
+        plan,
+        class_names=plan.class_names[:n_classes],
+        task_names=plan.task_names[:n],
+        task_classes=plan.task_classes[:n],
+        parts=plan.parts[:n],
+    )
 
 
 def resized(data: SourceData, size: int | None) -> SourceData:

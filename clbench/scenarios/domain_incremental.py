@@ -29,13 +29,16 @@ ROTATED_AT_ONCE = 4096
 
 @dataclass
 class DomainIncrementalConfig(ScenarioConfig):
-    """The option that all kinds of this file share."""
+    """The options that all kinds of this file share."""
 
     setting: str = option(
         "domain",
         help="domain: labels are shared and the task is hidden; task: the task is given, a head per task; class: the task "
         "is hidden and every task's classes count as new ones",
         choices=("domain", "task", "class"),
+    )
+    classes: list[int] | None = option(
+        None, help="use only these classes of the source (kind=superclass: these superclasses); null: all"
     )
 
 
@@ -64,14 +67,15 @@ class Rotation:
             raise ConfigError(
                 f"scenario.angles={config.angles} has to list one angle in degrees per task, e.g. [0,80,160]"
             )
-        labels = {c: c for c in range(len(data.class_names))}
+        pool = used_classes(config.classes, len(data.class_names))
+        labels = {source_class: label for label, source_class in enumerate(pool)}
         parts = []
         for angle in config.angles:
             render = partial(rotated, angle=angle, interpolation=config.interpolation) if angle % 360 else None
             parts.append(Part(labels, render=render))
         names = [f"{angle:g}°" for angle in config.angles]
         recipe = {"angles": list(config.angles), "interpolation": config.interpolation}
-        return _stream(config, data.class_names, names, parts, recipe)
+        return _stream(config, [data.class_names[c] for c in pool], names, parts, recipe)
 
 
 @dataclass
@@ -100,7 +104,8 @@ class Permutation:
         """One random order of the pixels per task."""
         channels, height, width = data.train.pixels.shape[1:]
         permutation_seed = seed if config.permutation_seed is None else config.permutation_seed
-        labels = {c: c for c in range(len(data.class_names))}
+        pool = used_classes(config.classes, len(data.class_names))
+        labels = {source_class: label for label, source_class in enumerate(pool)}
         parts, names, orders = [], [], []
         for task in range(config.n_tasks):
             if task == 0 and config.identity_first:
@@ -114,7 +119,7 @@ class Permutation:
             )
             names.append(f"permutation {task}")
             orders.append(hashlib.blake2b(order.astype("<i8").tobytes(), digest_size=16).hexdigest())
-        return _stream(config, data.class_names, names, parts, {"permutations": orders})
+        return _stream(config, [data.class_names[c] for c in pool], names, parts, {"permutations": orders})
 
 
 @dataclass
@@ -122,7 +127,6 @@ class DomainsConfig(DomainIncrementalConfig):
     """Options of ``kind: domains``."""
 
     domains: list[str] | None = option(None, help="names of the domains, one task each, in this order; null: all")
-    classes: list[int] | None = option(None, help="use only these classes of the source; null: all")
 
 
 @SCENARIOS.register("domains")
@@ -187,7 +191,8 @@ class Superclass:
                 f"scenario.source={config.source} has no superclasses: kind=superclass needs a source with superclasses, "
                 "such as cifar100"
             )
-        members = [np.flatnonzero(data.superclass == s) for s in np.unique(data.superclass)]
+        pool = used_classes(config.classes, int(data.superclass.max()) + 1)
+        members = [np.flatnonzero(data.superclass == s) for s in pool]
         if config.class_order == "shuffled":
             members = [numpy_generator(seed, "class_order", label).permutation(m) for label, m in enumerate(members)]
         sizes = {len(m) for m in members}

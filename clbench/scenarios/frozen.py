@@ -36,7 +36,8 @@ def check_frozen(config: ScenarioConfig, scenario: Scenario) -> Scenario:
     if difference is None:
         return dataclasses.replace(scenario, frozen=config.frozen)
     frozen_options = definition["options"]
-    changed = [f"{name}={value}" for name, value in stream_options(config).items() if value != frozen_options.get(name)]
+    options = stream_options(config)
+    changed = [f"{n}={options.get(n)}" for n in {**options, **frozen_options} if options.get(n) != frozen_options.get(n)]
     if changed:
         note = f"not the frozen stream {config.frozen}: {', '.join(changed)}"
         return dataclasses.replace(scenario, note=f"{scenario.note}; {note}" if scenario.note else note)
@@ -65,9 +66,12 @@ def definitions() -> list[str]:
 
 
 def stream_options(config: ScenarioConfig) -> dict[str, Any]:
-    """The options that decide which images each task consists of."""
+    """The options that decide which images each task consists of; one that is null says nothing, and is left out.
+
+    So an option that is added to clbench later does not change the definitions that are frozen already.
+    """
     names = [spec.name for spec in dataclasses.fields(config) if spec.name not in NOT_DEFINING]
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
 def stream_content(scenario: Scenario) -> dict[str, Any]:

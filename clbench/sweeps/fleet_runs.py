@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from omegaconf import DictConfig
 
 from clbench.errors import ClbenchError, Diverged
 from clbench.progress import ProgressDisplay
-from clbench.run import Run, run
+from clbench.records.run_folder import RunFolder
+from clbench.run import Run, recorded, run
 from clbench.scenarios.build import sources_kept
 from clbench.sweeps.grouping import why_alone
 from clbench.sweeps.ways import n_processes, pool, seconds_per_iteration
@@ -45,6 +47,12 @@ def train_together(jobs: list[Job], way: str = "auto") -> list[Outcome]:
 
     A run that fails is recorded as failed in its folder and does not keep the others from being trained.
     """
+    known = [recorded(job.config, job.path) for job in jobs]
+    if any(summary is not None for summary in known):  # a sweep that is repeated: only what is missing is trained
+        missing = iter(train_together([job for job, summary in zip(jobs, known, strict=True) if summary is None], way))
+        return [next(missing) if summary is None else Outcome(summary) for summary in known]
+    if not jobs:
+        return []
     with sources_kept():
         if len(jobs) == 1:
             reason = why_alone(jobs[0].config)
@@ -97,10 +105,21 @@ def _stacked(jobs: list[Job]) -> list[Outcome]:
 
 
 def _one_fleet(jobs: list[Job]) -> list[Outcome]:
+    with ExitStack() as folders:
+        for job in jobs:
+            folders.enter_context(RunFolder(job.path).owned())
+        return _train_stacked(jobs)
+
+
+def _train_stacked(jobs: list[Job]) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     runs: dict[int, Run] = {}
     for number, job in enumerate(jobs):
         try:
+            known = recorded(job.config, job.path)
+            if known is not None:
+                outcomes[number] = Outcome(known)
+                continue
             made = Run(job.config, job.path)
             with made.recording_failure():
                 made.begin(fleet={"runs": len(jobs), "way": "stacked"})
@@ -132,7 +151,7 @@ def _in_processes(jobs: list[Job]) -> list[Outcome]:
 
 def _alone(job: Job) -> Outcome:
     try:
-        return Outcome(run(job.config, job.path))
+        return Outcome(run(job.config, job.path, reuse=True))
     except Exception as error:  # recorded in the folder by run(), and in the outcome: a sweep outlives it
         if not isinstance(error, ClbenchError):
             log.exception("the run in %s failed", job.path)

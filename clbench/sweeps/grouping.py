@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clbench.registry import STRATEGIES
 
-OWN = ("seed", "record", "wandb", "progress")
+OWN = ("seed", "record", "wandb", "progress", "study")
 """Parts of a configuration in which members of a fleet may differ freely."""
 
 REAL_VALUED = ("strategy", "plus", "trainer")

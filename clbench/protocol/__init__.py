@@ -1,0 +1,1 @@
+"""Protocols that separate tuning from evaluation: search spaces, streams, selection, tuned values."""
