@@ -81,6 +81,12 @@ class ProtocolSweeper(Sweeper):
         return config
 
     def _launch(self, requests: list[Any]) -> None:
-        jobs = [[*request.overrides, f"hydra.sweep.subdir={request.folder}"] for request in requests]
+        from clbench.config import override_value
+
+        folder = override_value(str(Path(str(self.config.hydra.sweep.dir)).absolute()))  # a worker may work elsewhere
+        jobs = [
+            [*request.overrides, f"hydra.sweep.dir={folder}", f"hydra.sweep.subdir={override_value(request.folder)}"]
+            for request in requests
+        ]
         first, self._n_launched = self._n_launched, self._n_launched + len(jobs)
         self.launcher.launch(jobs, initial_job_idx=first)

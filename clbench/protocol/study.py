@@ -211,17 +211,21 @@ class Study:
 
     def _launch(self, requests: list[RunRequest], phase: str) -> None:
         log.info("%s: %d runs", phase, len(requests))
-        for request in requests:
-            self._launched[request.folder] += 1
+        gave_up: Exception | None = None
         try:
             self._launch_runs(requests)
         except Exception as error:  # a launcher gives up when a worker dies; what became of each run is in its folder
-            if all(RunFolder(self.folder / request.folder).status is None for request in requests):
-                raise  # nothing began: no run's fault
+            gave_up = error
             log.warning("the launcher stopped with %s: %s", type(error).__name__, (str(error).splitlines() or [""])[0])
-        ended = sum(RunFolder(self.folder / request.folder).status in ENDED for request in requests)
-        if ended < len(requests):
-            log.warning("%s: %d of %d runs have not come to their end", phase, len(requests) - ended, len(requests))
+        status = {request.folder: RunFolder(self.folder / request.folder).status for request in requests}
+        began = [folder for folder, known in status.items() if known is not None]
+        # Runs that were still waiting when others went down with their worker have not had their turn.
+        self._launched.update(began or status)
+        if gave_up is not None and not began and all(self._is_given_up(folder) for folder in status):
+            raise gave_up  # no run's fault
+        lost = sum(known not in ENDED for known in status.values())
+        if lost:
+            log.warning("%s: %d of %d runs have not come to their end", phase, lost, len(requests))
 
     def _is_over(self, folder: str) -> bool:
         return RunFolder(self.folder / folder).status in ENDED or self._is_given_up(folder)
