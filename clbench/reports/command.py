@@ -1,0 +1,209 @@
+"""The sub-commands ``report`` and ``runs``."""
+
+import argparse
+import shlex
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from clbench.errors import ConfigError, choose_from
+from clbench.reports.comparison import Comparison, compare
+from clbench.reports.loading import load
+from clbench.reports.statistics import TESTS
+from clbench.reports.tables import METRICS, Cell, Table
+from clbench.reports.text_formats import latex, main_numbers, markdown, write_runs
+
+LABELS = 2
+"""Columns of the main table before its metrics: the method and how many runs finished."""
+
+DEFAULT_FOLDERS = ("outputs", "multirun")
+TERMINAL_METRICS = ("ACC", "FORG", "min_ACC", "seconds")
+"""Beside the deciding metric, the columns of the main table that fit into a terminal."""
+
+SHOWN_COLUMNS = ("folder", "method", "scenario", "seed", "status", "ACC", "FORG", "min_ACC", "seconds")
+
+
+def report(arguments: list[str]) -> None:
+    """``python -m clbench report <folders or globs>``: compare runs and write a report.
+
+    Raises:
+        ConfigError: a wrong argument, no run, or runs that cannot be compared.
+    """
+    parser = _Parser(prog="python -m clbench report", description="Compare runs and write a report.")
+    parser.add_argument("paths", nargs="+", metavar="FOLDER", help="run folders, folders that hold some, or patterns")
+    parser.add_argument(
+        "--by", help="what makes a method: columns or options, e.g. method,trainer.epochs (default: method)"
+    )
+    parser.add_argument("--metric", default="ACC", help=f"decides who is best: {', '.join(METRICS)}")
+    parser.add_argument("--test", help=f"{' or '.join(TESTS)} (default: what suits the number of seeds)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default: report/ in the study or sweep, or reports/<date>)"
+    )
+    parser.add_argument("--title", help="heading of the report")
+    options = parser.parse_args(arguments)
+    by = options.by.split(",") if options.by else None
+    out = options.out or _default_folder(options.paths)
+    command = shlex.join(["python", "-m", "clbench", "report", *arguments])
+    comparison = compare(options.paths, by, options.metric, options.test, options.title, command)
+    page = _write(comparison, out)
+    console = Console()
+    for table in comparison.main:
+        console.print(terminal_table(table, options.metric))
+    if comparison.failures is not None:
+        console.print(
+            Text(f"{len(comparison.failures.rows)} runs are missing or did not finish: see the report", "yellow")
+        )
+    console.print(Text(f"report: {page}", overflow="fold"))
+    console.print(Text(f"also there: {', '.join(sorted(file.name for file in out.iterdir() if file != page))}"))
+
+
+def write_report(
+    paths: Iterable[str | Path],
+    out: Path | None = None,
+    by: list[str] | None = None,
+    metric: str = "ACC",
+    test: str | None = None,
+    title: str | None = None,
+) -> Path:
+    """What the sub-command ``report`` does, without printing.
+
+    Args:
+        out: folder to write to; None: as the sub-command's default. The others: see :func:`clbench.reports.comparison.compare`.
+
+    Returns:
+        The file ``report.html``.
+
+    Raises:
+        ConfigError: no run, or runs that cannot be compared.
+    """
+    paths = list(paths)
+    out = out or _default_folder(paths)
+    options = {"--by": ",".join(by or []), "--metric": metric, "--test": test, "--title": title, "--out": str(out)}
+    given = [word for name, value in options.items() if value for word in (name, value)]
+    command = shlex.join(["python", "-m", "clbench", "report", *map(str, paths), *given])
+    return _write(compare(paths, by, metric, test, title, command), out)
+
+
+def _write(comparison: Comparison, out: Path) -> Path:
+    from clbench.reports.page import write_page  # plotly, matplotlib: only where a report is made
+    from clbench.reports.print_figures import draw_all
+
+    out.mkdir(parents=True, exist_ok=True)
+    figures = draw_all(comparison, out)
+    (out / "report.md").write_text(markdown(comparison, figures), encoding="utf-8")
+    (out / "tables.tex").write_text(latex(comparison), encoding="utf-8")
+    write_runs(comparison, out / "runs.csv")
+    main_numbers(comparison).to_csv(out / "comparison.csv", index=False)
+    write_page(comparison, out / "report.html")
+    return out / "report.html"
+
+
+def _default_folder(paths: list[str | Path]) -> Path:
+    first = Path(paths[0])
+    is_study_or_sweep = (first / "study.json").is_file() or (first / "multirun.yaml").is_file()
+    return first / "report" if is_study_or_sweep else Path("reports") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def runs(arguments: list[str]) -> None:
+    """``python -m clbench runs [folders]``: list runs, filtered and sorted.
+
+    Raises:
+        ConfigError: a wrong argument or column, or no run.
+    """
+    parser = _Parser(prog="python -m clbench runs", description="List runs.")
+    parser.add_argument(
+        "paths", nargs="*", metavar="FOLDER", help="folders or patterns (default: outputs and multirun)"
+    )
+    parser.add_argument("--where", help="which runs, e.g. \"strategy == 'ewc' and ACC > 0.5\"")
+    parser.add_argument("--sort", metavar="COLUMN", help="largest first; text in alphabetical order")
+    parser.add_argument("--columns", help=f"what is shown, separated by commas (default: {','.join(SHOWN_COLUMNS)})")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write every column of these runs to a CSV file")
+    options = parser.parse_args(arguments)
+    paths = options.paths or [name for name in DEFAULT_FOLDERS if Path(name).exists()]
+    if not paths:
+        raise ConfigError(f"there is neither of the folders {' and '.join(DEFAULT_FOLDERS)} here: name some")
+    table = _filtered(load(paths).table, options.where)
+    if options.sort:
+        _check_column(options.sort, table)
+        table = table.sort_values(
+            options.sort, ascending=not pd.api.types.is_numeric_dtype(table[options.sort]), kind="stable"
+        )
+    shown = options.columns.split(",") if options.columns else [name for name in SHOWN_COLUMNS if name in table]
+    for name in shown:
+        _check_column(name, table)
+    console = Console()
+    console.print(_listing(table[shown]))
+    console.print(Text(f"{len(table)} runs"))
+    if options.csv:
+        table.to_csv(options.csv, index=False)
+        console.print(Text(f"written: {options.csv}"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors in the project's way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message} (see --help)")
+
+
+def _filtered(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
+    if where is None:
+        return table
+    try:
+        chosen = table.query(where)
+    except pd.errors.UndefinedVariableError as error:
+        name = str(error).split("'")[1]
+        raise ConfigError(choose_from("column in --where", name, map(str, table.columns))) from error
+    except Exception as error:  # pandas passes on whatever parsing and comparing raises
+        raise ConfigError(f"--where {where!r} cannot be applied: {' '.join(str(error).split())}") from error
+    if not isinstance(chosen, pd.DataFrame):
+        raise ConfigError(f"--where {where!r} is not a condition, such as \"strategy == 'ewc' and ACC > 0.5\"")
+    return chosen
+
+
+def _check_column(name: str, table: pd.DataFrame) -> None:
+    if name not in table.columns:
+        raise ConfigError(choose_from("column", name, map(str, table.columns)))
+
+
+def terminal_table(table: Table, metric: str) -> RichTable:
+    """The main table for the terminal, with fewer metrics; ``metric`` is the deciding one."""
+    headings = {METRICS[name].heading_with_arrow for name in (metric, *TERMINAL_METRICS)}
+    chosen = [i for i, column in enumerate(table.columns) if i < LABELS or column.heading in headings]
+    shown = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.title_justify = shown.caption_justify = "left"
+    for i in chosen:
+        justify = "right" if table.columns[i].is_number else "left"
+        shown.add_column(table.columns[i].heading, justify=justify, overflow="fold", no_wrap=i > 0)
+    for row in table.rows:
+        shown.add_row(*(_terminal_cell(row[i]) for i in chosen))
+    return shown
+
+
+def _terminal_cell(cell: Cell) -> Text:
+    return Text(f"{cell.text} †" if cell.mark == "tied" else cell.text, style="bold" if cell.mark == "best" else "")
+
+
+def _listing(table: pd.DataFrame) -> RichTable:
+    shown = RichTable(box=None, header_style="dim")
+    for name in table:
+        is_number = pd.api.types.is_numeric_dtype(table[name])
+        shown.add_column(str(name), justify="right" if is_number else "left", overflow="fold", no_wrap=name == "folder")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(Text(_listed(value)) for value in row))
+    return shown
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if pd.isna(value):  # type: ignore[call-overload]
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

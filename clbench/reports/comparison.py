@@ -1,0 +1,178 @@
+"""Everything a report shows, computed once from run folders: :class:`Comparison`, which every page and file format renders."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from clbench.errors import ConfigError, choose_from
+from clbench.reports import tables
+from clbench.reports.checks import Selection, select
+from clbench.reports.loading import Runs, load
+from clbench.reports.protocols import ProtocolReport, Sensitivity, protocol_reports, sensitivities
+from clbench.reports.statistics import TESTS, AgainstBest, Ranking, against_best, rank_methods
+from clbench.reports.tables import METRICS, Table
+
+FEWEST_SCENARIOS = 3
+"""Scenarios below which methods are not ranked over scenarios."""
+
+MOST_NAMED = 6
+"""Methods up to which the default title names them all."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a report page needs. All metrics are fractions in [0, 1] wherever they are numbers, percent where they are text."""
+
+    title: str
+    """Heading of the report."""
+
+    command: str
+    """The command line that makes this report again."""
+
+    runs: Runs
+    """Every run found: ``runs.table`` (all rows, also failed and tuning runs), ``runs.curve(folder)``, ``runs.tasks(folder)``."""
+
+    included: pd.DataFrame
+    """The rows of ``runs.table`` that are compared: finished runs, no tuning runs, checked to be comparable.
+
+    The column ``method`` holds the label by which they are grouped (made from ``by``); with ``scenario`` and ``seed`` it
+    identifies a row. Figures draw these rows, in the order of :attr:`methods`.
+    """
+
+    methods: list[str]
+    """Every method label, in the order in which tables and legends show them; also those without any finished run."""
+
+    by: list[str]
+    """Columns or options that make a method, as given with ``--by``; ``["method"]`` by default."""
+
+    metric: str
+    """Name of the metric that decides who is best, a column of ``included``."""
+
+    main: list[Table]
+    """The main table, one per scenario (``table.scenario``)."""
+
+    costs: list[Table]
+    """Time, memory, parameters and FLOPs, one table per scenario."""
+
+    failures: Table | None
+    """Runs that are missing, failed, running, diverged or unreadable, with the reason; None where there are none."""
+
+    provenance: list[Table]
+    """What was compared, per scenario (``table.scenario``): stream, hashes, tasks, budget, seeds, versions, devices, commands."""
+
+    hyperparameters: list[Table]
+    """Options in which the compared methods differ, one table per scenario."""
+
+    statistics: dict[str, AgainstBest]
+    """Scenario → the best method compared with every other; only scenarios with at least two methods with finished runs."""
+
+    tests: list[Table]
+    """:attr:`statistics` and :attr:`ranks` as tables."""
+
+    ranks: Ranking | None
+    """Average ranks over scenarios and cliques for the critical-difference diagram; None below three scenarios or two methods."""
+
+    protocols: list[ProtocolReport]
+    """One entry per study and scenario; empty where no study is among the folders."""
+
+    sensitivity: list[Sensitivity]
+    """Score by hyperparameter value, one entry per study, scenario, method and protocol kind."""
+
+
+def compare(
+    paths: Iterable[str | Path],
+    by: list[str] | None = None,
+    metric: str = "ACC",
+    test: str | None = None,
+    title: str | None = None,
+    command: str = "",
+) -> Comparison:
+    """Load, check and compute.
+
+    Args:
+        paths: folders or glob patterns, see :func:`clbench.reports.loading.load`.
+        by: what makes a method, see :func:`clbench.reports.labels.method_labels`; None: ``["method"]``.
+        metric: decides who is best; one of :data:`clbench.reports.tables.METRICS`.
+        test: ``wilcoxon`` or ``bootstrap``; None: what suits the number of seeds
+            (:func:`clbench.reports.statistics.default_test`).
+        title: None: the methods and scenarios.
+        command: the command line that makes this report, for its record.
+
+    Raises:
+        ConfigError: no run, runs that cannot be compared, or an unknown metric, test or column.
+    """
+    if metric not in METRICS:
+        raise ConfigError(choose_from("metric", metric, METRICS))
+    if test is not None and test not in TESTS:
+        raise ConfigError(choose_from("test", test, TESTS))
+    by = by or ["method"]
+    runs = load(paths)
+    selection = select(runs, by)
+    included = selection.included
+    if included[metric].isna().all():
+        defined = [name for name in METRICS if name in included and included[name].notna().any()]
+        raise ConfigError(f"none of the runs has the metric {metric}. Valid choices here: {', '.join(defined)}")
+    statistics = _statistics(included, metric, test)
+    ranks = _ranks(included, metric)
+    main, costs, provenance, hyperparameters = [], [], [], []
+    for scenario, rows in included.groupby("scenario", sort=False):
+        name = str(scenario)
+        methods, seeds = _methods_on(selection, name), selection.expected_seeds[name]
+        failures = selection.failures[selection.failures.scenario == scenario]
+        main.append(tables.main_table(rows, methods, failures, seeds, metric, statistics.get(name)))
+        costs.append(tables.costs_table(rows, methods))
+        provenance.append(tables.provenance_table(rows, runs, seeds))
+        hyperparameters.append(tables.hyperparameters_table(rows, runs, methods))
+    scenarios = ", ".join(map(str, included.scenario.unique()))
+    tests = [tables.tests_table(against, scenario) for scenario, against in statistics.items()]
+    return Comparison(
+        title=title or f"{_some(selection.methods)} on {scenarios}",
+        command=command,
+        runs=runs,
+        included=included,
+        methods=selection.methods,
+        by=by,
+        metric=metric,
+        main=main,
+        costs=costs,
+        failures=tables.failures_table(selection.failures),
+        provenance=provenance,
+        hyperparameters=hyperparameters,
+        statistics=statistics,
+        tests=tests if ranks is None else [*tests, tables.ranks_table(ranks)],
+        ranks=ranks,
+        protocols=protocol_reports(runs),
+        sensitivity=sensitivities(runs),
+    )
+
+
+def _some(methods: list[str]) -> str:
+    return ", ".join(methods) if len(methods) <= MOST_NAMED else f"{len(methods)} methods"
+
+
+def _methods_on(selection: Selection, scenario: str) -> list[str]:
+    present = set(selection.candidates.method[selection.candidates.scenario == scenario])
+    return [method for method in selection.methods if method in present]
+
+
+def _statistics(included: pd.DataFrame, metric: str, test: str | None) -> dict[str, AgainstBest]:
+    comparisons = {}
+    for scenario, rows in included.groupby("scenario", sort=False):
+        values = (
+            rows.pivot(index="seed", columns="method", values=metric).astype(float).dropna(axis="columns", how="all")
+        )
+        if values.shape[1] > 1:
+            comparisons[str(scenario)] = against_best(values, metric, METRICS[metric].higher_is_better, test)
+    return comparisons
+
+
+def _ranks(included: pd.DataFrame, metric: str) -> Ranking | None:
+    """Over the methods that every scenario has."""
+    means = included.pivot_table(index="scenario", columns="method", values=metric, aggfunc="mean").dropna(
+        axis="columns"
+    )
+    if len(means) < FEWEST_SCENARIOS or means.shape[1] < 2:
+        return None
+    return rank_methods(means, metric, METRICS[metric].higher_is_better)

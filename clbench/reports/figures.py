@@ -1,0 +1,251 @@
+"""Which figures a report has, with what data and what caption; the two drawing modules turn each of them into a picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from clbench.reports.comparison import Comparison
+from clbench.reports.figure_data import curves, mean_matrix, plasticity_and_stability
+from clbench.reports.tables import METRICS
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """One figure, not yet drawn."""
+
+    name: str
+    """File name without its ending: lower case letters, digits, ``-`` and ``_``."""
+
+    section: str
+    """Where it belongs in the report: ``figures``, ``protocols``, ``sensitivity`` or ``cost``."""
+
+    title: str
+    caption: str
+    """Full sentences: what is shown, on what data, over how many seeds."""
+
+    kind: str
+    """What is drawn: the name of a function in both :mod:`clbench.reports.print_figures` and
+    :mod:`clbench.reports.interactive_figures`."""
+
+    data: dict[str, Any]
+    """The keyword arguments of that function, apart from the looks of the methods."""
+
+    method: str = ""
+    """The method that it is about; empty where it is about several."""
+
+
+def figures_of(comparison: Comparison) -> Iterator[ReportFigure]:
+    """The figures for which there are data, one scenario after the other; curve tables are read when their turn comes."""
+    for scenario, rows in comparison.included.groupby("scenario", sort=False):
+        yield from _scenario_figures(comparison, str(scenario), rows)
+    if comparison.ranks is not None:
+        yield _critical_difference(comparison)
+    yield from _protocol_figures(comparison)
+    yield from _sensitivity_figures(comparison)
+
+
+def methods_of(comparison: Comparison) -> list[str]:
+    """Every method that any figure may show, also those that only a study has, in the order of tables and legends."""
+    studied = [name for report in comparison.protocols for name in report.results.method]
+    tuned = [found.method for found in comparison.sensitivity]
+    return list(dict.fromkeys([*comparison.methods, *studied, *tuned]))
+
+
+def file_name(*parts: str) -> str:
+    """Parts joined to a file name that every system takes.
+
+    >>> file_name("curves", "Split digits/5")
+    'curves-split_digits_5'
+    """
+    return "-".join("".join(c if c.isalnum() and c.isascii() else "_" for c in part.lower()) for part in parts)
+
+
+def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame) -> Iterator[ReportFigure]:
+    methods = [method for method in comparison.methods if (rows.method == method).any()]
+    folders = {method: rows.folder[rows.method == method].tolist() for method in methods}
+    data = f"{scenario}, {_listed(rows.split)} split"
+    seeds = _seeds(rows)
+    tables = {method: [comparison.runs.tasks(folder) for folder in folders[method]] for method in methods}
+
+    yield from _curve_figures(comparison, scenario, rows, folders)
+
+    yield ReportFigure(
+        name=file_name("matrices", scenario),
+        section="figures",
+        title=f"Accuracy after every task: {scenario}",
+        caption=f"Accuracy (%) on every task (column) after every task (row), on all samples of {data}; mean over {seeds}.",
+        kind="accuracy_matrices",
+        data={"matrices": {method: mean_matrix(tables[method]) for method in methods}},
+    )
+
+    points = pd.DataFrame(
+        [(method, *plasticity_and_stability(table)) for method in methods for table in tables[method]],
+        columns=["method", "plasticity", "stability"],
+    ).dropna()
+    if len(points):
+        learned = {int(table.task_learning.max()) + 1 for method in methods for table in tables[method]}
+        n_tasks = learned.pop() if len(learned) == 1 else None
+        yield ReportFigure(
+            name=file_name("plane", scenario),
+            section="figures",
+            title=f"Stability and plasticity: {scenario}",
+            caption=(
+                "Plasticity is the mean accuracy on each task just after it was learned; stability is 1 − FORG, where FORG is "
+                f"the mean loss since then on all tasks but the last. All samples of {data}. Large: mean over {seeds}; faint: a "
+                "seed." + (" Dotted: equal ACC." if n_tasks else "")
+            ),
+            kind="stability_plasticity",
+            data={"points": points, "n_tasks": n_tasks},
+        )
+
+    # Cost against cost says nothing: where a cost decides who is best, show what it buys.
+    is_cost = comparison.metric in ("seconds", "peak_memory_bytes")
+    metric = METRICS["ACC" if is_cost else comparison.metric]
+    yield ReportFigure(
+        name=file_name("costs", scenario),
+        section="cost",
+        title=f"{metric.heading} against cost: {scenario}",
+        caption=(
+            f"{metric.heading} ({data}) against what a method costs: time without evaluation, peak memory of the process, "
+            "what it keeps (parameters at 4 bytes each and the buffers of the strategy) and the operations of one forward pass. "
+            f"Large: mean over {seeds}, faint: a seed. The line joins the methods (means) that no other one beats in both."
+        ),
+        kind="cost_fronts",
+        data={"runs": rows, "metric": metric},
+    )
+
+
+def _curve_figures(
+    comparison: Comparison, scenario: str, rows: pd.DataFrame, folders: dict[str, list[str]]
+) -> Iterator[ReportFigure]:
+    tables = {method: [comparison.runs.curve(folder) for folder in folders[method]] for method in folders}
+    tables = {method: kept for method, found in tables.items() if (kept := [table for table in found if len(table)])}
+    if not tables:
+        return
+    shown = curves(tables)
+    measured = f"{scenario}, {_listed(rows.split)} split, evaluated at {_listed(rows.evaluation_kind)}"
+    seeds = _seeds(rows)
+    gaps = (
+        " Hatched: the stability gap, from the accuracy at a switch down to the curve, until it is back for good at 95 % of what "
+        "the next task leaves; a fall that is not made up is forgetting and not hatched."
+        if any(len(panel.gaps) for panel in shown.panels)
+        else ""
+    )
+    yield ReportFigure(
+        name=file_name("curves", scenario),
+        section="figures",
+        title=f"Accuracy while learning: {scenario}",
+        caption=(
+            f"Accuracy on single tasks and on all tasks seen so far while the stream is learned ({measured}). Lines: mean over "
+            f"{seeds}; bands: lowest to highest seed; vertical lines: task switches.{gaps}"
+        ),
+        kind="accuracy_curves",
+        data={"curves": shown},
+    )
+    if len(shown.after_switch):
+        yield ReportFigure(
+            name=file_name("switches", scenario),
+            section="figures",
+            title=f"Right after a task switch: {scenario}",
+            caption=(
+                f"Accuracy on the task just learned in the first iterations of the next one ({measured}), averaged over all "
+                f"switches of a run. Lines: mean over {seeds}; bands: lowest to highest seed; iteration 0 is the switch."
+            ),
+            kind="switch_zoom",
+            data={"lines": shown.after_switch},
+        )
+
+
+def _critical_difference(comparison: Comparison) -> ReportFigure:
+    ranks = comparison.ranks
+    assert ranks is not None
+    return ReportFigure(
+        name="critical_difference",
+        section="figures",
+        title="Average ranks over scenarios",
+        caption=(
+            f"Average rank by {METRICS[ranks.metric].heading} (1 is best) over {len(ranks.scenarios)} scenarios "
+            f"({', '.join(ranks.scenarios)}), from the mean over seeds in each. Bars join methods that the Nemenyi "
+            "test at 5 % cannot tell apart: their ranks differ by less than "
+            f"the critical difference of {ranks.critical_difference:.2f} (Demšar 2006)."
+        ),
+        kind="critical_difference",
+        data={
+            "average_ranks": ranks.average_ranks,
+            "difference": ranks.critical_difference,
+            "cliques": ranks.cliques,
+        },
+    )
+
+
+def _protocol_figures(comparison: Comparison) -> Iterator[ReportFigure]:
+    for number, report in enumerate(comparison.protocols, start=1):
+        ranked = report.results.dropna(subset=["tuning_rank", "evaluation_rank"])
+        seeds = _range(ranked.seeds) if len(ranked) else ""
+        if ranked.groupby("kind").method.nunique().max() > 1:
+            yield ReportFigure(
+                name=file_name("ranks", report.scenario, str(number)),
+                section="protocols",
+                title=f"Ranks while tuning and on the evaluation stream: {report.scenario}",
+                caption=(
+                    f"Rank of every method (1 is best) by {METRICS[report.metric].heading}: of its selected trial on the "
+                    f"validation split of the tuning stream, and of its mean over {seeds} on the evaluation "
+                    f"stream of {report.scenario}. Crossing lines are conclusions that tuning scores alone would have got wrong."
+                ),
+                kind="rank_changes",
+                data={"results": ranked, "kinds": [kind for kind in report.kinds if (ranked.kind == kind).any()]},
+            )
+        gaps = report.optimism.dropna(subset=["gap"])
+        if len(gaps):
+            yield ReportFigure(
+                name=file_name("optimism", report.scenario, str(number)),
+                section="protocols",
+                title=f"Optimism gap: {report.scenario}",
+                caption=(
+                    f"How much a method gains in {METRICS[report.metric].heading} when it is tuned on the evaluation stream "
+                    f"itself (conventional) than when it is tuned elsewhere (two_phase), both measured on the evaluation "
+                    f"stream of {report.scenario}: mean difference over {_range(gaps.pairs)}, with the 95 % interval where there "
+                    "are two or more."
+                ),
+                kind="optimism_gaps",
+                data={"gaps": gaps, "metric": METRICS[report.metric]},
+            )
+
+
+def _sensitivity_figures(comparison: Comparison) -> Iterator[ReportFigure]:
+    for number, found in enumerate(comparison.sensitivity, start=1):
+        if not len(found.scores):
+            continue
+        metric = next(
+            report.metric
+            for report in comparison.protocols
+            if (report.study, report.scenario) == (found.study, found.scenario)
+        )
+        yield ReportFigure(
+            name=file_name("sensitivity", found.scenario, found.method, found.kind, str(number)),
+            section="sensitivity",
+            title=f"{found.method}, {found.kind}: {found.scenario}",
+            caption=(
+                f"Tuning score ({METRICS[metric].heading}) of every complete trial of {found.method} "
+                f"({found.scores.trial.nunique()} trials, protocol {found.kind}, tuning stream of {found.scenario}) by "
+                f"hyperparameter value; short lines are medians. {found.note}"
+            ),
+            kind="sensitivity",
+            data={"scores": found.scores, "importance": found.importance, "metric": METRICS[metric]},
+            method=found.method,
+        )
+
+
+def _listed(values: pd.Series) -> str:
+    return " or ".join(map(str, values.dropna().unique()))
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    return _range(rows.groupby("method").seed.nunique())
+
+
+def _range(numbers: pd.Series) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low} to {high} seeds" if low < high else f"{low} seed{'s' if low > 1 else ''}"

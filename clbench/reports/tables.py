@@ -1,0 +1,405 @@
+"""Tables of a report: what every output format renders, and the tables made from run folders."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from clbench.reports.labels import is_of_the_method, short_names
+from clbench.reports.loading import Runs
+from clbench.reports.statistics import AgainstBest, Ranking, t_interval
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a :class:`Table`."""
+
+    heading: str
+    """Shown at the top, with an arrow where there is a better direction."""
+
+    note: str = ""
+    """What the numbers were measured on; empty for labels."""
+
+    is_number: bool = False
+    """Right-aligned, sorted by :attr:`Cell.value`."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry: what is shown, what it is sorted by, how it is marked."""
+
+    text: str
+    value: float | str | None = None
+    """For sorting; None goes last."""
+
+    mark: str = ""
+    """``best`` (bold), ``tied`` (dagger) or empty. Renderers add the mark; it is not in ``text``."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text with its numbers."""
+
+    title: str
+    caption: str
+    """Full sentences: what is shown, on what data, over how many seeds, what the marks mean."""
+
+    columns: list[Column]
+    rows: list[list[Cell]]
+    """As long as ``columns``, each; the first column is the label (a method where there are methods)."""
+
+    scenario: str = ""
+    """The scenario that the table is about; empty where it is about several."""
+
+    @property
+    def notes(self) -> str:
+        """What the columns were measured on, as one line: ``ACC, FORG: full sets; min-ACC: subsets``."""
+        headings: dict[str, list[str]] = {}
+        for column in self.columns:
+            if column.note:
+                headings.setdefault(column.note, []).append(column.heading.rstrip(" ↑↓"))
+        return "; ".join(f"{', '.join(names)}: {note}" for note, names in headings.items())
+
+
+# ---- metrics and costs ----------------------------------------------------------------------------------------------
+
+FULL, SUBSETS, RUN = "full sets, task ends", "subsets", "whole run"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a column of :attr:`Runs.table` is shown."""
+
+    name: str
+    heading: str
+    measured_on: str
+    higher_is_better: bool
+    scale: float = 100.0
+    """Factor from the recorded unit to the shown one; fractions are shown in percent."""
+
+    digits: int = 1
+
+    @property
+    def heading_with_arrow(self) -> str:
+        return f"{self.heading} {'↑' if self.higher_is_better else '↓'}"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in [
+        Metric("ACC", "ACC", FULL, True),
+        Metric("average_incremental", "average incremental", FULL, True),
+        Metric("FORG", "FORG", FULL, False),
+        Metric("forgetting_max", "FORG (from the best)", FULL, False),
+        Metric("BWT", "BWT", FULL, True),
+        Metric("FWT", "FWT", FULL, True),
+        Metric("min_ACC", "min-ACC", SUBSETS, True),
+        Metric("WC_ACC", "WC-ACC", SUBSETS, True),
+        Metric("WF10", "WF10", SUBSETS, False),
+        Metric("WF100", "WF100", SUBSETS, False),
+        Metric("WP10", "WP10", SUBSETS, True),
+        Metric("WP100", "WP100", SUBSETS, True),
+        Metric("LCA", "LCA", SUBSETS, True),
+        Metric("AAA", "AAA", SUBSETS, True),
+        Metric("gap_depth", "gap depth", SUBSETS, False),
+        Metric("recovery_iterations", "recovery (iterations)", SUBSETS, False, 1.0),
+        Metric("gap_area", "gap area", SUBSETS, False, 1.0, 2),
+        Metric("seconds", "time (s)", RUN, False, 1.0),
+        Metric("peak_memory_bytes", "peak memory (MiB)", RUN, False, 2.0**-20, 0),
+    ]
+}
+"""Every metric that can decide who is best, and how it is shown. Definitions: :mod:`clbench.evaluation.metrics`."""
+
+MAIN = (
+    "ACC", "average_incremental", "FORG", "min_ACC", "WC_ACC", "WF10", "WF100", "WP10", "WP100", "gap_depth",
+    "recovery_iterations", "seconds", "peak_memory_bytes",
+)  # fmt: skip
+"""Columns of the main table; those that no run defines are left out, the deciding metric is added where it is missing."""
+
+COSTS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], int]] = {
+    "time (s)": (RUN, lambda runs: runs.seconds, 1),
+    "of which evaluation (%)": (RUN, lambda runs: 100 * runs.evaluation_seconds / runs.seconds, 0),
+    "iterations": (RUN, lambda runs: runs.iterations, 0),
+    "peak memory (MiB)": ("the process, or the GPU", lambda runs: runs.peak_memory_bytes / 2**20, 0),
+    "parameters (10³)": ("at the end", lambda runs: runs.parameters / 1e3, 1),
+    "trained (10³)": ("at the end", lambda runs: runs.trainable_parameters / 1e3, 1),
+    "kept beside the model (MiB)": ("buffers of the strategy", lambda runs: runs.strategy_bytes / 2**20, 2),
+    "forward pass (MFLOP)": ("one sample", lambda runs: runs.forward_flops_per_sample / 1e6, 2),
+}
+"""Heading → what it was measured on, how it follows from the rows of :attr:`Runs.table`, digits shown."""
+
+
+# ---- tables per scenario --------------------------------------------------------------------------------------------
+
+
+def main_table(
+    rows: pd.DataFrame, methods: Iterable[str], failures: pd.DataFrame, seeds: list[int], metric: str,
+    against: AgainstBest | None,
+) -> Table:  # fmt: skip
+    """Mean ± 95 % half-width over seeds of every metric, a row per method.
+
+    Args:
+        rows: the finished runs of one scenario.
+        methods: labels, in the order of the rows; a method without a finished run has dashes.
+        failures: the runs of the same scenario that are missing or did not finish, for the count.
+        seeds: those that are expected of every method.
+        metric: the deciding metric, the only one whose column is marked.
+        against: the comparisons of the best with the others; None where there are none.
+    """
+    scenario = str(rows.scenario.iloc[0])
+    names = [name for name in (MAIN if metric in MAIN else (metric, *MAIN)) if rows[name].notna().any()]
+    columns = [Column("method"), Column("finished", is_number=True)]
+    columns += [Column(METRICS[name].heading_with_arrow, _measured_on(name, rows), is_number=True) for name in names]
+    body = []
+    for method in methods:
+        own = rows[rows.method == method]
+        cells = [Cell(method, method), _count_cell(len(own), len(seeds), failures[failures.method == method])]
+        for name in names:
+            shown = METRICS[name]
+            cell = mean_cell(own[name].astype(float) * shown.scale, shown.digits)
+            is_marked = name == metric and against is not None
+            cells.append(replace(cell, mark=against.marks.get(method, "")) if is_marked and against else cell)
+        body.append(cells)
+    return Table(f"{scenario}: results", _main_caption(rows, seeds, metric, against), columns, body, scenario)
+
+
+def _measured_on(name: str, rows: pd.DataFrame) -> str:
+    metric = METRICS[name]
+    split = f"{', '.join(rows.split.dropna().unique())} split"
+    if metric.measured_on == FULL:
+        return f"{FULL}, {split}"
+    if metric.measured_on == RUN:
+        return RUN
+    evaluation = " / ".join(rows.evaluation_kind.dropna().unique())
+    interpolated = "interpolated" in rows and any(
+        isinstance(names, list) and name in names for names in rows.interpolated
+    )
+    return f"{SUBSETS}, {evaluation}{', interpolated' if interpolated else ''}"
+
+
+def _count_cell(finished: int, expected: int, failures: pd.DataFrame) -> Cell:
+    """How many runs the numbers rest on, and what became of the others."""
+    others = ", ".join(f"{n} {status}" for status, n in failures.status.value_counts().items())
+    return Cell(f"{finished} of {expected}" + (f" ({others})" if others else ""), float(finished))
+
+
+def _main_caption(rows: pd.DataFrame, seeds: list[int], metric: str, against: AgainstBest | None) -> str:
+    listed = ", ".join(map(str, seeds))
+    sentences = [
+        f"Mean ± half the width of the 95 % t-interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({listed}), "
+        "metrics in percent; no interval with one seed.",
+        "ACC, average incremental accuracy and forgetting rest on all samples at task ends, worst-case metrics and the gap on "
+        "the subsets that are evaluated during training.",
+    ]
+    if rows.protocol.notna().any():
+        sentences.append(f"Every method was tuned before, by the protocol {_distinct(rows.protocol)}.")
+    if rows.smallest_subset.notna().any():
+        sentences.append(f"The smallest of these subsets has {int(rows.smallest_subset.min())} samples.")
+    sentences.append("Runs that did not finish are counted, not averaged.")
+    if against is not None:
+        test = {"wilcoxon": "Wilcoxon's signed-rank test", "bootstrap": "a studentised bootstrap"}[against.test]
+        heading = METRICS[metric].heading
+        if against.seeds_needed is not None:
+            sentences.append(
+                f"Nothing is marked: with so few shared seeds {test} cannot reach 5 % in {heading} whatever the data; it "
+                f"takes at least {against.seeds_needed} for {len(against.comparisons) + 1} methods."
+            )
+        elif "best" in against.marks.values():
+            sentences.append(
+                f"Bold: better than every other method in {heading} at 5 % (paired over seeds, {test}, Holm's correction)."
+            )
+        else:
+            sentences.append(
+                f"†: cannot be told from the best mean in {heading} at 5 % (paired over seeds, {test}, Holm's correction); no "
+                "method beats all others."
+            )
+    return " ".join(sentences)
+
+
+def costs_table(rows: pd.DataFrame, methods: Iterable[str]) -> Table:
+    """Time, memory, parameters and FLOPs of the finished runs of one scenario, mean ± 95 % half-width where it varies."""
+    scenario = str(rows.scenario.iloc[0])
+    columns = [Column("method"), *(Column(heading, where, True) for heading, (where, _, _) in COSTS.items())]
+    body = []
+    for method in methods:
+        own = rows[rows.method == method]
+        cells = [mean_cell(value(own).astype(float), digits, True) for _, value, digits in COSTS.values()]
+        body.append([Cell(method, method), *cells, Cell(", ".join(own.device.dropna().unique()))])
+    caption = (
+        "Mean ± half the width of the 95 % t-interval over seeds. Times compare only on the same device under the same load; "
+        "the memory of a process includes what earlier runs of the same process took."
+    )
+    return Table(f"{scenario}: costs", caption, [*columns, Column("device")], body, scenario)
+
+
+def mean_cell(values: pd.Series, digits: int, constants_are_exact: bool = False) -> Cell:
+    """Mean ± half-width; the number of runs in brackets where the value is undefined in some of them.
+
+    ``constants_are_exact``: no interval where all values are equal, as for a number of parameters.
+    """
+    defined = values.dropna().to_numpy()
+    if not len(defined):
+        return Cell("–")
+    mean, half = t_interval(defined)
+    text = f"{mean:.{digits}f}"
+    if not math.isnan(half) and not (constants_are_exact and half == 0):
+        text += f" ± {half:.{digits}f}"
+    if len(defined) < len(values):
+        text += f" ({len(defined)} runs)" if len(defined) > 1 else " (1 run)"
+    return Cell(text, mean)
+
+
+def failures_table(failures: pd.DataFrame) -> Table | None:
+    """Every run that is missing or did not finish; None where there is none."""
+    if failures.empty:
+        return None
+    columns = [Column(name, is_number=name == "seed") for name in failures.columns]
+    body = [[_plain(value) for value in row] for row in failures.itertuples(index=False)]
+    caption = "Runs that are missing, failed, still running, diverged or could not be read. None of them enters a mean."
+    return Table("Runs that did not finish", caption, columns, body)
+
+
+def provenance_table(rows: pd.DataFrame, runs: Runs, seeds: list[int]) -> Table:
+    """What was compared in one scenario: the stream, the budget, the seeds, and what computed it."""
+    scenario = str(rows.scenario.iloc[0])
+    stream = runs.stream(rows.folder.iloc[0])
+    tasks = stream["tasks"]
+    hashes = rows.drop_duplicates(["seed", "scenario_hash"])[["seed", "scenario_hash"]].sort_values("seed")
+    one_hash = hashes.scenario_hash.nunique() == 1
+    facts = {
+        "stream": stream["frozen"] or "not a frozen definition",
+        "note": stream["note"],
+        "scenario hash": hashes.scenario_hash.iloc[0]
+        if one_hash
+        else ", ".join(f"seed {seed}: {digest}" for seed, digest in hashes.itertuples(index=False)),
+        "tasks": f"{len(tasks)} ({stream['setting']}-incremental): " + "; ".join(task["name"] for task in tasks),
+        "seeds": ", ".join(map(str, seeds)),
+        **{
+            name: _distinct(rows[column])
+            for name, column in {
+                "evaluated split": "split",
+                "curve": "evaluation_kind",
+                "model": "model",
+                "budget per task": "budget",
+                "tuning protocol": "protocol",
+                "device": "device",
+                "clbench": "clbench",
+                "git commit": "git_commit",
+                "torch": "torch",
+                "commands": "command",
+            }.items()
+        },
+    }
+    body = [[Cell(name), Cell(str(value))] for name, value in facts.items() if value]
+    caption = "Every run in the tables shares these; where several values stand, the runs differ in them."
+    return Table(f"{scenario}: what was compared", caption, [Column("what"), Column("value")], body, scenario)
+
+
+def hyperparameters_table(rows: pd.DataFrame, runs: Runs, methods: Iterable[str]) -> Table:
+    """The options in which the finished runs of one scenario differ; those of the strategies in one column."""
+    scenario = str(rows.scenario.iloc[0])
+    values: dict[str, dict[str, str]] = {}
+    for method in methods:
+        leaves = [runs.config(folder) for folder in rows.folder[rows.method == method]]
+        names = dict.fromkeys(name for config in leaves for name in config if is_of_the_method(name))
+        values[method] = {name: _distinct(pd.Series([_text(config.get(name)) for config in leaves])) for name in names}
+    every = dict.fromkeys(name for options in values.values() for name in options)
+    shared = [
+        name
+        for name in every
+        if not name.startswith(("strategy.", "plus."))
+        and len({options.get(name) for options in values.values() if options}) > 1
+    ]
+    columns = [
+        Column("method"),
+        *(Column(short) for short in short_names(shared).values()),
+        Column("strategy's options"),
+    ]
+    body = []
+    for method, options in values.items():
+        own = [
+            f"{name.removeprefix('strategy.')}={value}"
+            for name, value in options.items()
+            if name.startswith(("strategy.", "plus.")) and name != "strategy.name" and value != "[]"
+        ]
+        body.append(
+            [Cell(method, method), *(Cell(options.get(name, "–")) for name in shared), Cell(", ".join(own) or "–")]
+        )
+    caption = "Options in which the compared runs differ, and all options of the strategies; everything else is equal."
+    return Table(f"{scenario}: hyperparameters", caption, columns, body, scenario)
+
+
+def tests_table(against: AgainstBest, scenario: str) -> Table:
+    """The comparisons of the best method with every other, a row each."""
+    metric = METRICS[against.metric]
+    unit = " (points)" if metric.scale == 100 else ""
+    columns = [
+        Column(f"{against.best} against"),
+        Column("pairs", "shared seeds", True),
+        Column(f"difference in {metric.heading}{unit}", "best minus other", True),
+        Column("95 % interval", "paired t"),
+        Column("d_z", "Hedges-corrected", True),
+        Column("p", against.test, True),
+        Column("p, Holm", f"over {len(against.comparisons)} methods", True),
+    ]
+    body = []
+    for method, row in against.comparisons.iterrows():
+        difference, low, high = (row[name] * metric.scale for name in ("difference", "low", "high"))
+        body.append(
+            [
+                Cell(str(method), str(method)),
+                Cell(f"{row.pairs:.0f}", row.pairs),
+                number_cell(difference, metric.digits),
+                Cell("–" if math.isnan(low) else f"{low:.{metric.digits}f} to {high:.{metric.digits}f}"),
+                number_cell(row.effect_size, 2),
+                number_cell(row.p, 4),
+                number_cell(row.p_holm, 4),
+            ]
+        )
+    caption = (
+        f"The method with the best mean, {against.best}, against every other, paired over the seeds that both have. The "
+        "interval is that of each comparison alone. d_z is the mean difference over the standard deviation of the differences; "
+        "it says how regular a difference is, not how large."
+    )
+    if against.seeds_needed is not None:
+        caption += f" The test cannot reach 5 % with so few shared seeds; it takes {against.seeds_needed}."
+    if not (against.comparisons.pairs > 1).all():
+        caption += " Dashes: too few shared seeds."
+    return Table(f"{scenario}: the best against the others", caption, columns, body, scenario)
+
+
+def ranks_table(ranking: Ranking) -> Table:
+    """Average ranks over scenarios."""
+    body = [[Cell(str(method), str(method)), number_cell(rank, 2)] for method, rank in ranking.average_ranks.items()]
+    friedman = "undefined here" if math.isnan(ranking.p) else f"p = {ranking.p:.4f}"
+    caption = (
+        f"Average rank in {METRICS[ranking.metric].heading} over {len(ranking.scenarios)} scenarios "
+        f"({', '.join(ranking.scenarios)}); 1 is best. Friedman test: {friedman}. Ranks that lie "
+        f"{ranking.critical_difference:.2f} or more apart differ at 5 % (Nemenyi; Demšar 2006). "
+        "With few scenarios this test has little power."
+    )
+    return Table("Ranks over scenarios", caption, [Column("method"), Column("average rank ↓", is_number=True)], body)
+
+
+def number_cell(value: float, digits: int) -> Cell:
+    """A number, or a dash where it is undefined."""
+    return Cell("–") if math.isnan(value) else Cell(f"{value:.{digits}f}", float(value))
+
+
+def _plain(value: Any) -> Cell:
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    if is_missing:
+        return Cell("")
+    if isinstance(value, float) and value.is_integer():  # a seed in a column with gaps
+        value = int(value)
+    return Cell(str(value), float(value) if isinstance(value, int) else str(value))
+
+
+def _distinct(values: pd.Series) -> str:
+    return " / ".join(str(value) for value in values.dropna().unique())
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

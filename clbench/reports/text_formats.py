@@ -1,0 +1,172 @@
+"""A comparison as Markdown, LaTeX and CSV."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from clbench.reports.comparison import Comparison
+from clbench.reports.statistics import t_interval
+from clbench.reports.tables import MAIN, Cell, Table
+
+# ---- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def markdown(comparison: Comparison, figures: list[tuple[str, str]]) -> str:
+    """The report as GitHub-flavoured Markdown.
+
+    Args:
+        figures: (file name relative to the Markdown file, caption) of every picture.
+    """
+    parts = [f"# {_escape_markdown(comparison.title)}"]
+    if comparison.command:
+        parts.append(f"Made by\n\n```bash\n{comparison.command}\n```")
+    if comparison.failures is not None:
+        parts += ["## Missing and failed runs", markdown_table(comparison.failures)]
+    parts += _section("Results", [*comparison.main, *comparison.tests])
+    if figures:
+        parts.append("## Figures")
+        for name, caption in figures:
+            headline = _escape_markdown(caption.partition(". ")[0])
+            parts.append(f"![{headline}]({name})\n\n{_escape_markdown(caption)}")
+    if comparison.protocols:
+        parts.append("## Tuning protocols")
+        for report in comparison.protocols:
+            parts += [*map(markdown_table, report.tables), *(f"* {_escape_markdown(note)}" for note in report.notes)]
+    if comparison.sensitivity:
+        parts.append("## Importance of hyperparameters")
+        for entry in comparison.sensitivity:
+            shares = ""
+            if entry.importance is not None:
+                shares = "; ".join(f"`{name}` {100 * share:.0f} %" for name, share in entry.importance.items()) + ". "
+            where = _escape_markdown(f"{entry.method} on {entry.scenario} ({entry.kind})")
+            parts.append(f"* {where}: {shares}{_escape_markdown(entry.note)}")
+    parts += _section("Costs", comparison.costs)
+    parts += _section("What was compared", [*comparison.provenance, *comparison.hyperparameters])
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(heading: str, tables: list[Table]) -> list[str]:
+    return [f"## {heading}", *map(markdown_table, tables)] if tables else []
+
+
+def markdown_table(table: Table) -> str:
+    """Heading, caption and rows; best in bold, tied with a dagger."""
+    headings = [_escape_markdown(column.heading) for column in table.columns]
+    rules = ["--:" if column.is_number else "---" for column in table.columns]
+    lines = [headings, rules, *([_markdown_cell(cell) for cell in row] for row in table.rows)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {_escape_markdown(table.title)}\n\n{body}\n\n{_escape_markdown(_below(table))}"
+
+
+def _below(table: Table) -> str:
+    return f"{table.caption} Measured on: {table.notes}." if table.notes else table.caption
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _escape_markdown(cell.text)
+    return {"best": f"**{text}**", "tied": f"{text} †"}.get(cell.mark, text)
+
+
+def _escape_markdown(text: str) -> str:
+    """No character of a text from a file is markup, and none ends the cell."""
+    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+# ---- LaTeX ----------------------------------------------------------------------------------------------------------
+
+LATEX_SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "τ": r"$\tau$", "−": "$-$", "–": "--",
+    "×": r"$\times$", "³": "$^3$", "λ": r"$\lambda$", "→": r"$\rightarrow$", "š": r"\v{s}",
+}  # fmt: skip
+
+
+def latex(comparison: Comparison) -> str:
+    """Main, test, protocol and cost tables, each a ``table`` environment with booktabs rules, to be ``\\input``.
+
+    Wide tables are scaled down to the line, for which the document loads ``graphicx`` beside ``booktabs``.
+    """
+    reports = [table for report in comparison.protocols for table in report.tables]
+    every = [*comparison.main, *comparison.tests, *reports, *comparison.costs]
+    head = "% needs \\usepackage{booktabs,graphicx}\n"
+    return head + "\n\n".join(latex_table(table) for table in every) + "\n"
+
+
+def latex_table(table: Table) -> str:
+    """One ``table`` environment; best in bold, tied with a dagger."""
+    alignment = "".join("r" if column.is_number else "l" for column in table.columns)
+    rows = [
+        [_latex(column.heading) for column in table.columns],
+        *([_latex_cell(cell) for cell in row] for row in table.rows),
+    ]
+    head, *body = [f"    {' & '.join(row)} \\\\" for row in rows]
+    label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_latex(f'{table.title}. {_below(table)}')}}}",
+            rf"  \label{{tab:{label}}}",
+            # \width is the tabular's own: it is scaled down where it is too wide, never up
+            r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"  \begin{{tabular}}{{{alignment}}}",
+            r"    \toprule",
+            head,
+            r"    \midrule",
+            *body,
+            r"    \bottomrule",
+            r"  \end{tabular}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _latex(cell.text)
+    return {"best": rf"\textbf{{{text}}}", "tied": rf"{text}$^\dagger$"}.get(cell.mark, text)
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
+
+
+# ---- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def write_runs(comparison: Comparison, file: Path) -> None:
+    """One row per run found, compared or not; the column ``compared`` says which."""
+    table = comparison.runs.relabelled(comparison.by)
+    table.assign(compared=table.folder.isin(comparison.included.folder)).to_csv(file, index=False)
+
+
+def main_numbers(comparison: Comparison) -> pd.DataFrame:
+    """The main tables as numbers: a row per scenario and method.
+
+    Returns:
+        ``scenario, method, runs`` and, per metric in the recorded unit (fractions, seconds, bytes), its mean under its own name,
+        ``…_half_width`` (95 %) and ``…_runs`` (in how many runs it is defined); ``mark`` as in the main table, and the
+        comparison with the best method: ``difference_to_best`` (best minus this one), ``effect_size``, ``p``, ``p_holm``.
+    """
+    names = [name for name in dict.fromkeys([comparison.metric, *MAIN]) if comparison.included[name].notna().any()]
+    records = []
+    for scenario, rows in comparison.included.groupby("scenario", sort=False):
+        against = comparison.statistics.get(str(scenario))
+        for method in comparison.methods:
+            own = rows[rows.method == method]
+            if own.empty:
+                continue
+            record: dict[str, object] = {"scenario": scenario, "method": method, "runs": len(own)}
+            for name in names:
+                defined = own[name].dropna().to_numpy(float)
+                mean, half = t_interval(defined)
+                record |= {name: mean, f"{name}_half_width": half, f"{name}_runs": len(defined)}
+            if against is not None:
+                record["mark"] = against.marks.get(method, "")
+                if method in against.comparisons.index:
+                    test = against.comparisons.loc[method]
+                    record |= {"difference_to_best": test.difference}
+                    record |= {name: test[name] for name in ("effect_size", "p", "p_holm")}
+            records.append(record)
+    return pd.DataFrame(records)

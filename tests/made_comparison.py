@@ -1,0 +1,143 @@
+"""A comparison made from closed-form curves, for tests of figures and pages: no training, every number known."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clbench.reports.comparison import Comparison
+from clbench.reports.protocols import ProtocolReport, Sensitivity
+from clbench.reports.statistics import Ranking
+from clbench.reports.tables import Cell, Column, Table
+
+N = 1000
+"""Samples per task: accuracies are multiples of 0.001."""
+
+METHODS = ["er", "ewc", "finetune"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The curve of one method: learns at once to 0.9, dips by ``gap`` at a switch and is back after 20, minus ``loss``."""
+
+    gap: float
+    loss: float
+
+
+SHAPES = {"er": Shape(0.3, 0.0), "ewc": Shape(0.2, 0.1), "finetune": Shape(0.0, 0.3)}
+
+
+def made_curve(shape: Shape, n_tasks: int = 4, per_task: int = 100, shift: float = 0.0) -> pd.DataFrame:
+    """A curve table evaluated at every iteration; ``shift`` is added to every accuracy."""
+    rows = []
+    for learning in range(n_tasks):
+        for step in range(0 if learning == 0 else 1, per_task + 1):
+            for task in range(learning + 1):
+                if task == learning:
+                    accuracy = 0.9
+                else:
+                    accuracy = 0.9 - shape.loss * (learning - task)
+                    if step <= 20:  # straight down for 5 iterations, straight up for 15
+                        accuracy -= shape.gap * (step / 5 if step <= 5 else (20 - step) / 15)
+                correct = round(N * max(0.0, accuracy + shift))
+                rows.append((learning, learning * per_task + step, task, N, correct, 0.5))
+    return pd.DataFrame(rows, columns=["task_learning", "iteration", "task_eval", "n", "correct", "loss"])
+
+
+def task_ends(curve: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the end of each task, as a ``tasks.parquet`` would hold them."""
+    last = curve.groupby("task_learning").iteration.transform("max")
+    return curve[curve.iteration == last].reset_index(drop=True)
+
+
+def made_comparison(
+    methods: list[str] | None = None,
+    scenarios: tuple[str, ...] = ("split_digits", "rotated_mnist", "split_cifar10"),
+    n_tasks: int = 4,
+    per_task: int = 100,
+    seeds: int = 3,
+    title: str = "Made comparison",
+    failures: bool = True,
+) -> Comparison:
+    """Every part of a comparison filled; method i has the look and curve of ``METHODS[i % 3]`` and the name ``methods[i]``."""
+    methods = METHODS if methods is None else methods
+    curves, rows = {}, []
+    for scenario in scenarios:
+        for index, method in enumerate(methods):
+            for seed in range(seeds):
+                folder = f"{scenario}/{index}/{seed}"
+                shape = SHAPES[METHODS[index % 3]]
+                curves[folder] = made_curve(shape, n_tasks, per_task, shift=0.01 * seed - 0.02 * (index // 3))
+                cost = {"seconds": 12.0 + 5 * index + seed, "evaluation_seconds": 2.0}
+                cost |= {"peak_memory_bytes": 2**28, "parameters": 190410, "strategy_bytes": 2**20 * index}
+                row = {"folder": folder, "method": method, "scenario": scenario, "seed": seed, "split": "test"}
+                row |= {"status": "finished", "evaluation_kind": f"every=1, n={N}", "forward_flops_per_sample": 379200}
+                rows.append(row | cost | {"ACC": task_ends(curves[folder]).tail(n_tasks).correct.mean() / N})
+    included = pd.DataFrame(rows)
+    runs: Any = SimpleNamespace(
+        table=included, curve=curves.__getitem__, tasks=lambda folder: task_ends(curves[folder]), studies=[]
+    )
+    ranks = pd.Series({method: 1.0 + index for index, method in enumerate(methods)})
+    return Comparison(
+        title=title,
+        command="python -m clbench report made",
+        runs=runs,
+        included=included,
+        methods=methods,
+        by=["method"],
+        metric="ACC",
+        main=[_table(f"Results: {scenario}", methods, scenario) for scenario in scenarios],
+        costs=[_table(f"Costs: {scenario}", methods, scenario) for scenario in scenarios],
+        failures=_table("Failures", methods[-1:]) if failures else None,
+        provenance=[_table(f"Provenance: {scenario}", methods[:1], scenario) for scenario in scenarios],
+        hyperparameters=[],
+        statistics={},
+        tests=[_table(f"Tests: {scenario}", methods, scenario) for scenario in scenarios],
+        ranks=Ranking("ACC", list(scenarios), ranks, 0.05, 1.91, [methods[:2]] if len(methods) > 2 else []),
+        protocols=[_protocol_report(methods, scenarios[0])],
+        sensitivity=[_sensitivity(method, scenarios[0]) for method in methods[:2]],
+    )
+
+
+def _table(title: str, methods: list[str], scenario: str = "") -> Table:
+    columns = [Column("method"), Column("ACC ↑", "full test sets", True), Column("FORG ↓", "full test sets", True)]
+    rows = [
+        [Cell(method), Cell(f"{value:.1f} ± 0.5", value, "best" if not place else ""), Cell("–")]
+        for place, (method, value) in enumerate(zip(methods, 90 - 9.5 * np.arange(len(methods)), strict=True))
+    ]
+    return Table(title, f"Caption of {title}.", columns, rows, scenario)
+
+
+def _protocol_report(methods: list[str], scenario: str) -> ProtocolReport:
+    """Tuning ranks the methods in their order; on the evaluation stream the first two change places under two_phase."""
+    swapped = methods[1::-1] + methods[2:]
+    rows = [
+        {"method": method, "kind": kind, "tuning_score": 0.9, "tuning_rank": 1.0 + methods.index(method), "seeds": 3}
+        | {"evaluation": 0.8, "half_width": 0.02, "evaluation_rank": 1.0 + order.index(method)}
+        for kind, order in (("two_phase", swapped), ("conventional", methods))
+        for method in methods
+    ]
+    gap = 0.01 * np.arange(len(methods))
+    optimism = pd.DataFrame({"method": methods, "gap": gap, "low": gap - 0.005, "high": gap + 0.02, "pairs": 3})
+    tables = [_table("Protocols", methods, scenario)]
+    kind_tau = pd.DataFrame(columns=["kind", "other", "tau", "methods"])
+    return ProtocolReport(
+        "study", scenario, "ACC", ["two_phase", "conventional"], pd.DataFrame(rows), {"two_phase": 0.33}, kind_tau,
+        optimism, ["Every method had the same budget."], tables,
+    )  # fmt: skip
+
+
+def _sensitivity(method: str, scenario: str) -> Sensitivity:
+    """Twelve trials on a grid: the score is 0.9 − 0.2 · (lr is 0.01) − 0.01 · (place of lam)."""
+    rows = []
+    for trial in range(12):
+        lr, place = (0.1, 0.01)[trial % 2], trial // 2 % 3
+        score = 0.9 - 0.2 * (lr == 0.01) - 0.01 * place
+        rows += [("trainer.lr", lr, trial, score), ("strategy.lam", (1, 10, 100)[place], trial, score)]
+    scores = pd.DataFrame(rows, columns=["parameter", "value", "trial", "score"])
+    importance = pd.Series({"trainer.lr": 0.9, "strategy.lam": 0.1})
+    return Sensitivity(
+        "study", scenario, method, "two_phase", scores, importance, "Importance by fANOVA over 12 trials."
+    )

@@ -1,0 +1,80 @@
+"""Which figures a report has, and what their captions say."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+from made_comparison import made_comparison
+
+from clbench.reports import interactive_figures, print_figures
+from clbench.reports.figures import figures_of, file_name, methods_of
+
+KINDS_PER_SCENARIO = ["accuracy_curves", "switch_zoom", "accuracy_matrices", "stability_plasticity", "cost_fronts"]
+
+
+def test_every_figure_there_are_data_for():
+    kinds = [figure.kind for figure in figures_of(made_comparison())]
+    assert kinds == 3 * KINDS_PER_SCENARIO + [
+        "critical_difference", "rank_changes", "optimism_gaps", "sensitivity", "sensitivity",
+    ]  # fmt: skip
+    assert set(kinds) == set(print_figures.DRAW) == set(interactive_figures.DRAW)
+
+
+def test_no_figure_without_data():
+    comparison = made_comparison(["er"], ("one",), n_tasks=1)
+    bare = dataclasses.replace(comparison, ranks=None, protocols=[], sensitivity=[])
+    assert [figure.kind for figure in figures_of(bare)] == ["accuracy_curves", "accuracy_matrices", "cost_fronts"]
+    empty = dataclasses.replace(bare, included=comparison.included[:0])
+    assert list(figures_of(empty)) == []
+
+
+def test_names_are_unique_and_plain_file_names():
+    names = [figure.name for figure in figures_of(made_comparison(["a/b", "a b", "<script>", "ü"]))]
+    assert len(set(names)) == len(names)
+    assert all(name.replace("-", "").replace("_", "").isalnum() and name.isascii() for name in names)
+    assert file_name("curves", "../Split digits") == "curves-___split_digits"
+
+
+def test_captions_say_what_data_and_how_many_seeds():
+    comparison = made_comparison()
+    included = comparison.included.drop(index=comparison.included.index[0])  # er has lost a seed on the first scenario
+    by_name = {figure.name: figure.caption for figure in figures_of(dataclasses.replace(comparison, included=included))}
+    curves = by_name["curves-split_digits"]
+    for words in ("split_digits", "test split", "every=1, n=1000", "2 to 3 seeds", "lowest to highest", "Hatched"):
+        assert words in curves
+    assert "3 seeds" in by_name["curves-rotated_mnist"]
+    assert "2 to" not in by_name["curves-rotated_mnist"]
+    assert "1.91" in by_name["critical_difference"]
+    assert "3 scenarios" in by_name["critical_difference"]
+    assert "12 trials" in by_name["sensitivity-split_digits-er-two_phase-1"]
+    assert "1 − FORG" in by_name["plane-split_digits"]
+    assert all(caption.endswith(".") for caption in by_name.values())
+
+
+def test_lines_of_equal_acc_need_one_number_of_tasks():
+    comparison = made_comparison(["er", "ewc"], ("one",))
+    shorter = comparison.runs.tasks
+
+    def tasks(folder: str) -> pd.DataFrame:
+        table = shorter(folder)
+        return table[table.task_learning < 3] if folder.startswith("one/1") else table
+
+    comparison.runs.tasks = tasks
+    figure = next(figure for figure in figures_of(comparison) if figure.kind == "stability_plasticity")
+    assert figure.data["n_tasks"] is None
+    assert "equal ACC" not in figure.caption
+
+
+@pytest.mark.parametrize(("metric", "shown"), [("FORG", "FORG"), ("seconds", "ACC")])
+def test_cost_is_shown_against_what_decides_but_not_against_cost(metric, shown):
+    comparison = made_comparison(scenarios=("one",))
+    included = comparison.included.assign(FORG=0.1)
+    changed = dataclasses.replace(comparison, metric=metric, included=included)
+    figure = next(figure for figure in figures_of(changed) if figure.kind == "cost_fronts")
+    assert figure.data["metric"].name == shown
+    assert figure.title.startswith(shown)
+
+
+def test_methods_that_only_a_study_knows_have_a_look_too():
+    comparison = made_comparison()
+    assert methods_of(dataclasses.replace(comparison, methods=["joint", "ewc"])) == ["joint", "ewc", "er", "finetune"]

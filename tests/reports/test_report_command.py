@@ -1,0 +1,163 @@
+"""The sub-commands ``report`` and ``runs``."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from made_runs import write_run, write_study, write_sweep
+
+from clbench.errors import ConfigError
+from clbench.reports.command import report, runs, write_report
+
+FILES = {"report.html", "report.md", "tables.tex", "runs.csv", "comparison.csv"}
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """A folder with a sweep of three methods, below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    write_sweep(tmp_path / "multirun", {"er": [0.9, 0.8], "ewc": [0.5, 0.4], "lwf": [0.3, 0.2]})
+    return tmp_path / "multirun"
+
+
+def test_report_writes_every_format_and_prints_the_main_table(sweep, tmp_path, capsys):
+    report(["multirun", "--out", "here", "--title", "Three methods", "--metric", "FORG"])
+    assert {file.name for file in (tmp_path / "here").iterdir()} >= FILES
+    shown = capsys.readouterr().out
+    assert "here/report.html" in shown
+    assert re.search(r"ewc +2 of 2 +45\.0 ± 63\.5", shown)
+    text = (tmp_path / "here" / "report.md").read_text()
+    assert "# Three methods" in text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / "here" / picture).read_bytes().startswith(b"\x89PNG")
+    assert pd.read_csv(tmp_path / "here" / "comparison.csv").method.tolist() == ["er", "ewc", "lwf"]
+
+
+def test_the_command_in_the_report_makes_it_again(sweep, tmp_path):
+    page = write_report(["multirun"], by=["strategy"], metric="WC_ACC", test="wilcoxon", title="A 'quoted' title")
+    first = (page.parent / "comparison.csv").read_text()
+    command = re.search(r"```bash\n(.*)\n```", (page.parent / "report.md").read_text()).group(1)
+    words = shlex.split(command)
+    assert words[:4] == ["python", "-m", "clbench", "report"]
+    shutil.rmtree(page.parent)
+    report(words[4:])
+    assert (page.parent / "comparison.csv").read_text() == first
+    assert "# A 'quoted' title" in (page.parent / "report.md").read_text()
+
+
+def test_the_default_folder_is_in_the_sweep_or_study_else_in_reports(sweep, tmp_path):
+    assert write_report(["multirun"]).parent.parent.name == "reports"
+    (sweep / "multirun.yaml").write_text("")
+    assert write_report(["multirun"]).parent == sweep.relative_to(tmp_path) / "report"
+    kinds = {"two_phase": {100: 0.8, 101: 0.7, 102: 0.8}}
+    write_study(tmp_path / "study", {"er": kinds, "ewc": kinds}, {m: {"two_phase": [0.5, 0.4]} for m in ("er", "ewc")})
+    page = write_report(["study"])
+    assert page.as_posix() == "study/report/report.html"
+    assert "Tuning protocols" in (page.parent / "report.md").read_text()
+    assert write_report(["study"]) == page  # a report within the folder is no run
+
+
+def test_report_of_runs_that_cannot_be_compared_writes_nothing(sweep, tmp_path):
+    write_run(sweep / "x", "gem", options={"trainer.epochs": 1})
+    with pytest.raises(ConfigError, match=r"differ in trainer\.epochs"):
+        report(["multirun", "--out", "here"])
+    assert not (tmp_path / "here").exists()
+    report(["multirun", "--out", "here", "--by", "method,trainer.epochs"])
+    assert "gem (epochs=1)" in (tmp_path / "here" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: FOLDER"),
+        (["multirun", "--metrics", "ACC"], "unrecognized arguments|ambiguous"),
+        (["multirun", "--metric", "accuracy"], "unknown metric 'accuracy'"),
+        (["multirun", "--test", "z"], "unknown test 'z'"),
+        (["multirun", "--by", "modell"], "unknown column or option in --by 'modell': did you mean 'model'"),
+        (["nowhere"], "no run in 'nowhere'"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_one_sentence(sweep, arguments, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        report(arguments)
+    assert "\n" not in str(error.value)
+
+
+def listed(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines() if "multirun/" in line]
+
+
+def test_runs_lists_filters_and_sorts(sweep, tmp_path, capsys):
+    runs([])  # the default folders
+    assert len(listed(capsys.readouterr().out)) == 6
+    runs(["multirun", "--where", "strategy != 'lwf' and ACC < 0.85", "--sort", "ACC", "--columns", "folder,ACC"])
+    text = capsys.readouterr().out
+    assert listed(text) == ["multirun/stream-er-1", "multirun/stream-ewc-0", "multirun/stream-ewc-1"]
+    assert [line.split()[1] for line in text.splitlines() if "multirun/" in line] == ["0.8", "0.5", "0.4"]
+    assert "3 runs" in text
+    runs(["multirun", "--where", "seed == 1", "--csv", "out.csv"])
+    assert pd.read_csv(tmp_path / "out.csv").ACC.tolist() == [0.8, 0.4, 0.2]
+
+
+def test_runs_shows_those_that_failed(sweep, capsys):
+    write_run(sweep / "x", "gem", 5, status="failed")
+    runs(["multirun", "--where", "status != 'finished'", "--columns", "strategy,seed,status,ACC,reason"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "gem" in line)
+    assert line.split()[:4] == ["gem", "5", "failed", "–"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["multirun", "--sort", "AC"], "unknown column 'AC': did you mean 'ACC'"),
+        (["multirun", "--columns", "seed,metod"], "unknown column 'metod': did you mean 'method'"),
+        (["multirun", "--where", "accc > 1"], "unknown column in --where 'accc'"),
+        (["multirun", "--where", "ACC >"], "cannot be applied"),
+        (["multirun", "--where", "ACC + 1"], "cannot be applied|not a condition"),
+        (["multirun", "--where", "strategy > 1"], "cannot be applied"),
+    ],
+)
+def test_wrong_questions_are_answered_in_one_sentence(sweep, arguments, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        runs(arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_runs_without_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="neither of the folders outputs and multirun"):
+        runs([])
+
+
+def test_reports_import_no_torch():
+    modules = "clbench.reports.command, clbench.reports.page, clbench.reports.print_figures"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.slow
+def test_five_hundred_runs_are_reported_in_twenty_seconds(sweep, tmp_path):
+    template = {strategy: sweep / f"stream-{strategy}-0" for strategy in ("er", "ewc", "lwf")}
+    iterations = pd.DataFrame(
+        [(t, 200 * t + i, e, 1000, 900, 0.1) for t in range(5) for i in range(1, 201) for e in range(t + 1)],
+        columns=["task_learning", "iteration", "task_eval", "n", "correct", "loss"],
+    )
+    for strategy, folder in template.items():
+        iterations.to_parquet(folder / "curve.parquet")
+        for seed in range(2, 168):
+            copy = shutil.copytree(folder, sweep / f"{strategy}-{seed}")
+            (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("seed: 0", f"seed: {seed}"))
+            summary = json.loads((copy / "summary.json").read_text()) | {"seed": seed}
+            (copy / "summary.json").write_text(json.dumps(summary))
+    started = time.perf_counter()
+    write_report(["multirun"], tmp_path / "out")
+    seconds = time.perf_counter() - started
+    assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 504
+    assert seconds < 20

@@ -1,0 +1,158 @@
+"""Tables of a report, read back cell by cell."""
+
+import numpy as np
+import pytest
+from made_runs import write_run, write_sweep
+from scipy import stats
+
+from clbench.errors import ConfigError
+from clbench.reports.comparison import compare
+from clbench.reports.tables import Table
+
+ER, EWC, LWF = [0.90, 0.91, 0.92, 0.90, 0.93], [0.50, 0.52, 0.51, 0.55, 0.51], [0.41, 0.40, 0.44, 0.43, 0.40]
+
+
+def cells(table: Table) -> dict[tuple[str, str], object]:
+    """(label of the row, heading of the column) → cell."""
+    return {
+        (row[0].text, column.heading): cell
+        for row in table.rows
+        for column, cell in zip(table.columns, row, strict=True)
+    }
+
+
+def test_main_table_has_mean_and_interval_in_percent(tmp_path):
+    write_sweep(tmp_path, {"er": ER, "ewc": EWC, "lwf": LWF})
+    [table] = compare([tmp_path]).main
+    cell = cells(table)["er", "ACC ↑"]
+    low, high = stats.ttest_1samp(ER, 0).confidence_interval(0.95)
+    assert cell.text == f"{100 * np.mean(ER):.1f} ± {50 * (high - low):.1f}"
+    assert cell.value == pytest.approx(100 * np.mean(ER))
+    assert cell.mark == "best"
+    assert cells(table)["ewc", "ACC ↑"].mark == ""
+    assert cells(table)["er", "FORG ↓"].mark == ""  # the deciding metric alone is marked
+    assert cells(table)["er", "peak memory (MiB) ↓"].text == "1024 ± 0"
+    assert cells(table)["er", "recovery (iterations) ↓"].text == "12.5 ± 0.0"
+    assert "Bold: better than every other method in ACC" in table.caption
+    assert "5 seeds (0, 1, 2, 3, 4)" in table.caption
+    assert "smallest of these subsets has 70 samples" in table.caption
+    assert "FWT ↑" not in [column.heading for column in table.columns]
+
+
+def test_columns_say_what_they_were_measured_on(tmp_path):
+    write_sweep(tmp_path, {"er": ER})
+    notes = {column.heading: column.note for column in compare([tmp_path]).main[0].columns}
+    assert notes["ACC ↑"] == "full sets, task ends, test split"
+    assert notes["min-ACC ↑"] == "subsets, every=1, n=1000"
+    assert "ACC, average incremental, FORG: full sets" in compare([tmp_path]).main[0].notes
+
+
+def test_tied_methods_have_daggers_and_the_caption_says_so(tmp_path):
+    write_sweep(tmp_path, {"er": ER, "ewc": [value - 0.001 * (-1) ** i for i, value in enumerate(ER)], "lwf": LWF})
+    [table] = compare([tmp_path]).main
+    assert [cells(table)[method, "ACC ↑"].mark for method in ("er", "ewc", "lwf")] == ["tied", "tied", ""]
+    assert "†: cannot be told from the best mean in ACC" in table.caption
+
+
+def test_few_seeds_mark_nothing_and_the_caption_says_why(tmp_path):
+    write_sweep(tmp_path, {"er": ER[:3], "ewc": EWC[:3]})
+    [table] = compare([tmp_path]).main
+    assert {cell.mark for row in table.rows for cell in row} == {""}
+    assert "it takes at least 4 for 2 methods" in table.caption
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    write_sweep(tmp_path, {"er": [0.9], "ewc": [0.5]})
+    assert cells(compare([tmp_path]).main[0])["er", "ACC ↑"].text == "90.0"
+
+
+def test_unfinished_runs_are_counted_and_not_averaged(tmp_path):
+    write_sweep(tmp_path, {"er": ER})
+    write_run(tmp_path / "x", "ewc", 0, ACC=0.5)
+    write_run(tmp_path / "y", "ewc", 1, status="diverged", ACC=0.1)
+    write_run(tmp_path / "z", "gem", 0, status="failed")
+    comparison = compare([tmp_path])
+    table = cells(comparison.main[0])
+    assert table["er", "finished"].text == "5 of 5"
+    assert table["ewc", "finished"].text == "1 of 5 (3 missing, 1 diverged)"
+    assert table["ewc", "ACC ↑"].text == "50.0"
+    assert table["gem", "ACC ↑"].text == "–"
+    assert len(comparison.failures.rows) == 1 + 3 + 1 + 4
+    assert compare([tmp_path / "stream-er-0"]).failures is None
+
+
+def test_a_metric_that_some_runs_lack_says_in_how_many_it_is_defined(tmp_path):
+    write_run(tmp_path / "a", seed=0, recovery_iterations=10.0)
+    write_run(tmp_path / "b", seed=1, recovery_iterations=None)
+    assert cells(compare([tmp_path]).main[0])["er", "recovery (iterations) ↓"].text == "10.0 (1 run)"
+
+
+def test_another_deciding_metric(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / f"er{seed}", "er", seed, FWT=0.01 * seed)
+        write_run(tmp_path / f"ewc{seed}", "ewc", seed, FWT=0.5 + 0.01 * seed**2)
+    table = compare([tmp_path], metric="FWT").main[0]
+    assert table.columns[2].heading == "FWT ↑"
+    assert cells(table)["ewc", "FWT ↑"].mark == "best"
+    with pytest.raises(ConfigError, match="unknown metric 'min-ACC': did you mean 'min_ACC'"):
+        compare([tmp_path], metric="min-ACC")
+    with pytest.raises(ConfigError, match=r"unknown test 't': .*Valid choices: bootstrap, wilcoxon"):
+        compare([tmp_path], test="t")
+
+
+def test_a_metric_that_no_run_has(tmp_path):
+    write_run(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"none of the runs has the metric FWT. Valid choices here: ACC"):
+        compare([tmp_path], metric="FWT")
+
+
+def test_costs(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / str(seed), seed=seed, seconds=2.0 + seed, evaluation_seconds=1.0)
+    table = cells(compare([tmp_path]).costs[0])
+    assert table["er", "time (s)"].text == "2.5 ± 6.4"
+    assert table["er", "of which evaluation (%)"].value == pytest.approx(100 * (1 / 2 + 1 / 3) / 2)
+    assert table["er", "parameters (10³)"].text == "1.0"
+    assert table["er", "kept beside the model (MiB)"].text == "1.00"
+    assert table["er", "device"].text == "cpu, 1 threads"
+
+
+def test_tests_table(tmp_path):
+    write_sweep(tmp_path, {"er": ER, "ewc": EWC})
+    comparison = compare([tmp_path])
+    [row] = comparison.tests[0].rows
+    assert [cell.text for cell in row[:3]] == ["ewc", "5", "39.4"]
+    assert float(row[5].text) == pytest.approx(comparison.statistics["stream"].comparisons.p["ewc"], abs=1e-4)
+
+
+def test_provenance_has_the_stream_and_every_value_that_differs(tmp_path):
+    write_run(tmp_path / "a", "er", 0, stream_hash="a" * 32)
+    write_run(tmp_path / "b", "er", 1, stream_hash="b" * 32)
+    facts = {row[0].text: row[1].text for row in compare([tmp_path]).provenance[0].rows}
+    assert facts["stream"] == "stream/v1"
+    assert facts["scenario hash"] == f"seed 0: {'a' * 32}, seed 1: {'b' * 32}"
+    assert facts["tasks"] == "2 (class-incremental): 0, 1; 2, 3"
+    assert facts["budget per task"] == "20 epochs, batch 32"
+    assert facts["seeds"] == "0, 1"
+
+
+def test_hyperparameters_that_differ_are_columns(tmp_path):
+    write_run(tmp_path / "a", "er", options={"trainer.lr": 0.5, "strategy.memory_size": 100})
+    write_run(tmp_path / "b", "ewc", options={"strategy.lam": 10.0})
+    table = compare([tmp_path]).hyperparameters[0]
+    assert [column.heading for column in table.columns] == ["method", "lr", "strategy's options"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["er", "0.5", "memory_size=100"],
+        ["ewc", "0.05", "lam=10"],
+    ]
+
+
+def test_scenarios_have_tables_of_their_own_and_three_have_ranks(tmp_path):
+    for scenario, accuracies in {"one": ER, "two": EWC, "three": LWF}.items():
+        write_sweep(tmp_path, {"er": accuracies, "ewc": [value - 0.1 for value in accuracies]}, scenario)
+    comparison = compare([tmp_path])
+    assert [table.scenario for table in comparison.main] == ["one", "three", "two"]
+    assert comparison.ranks.average_ranks.to_dict() == {"er": 1.0, "ewc": 2.0}
+    assert comparison.ranks.scenarios == ["one", "three", "two"]
+    assert comparison.tests[-1].title == "Ranks over scenarios"
+    assert compare([f"{tmp_path}/one*", f"{tmp_path}/two*"]).ranks is None
