@@ -21,7 +21,7 @@ def option(
     default: Any = MISSING,
     *,
     help: str,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str | None, ...] | None = None,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -45,7 +45,7 @@ class StrategyConfig:
     plus: list[str] = option(
         [], help="strategies added to this one, e.g. [ewc]; set their options with +plus.ewc.lam=5"
     )
-    search: dict[str, Any] = option({}, help="values that a tuning protocol tries, by option; see conf/protocol/")
+    search: dict[str, Any] = option({}, help="values that a tuning protocol tries, by option; see conf/search_space/")
 
 
 @dataclass
@@ -375,7 +375,7 @@ def check_fields(config: Any, prefix: str) -> None:
             continue
         choices = spec.metadata.get("choices")
         if choices and value not in choices:
-            raise ConfigError(choose_from(f"value for {where}", value, choices))
+            raise ConfigError(choose_from(f"value for {where}", value, [override_value(choice) for choice in choices]))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         bounds = {

@@ -16,9 +16,11 @@ from clbench import config as configuration
 from clbench.config import DataConfig, EvaluatorConfig
 from clbench.errors import ConfigError, choose_from
 from clbench.evaluation import adaptive, evaluator
+from clbench.protocol import streams as protocol_streams
+from clbench.protocol.options import ProtocolConfig
 from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES
 
-GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment")
+GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "protocol", "search_space")
 SETTING_LETTERS = {"class": "C", "task": "T", "domain": "D"}
 
 
@@ -99,9 +101,19 @@ def describe(name: str) -> None:
             documented = adaptive if name == "adaptive" else evaluator
             console.print(escape(inspect.getdoc(documented) or ""), "", sep="\n", highlight=False)
             _print_options(console, EvaluatorConfig, file, group)
+        elif group == "protocol":
+            console.print(
+                escape(_comment(file)),
+                "",
+                escape(inspect.getdoc(protocol_streams) or ""),
+                "",
+                sep="\n",
+                highlight=False,
+            )
+            _print_options(console, ProtocolConfig, file, group)
         else:
             console.print(escape(file.read_text()), highlight=False)
-        console.print(f"[bold]run it[/bold]  python -m clbench {group}={name}\n", highlight=False)
+        console.print(f"[bold]run it[/bold]  {_command(group, name)}\n", highlight=False)
     if name in SOURCES.names():
         console.rule(f"scenario.source={name}", align="left")
         console.print(escape(inspect.getdoc(SOURCES[name]) or ""), "", sep="\n", highlight=False)
@@ -143,8 +155,8 @@ def _print_needs(console: Console, name: str) -> None:
 def _print_options(console: Console, schema: type, file: Path, group: str) -> None:
     """A table of the fields of ``schema`` with the defaults of the YAML file, and the comments there (their sources)."""
     defaults = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
-    if group == "scenario":
-        defaults = defaults.scenario
+    if group in ("scenario", "protocol"):
+        defaults = defaults[group]
     comments = _line_comments(file) if file.is_file() else {}
     table = Table(title="options", title_justify="left")
     for column in ("option", "default", "what it does"):
@@ -157,6 +169,14 @@ def _print_options(console: Console, schema: type, file: Path, group: str) -> No
             default = _as_typed(values.get(leaf.name, _default(leaf)))
             table.add_row(f"{group}.{name}", escape(default), escape(_help(leaf, comments.get(leaf.name, ""))))
     console.print(table, highlight=False)
+
+
+def _command(group: str, name: str) -> str:
+    if group == "protocol":
+        return f"python -m clbench -m protocol={name} strategy=er,ewc"
+    if group == "search_space":
+        return f"python -m clbench -m protocol=two_phase search_space={name} strategy=er,ewc"
+    return f"python -m clbench {group}={name}"
 
 
 def _as_typed(value: Any) -> str:
@@ -177,7 +197,7 @@ def _default(field: dataclasses.Field) -> Any:
 def _help(field: dataclasses.Field, comment: str) -> str:
     text = field.metadata.get("help", "")
     if field.metadata.get("choices"):
-        text += f" [{' | '.join(field.metadata['choices'])}]"
+        text += f" [{' | '.join(_as_typed(choice) for choice in field.metadata['choices'])}]"
     return f"{text}. In the file: {comment}" if comment else text
 
 

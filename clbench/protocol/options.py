@@ -57,7 +57,7 @@ class ProtocolConfig:
         None,
         help="tune on one half of the classes and evaluate on the other: index (first and second half), seeded (drawn from "
         "halves_seed); null: the evaluation stream has all classes",
-        choices=("index", "seeded", None),  # type: ignore[arg-type]
+        choices=("index", "seeded", None),
     )
     halves_seed: int = option(0, help="halves=seeded: seed", at_least=0)
     tune_on: str | None = option(None, help="another scenario to tune on, in place of half of the classes")

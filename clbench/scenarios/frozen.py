@@ -37,7 +37,9 @@ def check_frozen(config: ScenarioConfig, scenario: Scenario) -> Scenario:
         return dataclasses.replace(scenario, frozen=config.frozen)
     frozen_options = definition["options"]
     options = stream_options(config)
-    changed = [f"{n}={options.get(n)}" for n in {**options, **frozen_options} if options.get(n) != frozen_options.get(n)]
+    changed = [
+        f"{n}={options.get(n)}" for n in {**options, **frozen_options} if options.get(n) != frozen_options.get(n)
+    ]
     if changed:
         note = f"not the frozen stream {config.frozen}: {', '.join(changed)}"
         return dataclasses.replace(scenario, note=f"{scenario.note}; {note}" if scenario.note else note)
