@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from clbench.errors import ConfigError, choose_from
 
@@ -338,6 +338,25 @@ def override_value(value: Any) -> str:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+", text):
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return text
+
+
+def typed(composed: DictConfig) -> RunConfig:
+    """The checked configuration of a run, as dataclasses; Hydra's own part is left out.
+
+    Raises:
+        ConfigError: a value is missing, out of bounds or not among the choices.
+    """
+    config = to_dataclass(without_hydra(composed))
+    check_fields(config, "")
+    return config
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """The run's own part of a configuration."""
+    own = composed.copy()
+    with open_dict(own):
+        own.pop("hydra", None)
+    return own
 
 
 def to_dataclass(config: DictConfig) -> Any:

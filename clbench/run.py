@@ -57,8 +57,7 @@ def set_up(composed: DictConfig) -> Setup:
         ConfigError: a value or a combination of values cannot be run.
         DataError: data are missing or not those the scenario was defined on.
     """
-    config: RunConfig = configuration.to_dataclass(composed)
-    configuration.check_fields(config, "")
+    config = configuration.typed(composed)
     if config.trainer.epochs is None and config.trainer.max_steps_per_task is None:
         raise ConfigError("trainer.epochs and trainer.max_steps_per_task are both null: one of them has to be set")
     if config.evaluator.split == "validation" and not config.scenario.validation:

@@ -60,12 +60,13 @@ class ProtocolSweeper(Sweeper):
         options = to_dataclass(self.config.protocol)
         check_fields(options, "protocol.")
         options.check()
+        methods = methods_of(arguments, options, self._compose)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        if not (folder / "study.json").exists():  # what lies there may be another study, which is refused later
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         log.info("the study is in %s", folder)
         best = None if options.best is None else Path(str(self.config.hydra.runtime.cwd)) / options.best
-        methods = methods_of(arguments, options, self._compose)
         return Study(folder, methods, options, self._compose, self._launch, command_line(), best)
 
     def _compose(self, overrides: list[str]) -> DictConfig:

@@ -74,7 +74,7 @@ def space_of(composed: DictConfig, shared: dict[str, Any], swept: dict[str, Any]
         fixed: options that the command line gives one value.
 
     Raises:
-        ConfigError: what is to be tried is neither a list nor a range, or the option does not exist.
+        ConfigError: what is to be tried is neither a list nor a range, the option does not exist, or a value is not possible.
     """
     own = dict(composed.strategy.search)
     for added in composed.strategy.plus:
@@ -88,7 +88,29 @@ def space_of(composed: DictConfig, shared: dict[str, Any], swept: dict[str, Any]
             raise ConfigError(
                 f"{name} is to be tuned, but {composed.strategy.name} on {composed.scenario.name} has no such option"
             )
+    for name, d in distributions.items():
+        tried = d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high)  # type: ignore[attr-defined]
+        for value in tried:
+            with_values(composed, {name: value})
     return SearchSpace(distributions, frozenset(name for name in distributions if name not in own))
+
+
+def with_values(composed: DictConfig, values: Values) -> DictConfig:
+    """The configuration with these values, checked.
+
+    Raises:
+        ConfigError: an option does not exist, or a value is of the wrong type or out of range.
+    """
+    changed = composed.copy()
+    for name, value in values.items():
+        try:
+            # Lists are text here, as on the command line.
+            parsed = OmegaConf.create(f"value: {value}").value if _is_list(value) else value
+            OmegaConf.update(changed, name, parsed, force_add=name.startswith("plus."))
+        except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
+            raise ConfigError(f"{name}={value}: {str(error).splitlines()[0]}") from error
+    configuration.typed(changed)
+    return changed
 
 
 def distribution(name: str, values: Any) -> BaseDistribution:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from clbench import config as configuration
-from clbench.config import RunConfig, ScenarioConfig
+from clbench.config import ScenarioConfig
 from clbench.data.images import SourceData
 from clbench.errors import ConfigError
 from clbench.protocol.options import CHEAP_METRICS, ProtocolConfig
@@ -65,7 +65,7 @@ def plan_streams(overrides: list[str], options: ProtocolConfig, compose: Compose
     note = ""
     tuning_half, evaluation_half = list(order), list(order)
     if options.halves is not None:
-        config = run_config(composed)
+        config = configuration.typed(composed)
         data, _ = read_source(config.scenario, config.data)
         first, second = halves(config.scenario, data, options)
         tuning_half = _only(first, scenario, order)
@@ -214,27 +214,8 @@ def refuse_leak(tuning: Scenario, evaluation: Scenario) -> Overlap:
 
 def scenario_of(composed: DictConfig, seed: int) -> Scenario:
     """The stream of a configuration, held by the processor."""
-    config = run_config(composed)
+    config = configuration.typed(composed)
     return build(config.scenario, config.data, seed, torch.device("cpu"))
-
-
-def run_config(composed: DictConfig) -> RunConfig:
-    """The typed configuration, without Hydra's own part.
-
-    Raises:
-        ConfigError: a value is missing or out of range.
-    """
-    config: RunConfig = configuration.to_dataclass(without_hydra(composed))
-    configuration.check_fields(config, "")
-    return config
-
-
-def without_hydra(composed: DictConfig) -> DictConfig:
-    """The run's own configuration."""
-    own = composed.copy()
-    with open_dict(own):
-        own.pop("hydra", None)
-    return own
 
 
 def _sizes(scenario: Scenario) -> list[int]:

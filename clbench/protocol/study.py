@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clbench.config import override_value
+from clbench.config import override_value, without_hydra
 from clbench.errors import ConfigError, RunFailed
 from clbench.protocol.journal import TrialLog, open_journal
 from clbench.protocol.methods import Method
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import Values, as_overrides
-from clbench.protocol.streams import Compose, Streams, plan_streams, refuse_leak, scenario_of, without_hydra
+from clbench.protocol.streams import Compose, Streams, plan_streams, refuse_leak, scenario_of
 from clbench.protocol.tuned_values import write_tuned_values
 from clbench.protocol.tuning import ENDED, RunRequest, TrialResult, Tuning, run_record
 from clbench.records.run_folder import RunFolder

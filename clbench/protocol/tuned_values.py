@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config import conf_dir
 from clbench.errors import ConfigError
+from clbench.protocol.search_space import with_values
 from clbench.records.run_folder import RunFolder
 
 OVERRIDE = "best"
@@ -48,11 +49,10 @@ def with_tuned_values(composed: DictConfig, given: list[str]) -> tuple[DictConfi
     content = OmegaConf.load(file)
     own = {override.partition("=")[0].lstrip("+") for override in given}
     applied = {name: value for name, value in content["values"].items() if name not in own}
-    for name, value in applied.items():
-        try:
-            OmegaConf.update(composed, str(name), _parsed(value), force_add=str(name).startswith("plus."))
-        except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
-            raise ConfigError(f"{file}: {name}={value} cannot be set: {str(error).splitlines()[0]}") from error
+    try:
+        composed = with_values(composed, {str(name): value for name, value in applied.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
     source = content["from"]
     shown = ", ".join(f"{name}={value}" for name, value in applied.items()) or "none that the command line leaves open"
     kept = [str(name) for name in content["values"] if name in own]
@@ -77,9 +77,3 @@ def _file(wanted: Any, scenario: str, method: str) -> Path:
         f"protocol=two_phase strategy={method} scenario={scenario})"
         + (f"; there are: {', '.join(known)}" if known else "")
     )
-
-
-def _parsed(value: Any) -> Any:
-    """Lists are written as text, as on the command line."""
-    is_list = isinstance(value, str) and value.startswith("[")
-    return OmegaConf.create(f"value: {value}").value if is_list else value
