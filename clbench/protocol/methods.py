@@ -10,12 +10,16 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from clbench.errors import ConfigError
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import SearchSpace, refuse_unlisted, space_of
 from clbench.protocol.streams import Compose
+
+TUNABLE_OF_A_SCENARIO = ("scenario.augment.", "scenario.logit_scope")
+"""Options of a scenario that do not change which samples it has."""
 
 METHOD_GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "debug")
 
@@ -61,7 +65,13 @@ def methods_of(arguments: list[str], options: ProtocolConfig, compose: Compose) 
     searched = {_option(o): _space(o) for o in overrides if o.is_sweep_override() and o not in groups}
     same = [o for o in overrides if not o.is_sweep_override()]
     fixed = {_option(o) for o in same}
-    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in groups]
+    for name in searched:
+        if name.startswith(("scenario.", "data.")) and not name.startswith(TUNABLE_OF_A_SCENARIO):
+            raise ConfigError(
+                f"{name} decides about the stream, which is the same for all configurations that are tried: give it one value, "
+                "or sweep over scenarios"
+            )
+    choices = [_choices(override) for override in groups]
     methods = []
     for chosen in itertools.product(*choices):
         own = [*(o.input_line for o in same if o.input_line is not None), *chosen]
@@ -71,6 +81,15 @@ def methods_of(arguments: list[str], options: ProtocolConfig, compose: Compose) 
         name = "+".join([composed.strategy.name, *composed.strategy.plus])
         methods.append(Method(name, composed.scenario.name, own, composed, space))
     return _told_apart(methods, choices)
+
+
+def _choices(override: Override) -> list[str]:
+    try:
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise ConfigError(
+            f"{override.input_line} is a pattern, which a protocol does not know: name the choices, such as strategy=er,ewc"
+        ) from error
 
 
 def _is_the_protocols(override: Override) -> bool:

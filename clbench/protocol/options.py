@@ -113,6 +113,12 @@ class ProtocolConfig:
                 "protocol two_phase needs something else to tune on: protocol.halves=index, protocol.halves=seeded or "
                 "protocol.tune_on=<scenario>"
             )
+        n_first = {"first_task": 1, "first_k": self.first_tasks}
+        if self.metric == "min_ACC" and any(n_first.get(kind) == 1 for kind in self.kinds):
+            raise ConfigError(
+                "protocol.metric=min_ACC is not defined on a single task, which first_task (and first_k with "
+                "protocol.first_tasks=1) tunes on: choose another, e.g. ACC"
+            )
         if self.shuffle_classes and {"first_task", "first_k"} & set(self.kinds):
             raise ConfigError(
                 "protocol.shuffle_classes=true gives every seed other first tasks, so that first_task and first_k would tune on "

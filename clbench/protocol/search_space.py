@@ -10,8 +10,9 @@ real value. It is put together from
 
 Trial i of the random sampler draws each option from a random stream of its own: (sampler_seed, option, i) for shared options,
 so that all methods try the same values of them, and (sampler_seed, method, option, i) for a method's own. So draws are the
-same on every machine and in whatever order, and do not depend on what else is tuned. A draw that an earlier trial had is drawn
-again, so that no budget goes into a configuration twice while there are others.
+same on every machine and in whatever order, and those of an option do not depend on what else of a method is tuned. Shared
+options are drawn again until they are new together, as long as they can be, and so is a whole configuration that an earlier
+trial had: no budget goes into a configuration twice while there are others.
 """
 
 import math
@@ -53,6 +54,10 @@ class SearchSpace:
             len(d.choices) if isinstance(d, CategoricalDistribution) else math.inf for d in self.distributions.values()
         ]
         return math.prod(sizes)
+
+    def part(self, names: frozenset[str]) -> "SearchSpace":
+        """The space of some of the options."""
+        return SearchSpace({name: d for name, d in self.distributions.items() if name in names}, self.shared & names)
 
     def described(self) -> dict[str, Any]:
         """The space as plain data: a list of choices, or low, high and log."""
@@ -108,7 +113,7 @@ def with_values(composed: DictConfig, values: Values) -> DictConfig:
             parsed = OmegaConf.create(f"value: {value}").value if _is_list(value) else value
             OmegaConf.update(changed, name, parsed, force_add=name.startswith("plus."))
         except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
-            raise ConfigError(f"{name}={value}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{name}={value} cannot be set: {str(error).splitlines()[0]}") from error
     configuration.typed(changed)
     return changed
 
@@ -140,8 +145,8 @@ def distribution(name: str, values: Any) -> BaseDistribution:
 class SeededRandomSampler(BaseSampler):
     """Draws of trial i that depend on nothing but the seed, the method, the option and i; see the module docstring."""
 
-    def __init__(self, seed: int, method: str, space: SearchSpace, attempt: int) -> None:
-        self._seed, self._method, self._space, self._attempt = seed, method, space, attempt
+    def __init__(self, seed: int, method: str, space: SearchSpace, attempts: tuple[int, int]) -> None:
+        self._seed, self._method, self._space, self._attempts = seed, method, space, attempts
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """None: every option is drawn by itself."""
@@ -157,8 +162,9 @@ class SeededRandomSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """One draw."""
-        method = "every method" if param_name in self._space.shared else self._method
-        rng = numpy_generator(self._seed, f"trial/{method}/{param_name}/{self._attempt}", trial.number)
+        is_shared = param_name in self._space.shared
+        method, attempt = ("every method", self._attempts[0]) if is_shared else (self._method, self._attempts[1])
+        rng = numpy_generator(self._seed, f"trial/{method}/{param_name}/{attempt}", trial.number)
         match param_distribution:
             case CategoricalDistribution(choices=choices):
                 return choices[rng.integers(len(choices))]
@@ -183,12 +189,29 @@ def next_values(known: list[FrozenTrial], method: str, space: SearchSpace, optio
     Args:
         known: earlier trials of the study in their order, running ones (without a value) among them.
     """
+    if options.sampler != "random":
+        return _proposal(known, _sampler(method, space, options, len(known)), space)
+    return _new_draw(known, method, space, options.sampler_seed)
+
+
+def _new_draw(known: list[FrozenTrial], method: str, space: SearchSpace, seed: int) -> Values:
+    """A random draw that no earlier trial had.
+
+    The shared options are drawn again until they are new among themselves, as long as they can be: so methods have the same
+    values of them whether or not they have options of their own.
+    """
     tried = {_key(trial.params) for trial in known}
-    exhausted = len(tried) >= space.size
-    for attempt in range(MOST_ATTEMPTS):
-        values = _proposal(known, _sampler(method, space, options, len(known), attempt), space)
-        if _key(values) not in tried or exhausted or options.sampler != "random":
-            break
+    tried_shared = {_key(trial.params, space.shared) for trial in known}
+    shared_left = len(tried_shared) < space.part(space.shared).size
+    own_attempts = MOST_ATTEMPTS if set(space.distributions) - space.shared else 1
+    for shared_attempt in range(MOST_ATTEMPTS):
+        for own_attempt in range(own_attempts):
+            sampler = SeededRandomSampler(seed, method, space, (shared_attempt, own_attempt))
+            values = _proposal(known, sampler, space)
+            if shared_left and _key(values, space.shared) in tried_shared:
+                break  # whatever is drawn for the method's own options
+            if _key(values) not in tried or len(tried) >= space.size:
+                return values
     return values
 
 
@@ -205,16 +228,13 @@ def _proposal(known: list[FrozenTrial], sampler: BaseSampler, space: SearchSpace
     return study.ask(space.distributions).params
 
 
-def _sampler(method: str, space: SearchSpace, options: ProtocolConfig, number: int, attempt: int) -> BaseSampler:
-    match options.sampler:
-        case "grid":
-            choices = {name: list(d.choices) for name, d in space.distributions.items()}  # type: ignore[attr-defined]
-            return GridSampler(choices, seed=options.sampler_seed)
-        case "tpe":
-            # A new sampler for every trial, so that its state is a function of the trial's number.
-            seed = stream_seed(options.sampler_seed, f"tpe/{method}", number) % 2**32
-            return TPESampler(seed=seed, constant_liar=True)
-    return SeededRandomSampler(options.sampler_seed, method, space, attempt)
+def _sampler(method: str, space: SearchSpace, options: ProtocolConfig, number: int) -> BaseSampler:
+    if options.sampler == "grid":
+        choices = {name: list(d.choices) for name, d in space.distributions.items()}  # type: ignore[attr-defined]
+        return GridSampler(choices, seed=options.sampler_seed)
+    # A new sampler for every trial, so that its state is a function of the trial's number.
+    seed = stream_seed(options.sampler_seed, f"tpe/{method}", number) % 2**32
+    return TPESampler(seed=seed, constant_liar=True)
 
 
 def refuse_unlisted(space: SearchSpace, options: ProtocolConfig) -> None:
@@ -259,5 +279,6 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("[")
 
 
-def _key(values: Values) -> tuple:
-    return tuple(sorted((name, repr(value)) for name, value in values.items()))
+def _key(values: Values, names: frozenset[str] | None = None) -> tuple:
+    """The values (of some of the options) in a form that sets can hold."""
+    return tuple(sorted((name, repr(value)) for name, value in values.items() if names is None or name in names))

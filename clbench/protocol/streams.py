@@ -62,17 +62,19 @@ def plan_streams(overrides: list[str], options: ProtocolConfig, compose: Compose
     order = []
     if options.shuffle_classes and scenario.get("class_order") == "natural":
         order = ["scenario.class_order=shuffled"]
+    if scenario.get("class_order") == "shuffled" and {"first_task", "first_k"} & set(options.kinds):
+        raise ConfigError(
+            "scenario.class_order=shuffled gives every seed other first tasks, so that first_task and first_k would tune on "
+            "tasks that the evaluation does not begin with: choose natural or an integer seed"
+        )
     note = ""
     tuning_half, evaluation_half = list(order), list(order)
     if options.halves is not None:
         config = configuration.typed(composed)
         data, _ = read_source(config.scenario, config.data)
-        first, second = halves(config.scenario, data, options)
+        first, second, note = halves(config.scenario, data, options)
         tuning_half = _only(first, scenario, order)
         evaluation_half = _only(second, scenario, order)
-        left_out = len(_pool(config.scenario, data)) - len(first) - len(second)
-        if left_out:
-            note = f"{left_out} classes are in neither half, since halves of equal tasks do not hold them"
     locked = ["evaluator.split=validation", f"scenario.validation={options.validation}"]
     if options.metric in CHEAP_METRICS:
         locked += ["evaluator=periodic", "evaluator.every=0"]
@@ -87,11 +89,11 @@ def plan_streams(overrides: list[str], options: ProtocolConfig, compose: Compose
     return Streams({kind: [*tuning[kind], *locked] for kind in options.kinds}, evaluation_half, note)
 
 
-def halves(config: ScenarioConfig, data: SourceData, options: ProtocolConfig) -> tuple[list[int], list[int]]:
-    """Two disjoint sets of equally many classes that make streams of the same configuration.
+def halves(config: ScenarioConfig, data: SourceData, options: ProtocolConfig) -> tuple[list[int], list[int], str]:
+    """Two disjoint sets of classes that make streams of the same configuration, and a note on what is in neither.
 
     Of each half as many classes are used as fill whole tasks. What is halved are superclasses where the scenario's tasks or
-    labels are superclasses.
+    labels are superclasses; tasks of superclasses of different sizes then differ in size.
 
     Raises:
         ConfigError: half of the classes does not make two tasks.
@@ -99,7 +101,7 @@ def halves(config: ScenarioConfig, data: SourceData, options: ProtocolConfig) ->
     pool = _pool(config, data)
     if options.halves == "seeded":
         pool = [int(c) for c in numpy_generator(options.halves_seed, "halves").permutation(pool)]
-    half = len(pool) // 2
+    half = used = len(pool) // 2
     increment = getattr(config, "increment", None)
     if increment is not None:
         first = getattr(config, "base", None) or increment
@@ -110,28 +112,36 @@ def halves(config: ScenarioConfig, data: SourceData, options: ProtocolConfig) ->
                 f"{first} classes, then {increment} each): set scenario.increment to at most {half // 2}"
                 + (" and scenario.base accordingly" if first != increment else "")
             )
-        half_used = first + (n_tasks - 1) * increment
-    else:
-        half_used = half
-        if half < 2:
-            raise ConfigError(f"the {len(pool)} classes of {config.source} cannot be halved")
-    parts = pool[:half_used], pool[half : half + half_used]
-    if getattr(config, "kind", "") != "superclass" and hasattr(config, "increment") and increment is None:
-        assert data.superclass is not None  # the scenario itself refuses sources without superclasses
-        parts = tuple([c for s in part for c in np.flatnonzero(data.superclass == s).tolist()] for part in parts)  # type: ignore[assignment]
-    return sorted(parts[0]), sorted(parts[1])
+        used = first + (n_tasks - 1) * increment
+    elif half < 2:
+        raise ConfigError(f"the {len(pool)} classes of {config.source} cannot be halved")
+    unit = "superclass" if _has_superclass_units(config, data) else "class"
+    left_out = len(pool) - 2 * used
+    counted = f"{left_out} {unit}es are" if left_out > 1 else f"1 {unit} is"
+    note = f"{counted} in neither half, since halves of equal tasks do not hold them"
+    parts = [pool[:used], pool[half : half + used]]
+    if unit == "superclass" and config.kind != "superclass":  # tasks are superclasses, scenario.classes names classes
+        given = getattr(config, "classes", None)
+        members = np.arange(len(data.class_names)) if given is None else np.array(sorted(given))
+        parts = [[int(c) for c in members if data.superclass[c] in part] for part in parts]  # type: ignore[index]
+    return sorted(parts[0]), sorted(parts[1]), note if left_out else ""
+
+
+def _has_superclass_units(config: ScenarioConfig, data: SourceData) -> bool:
+    """Whether the scenario's labels (kind=superclass) or tasks (increment=null) are superclasses."""
+    tasks_are = hasattr(config, "increment") and config.increment is None
+    return data.superclass is not None and (config.kind == "superclass" or tasks_are)
 
 
 def _pool(config: ScenarioConfig, data: SourceData) -> list[int]:
     """What is halved: class numbers, or numbers of superclasses."""
-    of_superclasses = config.kind == "superclass" or (hasattr(config, "increment") and config.increment is None)
     given = getattr(config, "classes", None)
-    if of_superclasses and data.superclass is not None:
-        if given is not None and config.kind == "superclass":
-            return sorted(given)
-        chosen = data.superclass if given is None else data.superclass[given]
-        return sorted({int(s) for s in chosen})
-    return sorted(given) if given is not None else list(range(len(data.class_names)))
+    if not _has_superclass_units(config, data):
+        return list(range(len(data.class_names))) if given is None else sorted(given)
+    if given is not None and config.kind == "superclass":
+        return sorted(given)
+    assert data.superclass is not None
+    return sorted({int(s) for s in (data.superclass if given is None else data.superclass[given])})
 
 
 def _only(classes: list[int], scenario: DictConfig, order: list[str]) -> list[str]:
@@ -179,10 +189,10 @@ class Overlap:
 
 def overlap(tuning: Scenario, evaluation: Scenario) -> Overlap:
     """Compare the classes and the images of two streams, all splits of each; neither is trained on or looked into otherwise."""
-    known = set(tuning.class_names)
+    known = set(_class_names(tuning))
     ours, theirs = _image_digests(tuning), _image_digests(evaluation)
     return Overlap(
-        [name for name in evaluation.class_names if name in known], len(ours & theirs), min(len(ours), len(theirs))
+        [name for name in _class_names(evaluation) if name in known], len(ours & theirs), min(len(ours), len(theirs))
     )
 
 
@@ -192,7 +202,11 @@ def refuse_leak(tuning: Scenario, evaluation: Scenario) -> Overlap:
     Raises:
         ConfigError: they share a class, more than :data:`COMMON_IMAGES` of the images, or are not of the same configuration.
     """
-    if tuning.setting != evaluation.setting or _sizes(tuning) != _sizes(evaluation):
+    sizes = _sizes(tuning), _sizes(evaluation)
+    # Superclasses (alphabets, say) differ in size; then it has to be as many of them.
+    are_superclasses = all(stream.recipe.get("tasks") == "superclasses" for stream in (tuning, evaluation))
+    same_sizes = len(sizes[0]) == len(sizes[1]) if are_superclasses else sizes[0] == sizes[1]
+    if tuning.setting != evaluation.setting or not same_sizes:
         raise ConfigError(
             f"the tuning stream {tuning.name} ({tuning.setting}-incremental, classes per task {_sizes(tuning)}) is not of the "
             f"same configuration as the evaluation stream {evaluation.name} ({evaluation.setting}-incremental, "
@@ -216,6 +230,14 @@ def scenario_of(composed: DictConfig, seed: int) -> Scenario:
     """The stream of a configuration, held by the processor."""
     config = configuration.typed(composed)
     return build(config.scenario, config.data, seed, torch.device("cpu"))
+
+
+def _class_names(scenario: Scenario) -> list[str]:
+    """Names of the classes, without the task that a domain-incremental stream adds where each task has labels of its own."""
+    names = scenario.class_names
+    for task in scenario.task_names:
+        names = [name.removesuffix(f" ({task})") for name in names]
+    return list(dict.fromkeys(names))
 
 
 def _sizes(scenario: Scenario) -> list[int]:

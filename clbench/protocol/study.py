@@ -83,6 +83,8 @@ class Study:
         self._methods, self._compose, self._launch_runs = methods, compose, launch
         self._command, self._tuned_values = command, tuned_values
         self._launched: Counter[str] = Counter()
+        self._overlaps: dict[str, dict[str, Any]] = {}
+        self._cells: list[_Cell] = []
         self._started = time.time()
 
     def run(self) -> None:
@@ -94,7 +96,8 @@ class Study:
         with self._alone():
             self._refuse_another_study()
             with sources_kept():
-                self._plan()
+                streams = [self._checked_streams(method) for method in self._methods]
+            self._plan(streams)
             self._write("running")
             self._tune()
             self._evaluate()
@@ -135,31 +138,18 @@ class Study:
             )
         self._before = before or {}
 
-    def _plan(self) -> None:
-        """Streams and searches of every method, checked before anything is trained."""
-        storage = open_journal(self.folder)
-        self._overlaps: dict[str, dict[str, Any]] = {}
-        self._cells: list[_Cell] = []
-        for method in self._methods:
-            streams = plan_streams(method.overrides, self.options, self._compose)
-            self._check(method, streams)
-            tunings = {}
-            for kind in self.options.kinds:
-                place = f"tuning/{kind}/{method.scenario}/{method.name}"
-                overrides = [*method.overrides, *streams.tuning[kind], *self._marks("tuning", kind, method)]
-                trials = TrialLog(storage, f"{kind}/{method.scenario}/{method.name}", method.space)
-                tunings[kind] = Tuning(
-                    method.name, self.folder, place, overrides, method.space, self.options, trials, self._is_given_up
-                )
-            self._cells.append(_Cell(method, streams, tunings))
+    def _checked_streams(self, method: Method) -> Streams:
+        streams = plan_streams(method.overrides, self.options, self._compose)
+        self._check(method, streams)
+        return streams
 
     def _check(self, method: Method, streams: Streams) -> None:
-        """Build each of the method's streams once, and the method on them; compare the streams of two phases."""
+        """Build each of the method's streams once, and the method on it; compare those of two phases."""
         seeds = self.options.tuning_seeds[0], self.options.evaluation_seeds[0]
-        here = ["device=cpu", "data.placement=auto"]
-        for overrides in streams.tuning.values():
-            set_up(without_hydra(self._compose([*method.overrides, *overrides, *here, f"seed={seeds[0]}"])))
-        set_up(without_hydra(self._compose([*method.overrides, *streams.evaluation, *here, f"seed={seeds[1]}"])))
+        for seed, every in zip(seeds, (streams.tuning.values(), [streams.evaluation]), strict=True):
+            for overrides in every:
+                composed = self._compose([*method.overrides, *overrides, "device=cpu", f"seed={seed}"])
+                set_up(without_hydra(composed))
         if "two_phase" in streams.tuning and method.scenario not in self._overlaps:
             tuning = scenario_of(self._compose([*method.overrides, *streams.tuning["two_phase"]]), seeds[0])
             evaluation = scenario_of(self._compose([*method.overrides, *streams.evaluation]), seeds[1])
@@ -171,6 +161,22 @@ class Study:
                 "common_samples": common.images,
                 "samples_compared": common.n_images,
             }
+
+    def _plan(self, streams: list[Streams]) -> None:
+        """The searches of every method. Which study this is, is written down before the first trial is."""
+        if not self._before:
+            self._write("planned")
+        storage = open_journal(self.folder)
+        for method, own in zip(self._methods, streams, strict=True):
+            tunings = {}
+            for kind in self.options.kinds:
+                place = f"tuning/{kind}/{method.scenario}/{method.name}"
+                overrides = [*method.overrides, *own.tuning[kind], *self._marks("tuning", kind, method)]
+                trials = TrialLog(storage, f"{kind}/{method.scenario}/{method.name}", method.space)
+                tunings[kind] = Tuning(
+                    method.name, self.folder, place, overrides, method.space, self.options, trials, self._is_given_up
+                )
+            self._cells.append(_Cell(method, own, tunings))
 
     @staticmethod
     def _marks(phase: str, kind: str | None, method: Method) -> list[str]:
@@ -220,7 +226,7 @@ class Study:
         status = {request.folder: RunFolder(self.folder / request.folder).status for request in requests}
         began = [folder for folder, known in status.items() if known is not None]
         # Runs that were still waiting when others went down with their worker have not had their turn.
-        self._launched.update(began or status)
+        self._launched.update(began or list(status))
         if gave_up is not None and not began and all(self._is_given_up(folder) for folder in status):
             raise gave_up  # no run's fault
         lost = sum(known not in ENDED for known in status.values())

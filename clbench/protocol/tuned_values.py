@@ -45,7 +45,7 @@ def with_tuned_values(composed: DictConfig, given: list[str]) -> tuple[DictConfi
     if wanted is None or wanted is False:
         return composed, ""
     method = "+".join([composed.strategy.name, *composed.strategy.plus])
-    file = _file(wanted, composed.scenario.name, method)
+    file = _file(wanted, composed, method)
     content = OmegaConf.load(file)
     own = {override.partition("=")[0].lstrip("+") for override in given}
     applied = {name: value for name, value in content["values"].items() if name not in own}
@@ -63,17 +63,22 @@ def with_tuned_values(composed: DictConfig, given: list[str]) -> tuple[DictConfi
     return composed, sentence + (f"; set on the command line instead: {', '.join(kept)}" if kept else "")
 
 
-def _file(wanted: Any, scenario: str, method: str) -> Path:
+def _file(wanted: Any, composed: DictConfig, method: str) -> Path:
+    scenario = composed.scenario.name
     folders = [Path(FOLDER), conf_dir() / FOLDER] if wanted is True else [Path(str(wanted))]
-    files = [folder / scenario / f"{method}.yaml" for folder in folders]
+    # A study that compares networks as well has the network in its methods' names.
+    files = [
+        folder / scenario / f"{name}.yaml" for folder in folders for name in (method, f"{method}-{composed.model.name}")
+    ]
     for file in files:
         if file.is_file():
             return file
     known = sorted(
         {path.relative_to(folder).with_suffix("").as_posix() for folder in folders for path in folder.glob("*/*.yaml")}
     )
+    strategy, *added = method.split("+")
+    words = f"strategy={strategy}" + (f" strategy.plus=[{','.join(added)}]" if added else "")
     raise ConfigError(
         f"no tuned values of {method} on {scenario}: there is no {files[0]}. Run a protocol first (python -m clbench -m "
-        f"protocol=two_phase strategy={method} scenario={scenario})"
-        + (f"; there are: {', '.join(known)}" if known else "")
+        f"protocol=two_phase {words} scenario={scenario})" + (f"; there are: {', '.join(known)}" if known else "")
     )

@@ -136,6 +136,7 @@ def _first_tasks(plan: StreamPlan, config: ScenarioConfig) -> StreamPlan:
         task_names=plan.task_names[:n],
         task_classes=plan.task_classes[:n],
         parts=plan.parts[:n],
+        recipe={k: v[:n] if isinstance(v, list) and len(v) == len(plan.parts) else v for k, v in plan.recipe.items()},
     )
 
 

@@ -59,6 +59,7 @@ class ClassIncremental:
             task_names=[range_of_names([data.class_names[c] for c in group]) for group in groups],
             task_classes=[[label_of[c] for c in group] for group in groups],
             parts=[Part(classes={c: label_of[c] for c in group}) for group in groups],
+            recipe={"tasks": "superclasses"} if config.increment is None else {},
         )
 
 

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 OPTIONS = [
-    "protocol=two_phase", "strategy=er,l2", "protocol.trials=3", "protocol.tuning_seeds=[0,1]", "protocol.evaluation_seeds=[100,101]",
-    "protocol.best=null", "record.report=false", "hydra.sweep.dir=study", "device=cpu", "trainer.threads=1",
+    "protocol=two_phase", "strategy=er,l2", "protocol.trials=3", "protocol.tuning_seeds=[0,1]",
+    "protocol.evaluation_seeds=[100,101]", "protocol.best=null", "record.report=false", "hydra.sweep.dir=study",
+    "device=cpu", "trainer.threads=1",
 ]  # fmt: skip
 RUNS = 2 * (3 * 2 + 2)
 
