@@ -162,6 +162,8 @@ def _on_scenario(name: str, overrides: list[str], composed: DictConfig, compose:
     for group in ("model", "trainer", "evaluator"):
         before, after = _leaves(other[group]), _leaves(composed[group])
         kept += [f"{group}.{key}={value}" for key, value in after.items() if before.get(key) != value]
+    if other.scenario.logit_scope != composed.scenario.logit_scope:
+        kept.append(f"scenario.logit_scope={composed.scenario.logit_scope}")
     return [*exchanged, *kept]
 
 

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from clbench.config import override_value, without_hydra
 from clbench.errors import ConfigError, RunFailed
 from clbench.protocol.journal import TrialLog, open_journal
@@ -84,6 +86,7 @@ class Study:
         self._command, self._tuned_values = command, tuned_values
         self._launched: Counter[str] = Counter()
         self._overlaps: dict[str, dict[str, Any]] = {}
+        self._compared: set[tuple] = set()
         self._cells: list[_Cell] = []
         self._started = time.time()
 
@@ -150,7 +153,9 @@ class Study:
             for overrides in every:
                 composed = self._compose([*method.overrides, *overrides, "device=cpu", f"seed={seed}"])
                 set_up(without_hydra(composed))
-        if "two_phase" in streams.tuning and method.scenario not in self._overlaps:
+        pair = OmegaConf.to_yaml(method.composed.scenario), method.composed.data.root, tuple(streams.evaluation)
+        if "two_phase" in streams.tuning and pair not in self._compared:
+            self._compared.add(pair)
             tuning = scenario_of(self._compose([*method.overrides, *streams.tuning["two_phase"]]), seeds[0])
             evaluation = scenario_of(self._compose([*method.overrides, *streams.evaluation]), seeds[1])
             common = refuse_leak(tuning, evaluation)
