@@ -4,8 +4,8 @@ Which test compares two methods over the seeds that both have: with n pairs the 
 signed-rank test can give is 2^(1−n), 6.3 % at n = 5 whatever the data, and Holm's correction multiplies it by the number of
 comparisons. Where that leaves it above 5 %, the studentised bootstrap is used, elsewhere Wilcoxon (:func:`default_test`).
 
-How often each calls two equal methods different at a level of 5 % (1,500 to 4,000 simulated data sets, standard error 0.3 to 0.7 points;
-skewed: exponential, which breaks Wilcoxon's assumption that the differences are symmetric; the differences of two methods that
+How often each calls two equal methods different at a level of 5 % (1,500 to 4,000 simulated data sets, standard error 0.3 to
+0.7 points; skewed: exponential, which breaks Wilcoxon's assumption that the differences are symmetric; the differences of two methods that
 have the same distribution are symmetric):
 
 | pairs | Wilcoxon, normal | Wilcoxon, skewed | bootstrap, normal | bootstrap, skewed |
@@ -130,8 +130,10 @@ def bootstrap_t(differences: np.ndarray) -> float:
 
     The share of resamples with |mean* − mean| / se* ≥ |mean| / se (Efron & Tibshirani 1993, chapters 12 and 16). Resamples
     without spread count as larger; of others se* is at least a quarter of se (ours): where most differences are nearly equal,
-    resamples of those would otherwise make a difference of 70 ± 6 points over six seeds insignificant. Deterministic: all resamples up to :data:`MOST_ENUMERATED_BOOTSTRAP` pairs, else drawn from
-    a fixed seed, with the observed sample counted among them. NaN below two pairs.
+    resamples of those would otherwise make a difference of 70 ± 6 points over six seeds insignificant.
+
+    Deterministic: all resamples up to :data:`MOST_ENUMERATED_BOOTSTRAP` pairs, else drawn from a fixed seed, with the
+    observed sample counted among them. NaN below two pairs.
     """
     n = len(differences)
     if n < 2:
