@@ -5,8 +5,8 @@ signed-rank test can give is 2^(1−n), 6.3 % at n = 5 whatever the data, and Ho
 comparisons. Where that leaves it above 5 %, the studentised bootstrap is used, elsewhere Wilcoxon (:func:`default_test`).
 
 How often each calls two equal methods different at a level of 5 % (1,500 to 4,000 simulated data sets, standard error 0.3 to
-0.7 points; skewed: exponential, which breaks Wilcoxon's assumption that the differences are symmetric; the differences of two methods that
-have the same distribution are symmetric):
+0.7 points; skewed: exponential, which breaks Wilcoxon's assumption that the differences are symmetric; the differences of two
+methods that have the same distribution are symmetric):
 
 | pairs | Wilcoxon, normal | Wilcoxon, skewed | bootstrap, normal | bootstrap, skewed |
 |---|---|---|---|---|
