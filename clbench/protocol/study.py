@@ -10,14 +10,13 @@
 Two kinds of tuning that select the same configuration share its evaluation runs.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +110,9 @@ class Study:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(self._files.owned(wait=False))
             except BlockingIOError:
                 raise ConfigError(f"the study in {self.folder} is being run by another process") from None
             yield

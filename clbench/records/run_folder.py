@@ -67,13 +67,19 @@ class RunFolder:
         return pd.read_parquet(self.path / name)
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Within this context no other process writes here: one that also asks waits until this one has left or died."""
+    def owned(self, wait: bool = True) -> Iterator[None]:
+        """Within this context no other process writes here: one that also asks waits until this one has left or died.
+
+        Raises:
+            BlockingIOError: another process is writing, and ``wait`` is false.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    raise
                 log.warning("%s is being written by another process: waiting until that has ended", self.path)
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
