@@ -200,6 +200,7 @@ class Run:
             "strategy": "+".join(s.name for s in self.setup.learner),
             "scenario": scenario.name,
             "scenario_hash": scenario.hash,
+            "notes": self.setup.learner.notes(),
             "seed": config.seed,
             "split": config.evaluator.split,
             "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every, is_adaptive),
@@ -253,6 +254,8 @@ def write_tables(folder: RunFolder, trainer: Trainer) -> None:
     folder.write_table("curve.parquet", trainer.curve)
     folder.write_table("tasks.parquet", trainer.tasks)
     folder.write_table("training.parquet", trainer.training)
+    if len(trainer.method):
+        folder.write_table("method.parquet", trainer.method)
     if trainer.diagnostics.every:
         folder.write_table("diagnostics.parquet", trainer.diagnostics.table())
 

@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def stream_seed(seed: int, purpose: str, task: int = 0) -> int:
@@ -26,3 +27,25 @@ def torch_generator(seed: int, purpose: str, task: int = 0, device: torch.device
 def numpy_generator(seed: int, purpose: str, task: int = 0) -> np.random.Generator:
     """A numpy generator for the stream ``(seed, purpose, task)``."""
     return np.random.default_rng(stream_seed(seed, purpose, task))
+
+
+def hashed_uniform(key: Tensor, n: int) -> Tensor:
+    """float64 (n,) in [0, 1): uniform numbers that are a function of ``key`` (int64 scalar) and nothing else.
+
+    A generator without a state: what is drawn within a training step, run alone, compiled or ``vmap``-ped over many keys, is
+    the same. The numbers are those of SplitMix64 (Steele, Lea & Flood 2014) seeded with ``key``.
+    """
+    z = key + (torch.arange(n, device=key.device) + 1) * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return _shifted_right(z ^ _shifted_right(z, 31), 11).double() * 2.0**-53
+
+
+def _signed(constant: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit constant."""
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+def _shifted_right(z: Tensor, bits: int) -> Tensor:
+    """``z`` shifted as if it were unsigned: int64's own shift copies the sign."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)

@@ -8,7 +8,8 @@ statistic moves and no random number is drawn. Recorded quantities, per step:
 ``gradient_norm/stability``  norm of the sum of all stability gradients, a projection's change included
 ``gradient_norm/projection`` ‖g̃ − g‖ of a strategy that edits the gradient (GEM, A-GEM); 0 where nothing is violated
 ``gradient_cosine``        cosine between the plasticity gradient and the sum of the stability gradients (our addition)
-``feature_drift/<task>``   mean over a task's subset of ‖h_after − h_before‖², h the penultimate features, over one step
+``feature_drift/<task>``   mean over a task's subset of ‖h_after − h_before‖², h the penultimate features, over one step; not
+                           where a strategy makes the predictions
 =========================  =============================================================================================
 """
 
@@ -53,7 +54,10 @@ class Diagnostics:
         self._add("gradient_norm/stability", self._stability.norm())
         self._add("gradient_cosine", torch.cosine_similarity(self._plasticity, self._stability, dim=0))
         task, _ = self._at
-        moved = (self.evaluator.feature_drift_probe(task) - self._features).square().sum(1)
+        features = self.evaluator.feature_drift_probe(task)
+        if features is None or self._features is None:
+            return
+        moved = (features - self._features).square().sum(1)
         sizes = [len(ids) for ids in self.evaluator.subset_ids[: task + 1]]
         for index, part in enumerate(moved.split(sizes)):
             self._add(f"feature_drift/{index}", part.mean())

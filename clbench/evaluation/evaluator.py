@@ -7,7 +7,7 @@ forward pass over the subsets of all seen tasks; its counts stay on the device u
 
 import time
 from contextlib import AbstractContextManager, contextmanager
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -121,8 +121,8 @@ class ContinualEvaluator:
         """Evaluate all tasks up to ``task_learning`` on their subsets; no result is read on the host."""
         started = time.perf_counter()
         with self.undisturbed(), self.from_stages():
-            n_seen = sum(self.sizes[: task_learning + 1])
-            scores = torch.cat([self._scores(self.subset(part)) for part in self.parts(n_seen)])
+            passes = self.passes(self.sizes[: task_learning + 1])
+            scores = torch.cat([self._scores(self.subset(part), task) for part, task in passes])
             self.add(task_learning, iteration, sums_per_task(scores, self.sizes[: task_learning + 1]))
         self.seconds += time.perf_counter() - started
 
@@ -134,6 +134,19 @@ class ContinualEvaluator:
         at_once = self.config.batch_size or max(1, self._samples_at_once // states)
         bounds = np.linspace(0, n, 1 + -(-n // at_once)).round().astype(int)
         return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+
+    def passes(self, sizes: list[int], states: int = 1) -> list[tuple[slice, int | None]]:
+        """The forward passes over tasks of ``sizes`` samples, laid one after another: samples, and the task they all are of.
+
+        Passes mix tasks (None), unless the learner has a network for every task.
+        """
+        if not self.learner.separates_tasks:
+            return [(part, None) for part in self.parts(sum(sizes), states)]
+        return [
+            (slice(start + part.start, start + part.stop), task)
+            for task, (start, size) in enumerate(zip(accumulate([0, *sizes]), sizes, strict=False))
+            for part in self.parts(size, states)
+        ]
 
     def add(self, task_learning: int, iteration: int, sums: Tensor) -> None:
         """Record the result (tasks, 2: correct, loss) of an evaluation, which may stay on the device."""
@@ -167,7 +180,7 @@ class ContinualEvaluator:
             for task in range(last):
                 ids = self.split.ids(task)
                 sums = [
-                    self._scores(self.inputs.plain(self.split, ids[part])).sum(0, dtype=torch.float64)
+                    self._scores(self.inputs.plain(self.split, ids[part]), task).sum(0, dtype=torch.float64)
                     for part in self.parts(len(ids))
                 ]
                 correct, loss = torch.stack(sums).sum(0).tolist()
@@ -175,8 +188,13 @@ class ContinualEvaluator:
         self.seconds += time.perf_counter() - started
         return as_table(np.array(rows, np.float64).reshape(-1, len(COLUMNS)))
 
-    def feature_drift_probe(self, task_learning: int) -> Tensor:
-        """Penultimate features of the seen tasks' subsets, for drift between two moments (diagnostics)."""
+    def feature_drift_probe(self, task_learning: int) -> Tensor | None:
+        """Penultimate features of the seen tasks' subsets, for drift between two moments (diagnostics).
+
+        None where a strategy predicts by networks of its own making: the model's features are then nobody's.
+        """
+        if not self.learner.predicts_by_model:
+            return None
         with self.undisturbed(), self.from_stages():
             n_seen = sum(self.sizes[: task_learning + 1])
             return self.learner.model.features(self.subset(slice(n_seen)).x)
@@ -237,10 +255,13 @@ class ContinualEvaluator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of a checkpoint."""
 
-    def _scores(self, samples: Samples) -> Tensor:
+    def _scores(self, samples: Samples, task: int | None) -> Tensor:
+        run, learner = self.learner.compilation.run, self.learner
         with self.precision.autocast():
-            run, predict = self.learner.compilation.run, self.learner.predict
-            logits = run("predictions", predict, samples.x, samples.task)
+            if task is not None and learner.separates_tasks:
+                logits = run("predictions of a task", learner.predict_task, samples.x, task)
+            else:
+                logits = run("predictions", learner.predict, samples.x, samples.task)
         return scores(logits.float(), samples.y)
 
     @contextmanager

@@ -57,12 +57,11 @@ class StackedEvaluation:
             task_learning: the last of the tasks seen.
         """
         first = self._evaluators[0]
-        n_seen = sum(self._sizes[: task_learning + 1])
         everyone = runs == list(range(len(self._evaluators)))
         parts = []
         # A GPU takes as many samples at a time for each of up to sixteen states as for one; then memory would run short.
         states = -(-len(stack) // 16) if stack.weights.is_cuda else len(stack)
-        for part in first.parts(n_seen, states):
+        for part, one_task in first.passes(self._sizes[: task_learning + 1], states):
             if self._shared:
                 x, labels, tasks = first.subset(part)
             else:
@@ -74,7 +73,7 @@ class StackedEvaluation:
                 if images.dtype == torch.uint8:
                     x = first.inputs.normalise(images.flatten(0, 1)).view(images.shape)
             with first.precision.autocast(), first.from_stages():
-                logits = stack.predict(x, tasks, self._shared)
+                logits = stack.predict(x, tasks if one_task is None else one_task, self._shared)
             flat = scores(logits.float().flatten(0, 1), labels.expand(logits.shape[:2]).flatten())
             result = flat.view(*logits.shape[:2], 2)
             if not self._shared:

@@ -5,6 +5,7 @@ A strategy overrides only what it needs of
 ========================  =============================================================================================
 ``begin_task``            new teacher, anchors; the model already has the new task's outputs
 ``plan``                  which samples every step of the task sees: replayed and reference samples are named here
+``outputs``               how a training batch passes through the network; default: through the model as it is
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
 ``penalty``               a further loss term (regularisation, distillation)
 ``edit_gradients``        change the gradient before the optimizer sees it (projection, masks)
@@ -12,12 +13,18 @@ A strategy overrides only what it needs of
 ``end_task``              consolidate: Fisher, anchors, memories
 ``prepare_for_eval``      derive what prediction needs (class means, merged adapters); never touches training state
 ``predict``               logits per sample; default: the model's
+``predict_task``          the same where all samples are of one known task, for methods with a network per task
+``measurements``          what the method reports of itself at a task's end (sparsity, parameter counts, …)
+``notes``                 what a reader of its results has to know
 ========================  =============================================================================================
 
 Everything a strategy remembers is a parameter or a buffer, and that includes its real-valued options: each float field of
-its config is a 0-d buffer of the same name. ``data_loss``, ``penalty``, ``edit_gradients`` and ``after_step`` are pure
-functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same method runs eagerly,
-compiled, or ``vmap``-ped over seeds and options.
+its config is a 0-d buffer of the same name. ``outputs``, ``data_loss``, ``penalty``, ``edit_gradients`` and ``after_step``
+are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same method runs
+eagerly, compiled, or ``vmap``-ped over seeds and options.
+
+A strategy may have parameters of its own, which are trained beside the model's (a hypernetwork); those that are not to be
+trained (a teacher) say ``requires_grad_(False)``.
 """
 
 import dataclasses
@@ -45,6 +52,8 @@ class Needs:
         settings: scenario settings in which it is defined.
         all_data: it reads earlier tasks' data in full (an upper bound, not a continual learner).
         cost_grows: a training step costs more the more tasks have been learned.
+        weights_only: it looks at the weights alone and never sends samples through the model by itself, so that it composes
+            with methods that make or mask the weights.
         alone: why runs of it cannot be trained as one stack (:mod:`clbench.training.fleet`), a clause that completes "they
             cannot be stacked, because ..."; empty where they can.
     """
@@ -54,6 +63,7 @@ class Needs:
     settings: tuple[str, ...] = ("class", "task", "domain")
     all_data: bool = False
     cost_grows: bool = False
+    weights_only: bool = False
     alone: str = ""
 
 
@@ -78,11 +88,14 @@ class Batch(NamedTuple):
         samples: the new samples, then the replayed ones.
         n_new: how many of them are new.
         reference: reference samples of the plan, or None.
+        update: (P,) the change of the trained parameters that the optimizer would make for the loss gradient; in
+            ``edit_gradients`` of a strategy that ``looks_ahead``, else None.
     """
 
     samples: Samples
     n_new: int
     reference: Samples | None = None
+    update: Tensor | None = None
 
 
 class Outputs(NamedTuple):
@@ -90,6 +103,20 @@ class Outputs(NamedTuple):
 
     features: Tensor
     logits: Tensor
+
+
+class Measurement(NamedTuple):
+    """Something that a method reports of itself at the end of a task.
+
+    Attributes:
+        quantity: what, with underscores; a name stands for one formula.
+        part: of what: a layer, an earlier task; empty for the whole.
+        value: how much.
+    """
+
+    quantity: str
+    part: str
+    value: float
 
 
 class Strategy(nn.Module):
@@ -110,7 +137,8 @@ class Strategy(nn.Module):
         object.__setattr__(self, "model", model)  # not registered: several strategies share one model
         self.options = config
         self.name = config.name
-        self.tasks_learned = 0
+        self.tasks_learned = 0  # tasks whose training has ended
+        self.tasks_seen = 0  # tasks whose training has begun
         for spec in dataclasses.fields(config):
             value = getattr(config, spec.name)
             if isinstance(value, float):
@@ -129,6 +157,11 @@ class Strategy(nn.Module):
         """
         return plan
 
+    def outputs(self, batch: Batch) -> Outputs:
+        """One forward pass over the batch's samples."""
+        features = self.model.features(batch.samples.x)
+        return Outputs(features, self.model.head(features))
+
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Named loss terms on the batch's samples; the trainer minimises the sum of all terms.
 
@@ -141,11 +174,19 @@ class Strategy(nn.Module):
         return None
 
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
-        """The gradient (P,) the optimizer gets, from the loss gradient (P,); see :meth:`flat_parameters` for the order."""
+        """The gradient (P,) the optimizer gets, from the loss gradient (P,).
+
+        In the order of :meth:`flat_parameters`, followed by the strategy's own trained parameters.
+        """
         return gradient
 
-    def after_step(self) -> None:
-        """Called after every optimizer step."""
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``edit_gradients`` wants ``batch.update`` in the task being learned."""
+        return False
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimizer step; ``step`` of the task have been taken."""
 
     def end_task(self, task: Task) -> None:
         """Called once after a task's last step, in evaluation mode."""
@@ -159,6 +200,21 @@ class Strategy(nn.Module):
         ``task`` (B,) is None where the scenario hides it. Per sample: the answer for one image never depends on the others.
         """
         return self.model.restrict(self.model(x), task, predicting=True)
+
+    def predict_task(self, x: Tensor, task: int) -> Tensor:
+        """Logits (B, n_classes) of images that are all of the one ``task``, which the scenario gives.
+
+        Where a strategy overrides this, evaluations never mix tasks in a forward pass, so that each takes one network.
+        """
+        return self.predict(x, torch.full((len(x),), task, device=x.device))
+
+    def measurements(self) -> list[Measurement]:
+        """What there is to report at the end of a task; called after ``end_task``."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Sentences that a reader of the results has to know: a part that is a reconstruction, say."""
+        return []
 
     # ---- what methods share ---------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class L2(Strategy):
     """Squared distance to the weights at the start of the task."""
 
     config = L2Config
-    needs = Needs()
+    needs = Needs(weights_only=True)
     options: L2Config
     lam: Tensor
     anchor: Tensor

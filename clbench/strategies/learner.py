@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Outputs, Plan, Strategy
+from clbench.strategies.base import Batch, Measurement, Plan, Strategy
 from clbench.strategies.compilation import Compilation
 
 EXCLUSIVE = {
+    "outputs": "the weights of the network",
     "data_loss": "the loss on the batch's samples",
     "edit_gradients": "the gradient's projection",
     "predict": "the prediction",
@@ -43,6 +44,7 @@ class Learner(nn.Module):
         self.model = model
         self.strategies = nn.ModuleList(strategies)
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
+        self._refuse_to_be_bypassed()
 
     def __iter__(self):
         return iter(self.strategies)
@@ -51,6 +53,7 @@ class Learner(nn.Module):
         """Let the model see the task's classes, then call every strategy's hook."""
         self.model.begin_task(task.index, task.torch_generator("head"))
         for strategy in self:
+            strategy.tasks_seen = task.index + 1
             strategy.begin_task(task)
 
     def plan(self, task: Task) -> Plan:
@@ -62,8 +65,7 @@ class Learner(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms by name: the data terms, and one per strategy with a penalty."""
-        features = self.model.features(batch.samples.x)
-        outputs = Outputs(features, self.model.head(features))
+        outputs = self._owner["outputs"].outputs(batch)
         terms = dict(self._owner["data_loss"].data_loss(batch, outputs))
         for strategy in self:
             penalty = strategy.penalty(batch, outputs)
@@ -85,14 +87,19 @@ class Learner(nn.Module):
         return self._owner["edit_gradients"].edit_gradients(gradient, batch)
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether ``edit_gradients`` wants to know the optimizer's update."""
+        return self._owner["edit_gradients"].looks_ahead
+
+    @property
     def acts_after_steps(self) -> bool:
         """Whether a strategy does anything after a step."""
         return any(_overrides(strategy, "after_step") for strategy in self)
 
-    def after_step(self) -> None:
+    def after_step(self, step: int) -> None:
         """Call every strategy's hook."""
         for strategy in self:
-            strategy.after_step()
+            strategy.after_step(step)
 
     def end_task(self, task: Task) -> None:
         """Call every strategy's hook, in evaluation mode."""
@@ -101,10 +108,11 @@ class Learner(nn.Module):
             strategy.end_task(task)
             strategy.tasks_learned = task.index + 1
 
-    def resume_at(self, task: int) -> None:
-        """Tell every strategy how many tasks it has learned; called after ``load_state_dict``."""
+    def resume_at(self, task: int, begun: bool = False) -> None:
+        """Tell every strategy how many tasks it has learned, and whether the next has begun; after ``load_state_dict``."""
         for strategy in self:
             strategy.tasks_learned = task
+            strategy.tasks_seen = task + begun
 
     def prepare_for_eval(self) -> None:
         """Call every strategy's hook."""
@@ -115,25 +123,56 @@ class Learner(nn.Module):
         """Logits (B, n_classes) for prediction, see :meth:`Strategy.predict`."""
         return self._owner["predict"].predict(x, task if self.model.setting == "task" else None)
 
+    def predict_task(self, x: Tensor, task: int) -> Tensor:
+        """Logits (B, n_classes) of images of one given task, see :meth:`Strategy.predict_task`."""
+        return self._owner["predict"].predict_task(x, task)
+
+    @property
+    def separates_tasks(self) -> bool:
+        """Whether predictions are to be asked of :meth:`predict_task`, a task at a time."""
+        return self.model.setting == "task" and _overrides(self._owner["predict"], "predict_task")
+
     @property
     def predicts_by_model(self) -> bool:
         """Whether predictions depend on the model alone: no strategy prepares or makes them."""
-        hooks = ("prepare_for_eval", "predict")
+        hooks = ("prepare_for_eval", "outputs", "predict", "predict_task")
         return not any(_overrides(strategy, hook) for strategy in self for hook in hooks)
 
-    def prepare_and_predict(self, x: Tensor, task: Tensor | None) -> Tensor:
-        """Logits (B, n_classes), after :meth:`prepare_for_eval`."""
+    def prepare_and_predict(self, x: Tensor, task: Tensor | int) -> Tensor:
+        """Logits (B, n_classes), after :meth:`prepare_for_eval`; with a whole number for ``task``, of that task alone."""
         self.prepare_for_eval()
-        return self.predict(x, task)
+        return self.predict_task(x, task) if isinstance(task, int) else self.predict(x, task)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The model's trainable parameters, in the order of the flat gradient."""
-        return self.model.trained()  # type: ignore[return-value]
+        """The parameters that are trained, the model's first, in the order of the flat gradient."""
+        own = {name: p for name, p in self.strategies.named_parameters() if p.requires_grad}
+        return {**self.model.trained(), **own}  # type: ignore[dict-item]
+
+    def measurements(self) -> list[tuple[str, Measurement]]:
+        """What every strategy reports of itself, with its name."""
+        return [(strategy.name, measurement) for strategy in self for measurement in strategy.measurements()]
+
+    def notes(self) -> list[str]:
+        """What a reader of the results has to know of the strategies."""
+        return [f"{strategy.name}: {note}" for strategy in self for note in strategy.notes()]
 
     def extra_bytes(self) -> int:
         """Bytes the strategies keep beside the model (anchors, teachers, memory indices)."""
         tensors = [t for s in self for t in (*s.parameters(), *s.buffers())]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+    def _refuse_to_be_bypassed(self) -> None:
+        """Refuse strategies that would send samples through the model past the one that makes its weights."""
+        maker = self._owner["outputs"]
+        if not _overrides(maker, "outputs"):
+            return
+        for strategy in self:
+            if strategy is not maker and not strategy.needs.weights_only:
+                raise ConfigError(
+                    f"{maker.name} and {strategy.name} cannot be combined: {maker.name} makes a network for every task, and "
+                    f"{strategy.name} would look at the model without it"
+                )
 
 
 def _overrides(strategy: Strategy, hook: str) -> bool:

@@ -94,27 +94,37 @@ class Stack:
         (gradients,) = torch.autograd.grad(total, weights)
         return {name: compilation.kept(term) for name, term in terms.items()}, gradients
 
-    def edited(self, gradients: Tensor, samples: Samples, n_new: int, reference: Samples | None) -> Tensor:
-        """The gradients (R, P) as the strategies edit them."""
+    def edited(
+        self, gradients: Tensor, samples: Samples, n_new: int, reference: Samples | None, updates: Tensor | None
+    ) -> Tensor:
+        """The gradients (R, P) as the strategies edit them; ``updates`` (R, P) are the optimizer's, see :class:`Batch`."""
 
         def edit(
-            weights: Tensor, rest: dict[str, Tensor], gradient: Tensor, samples: Samples, reference: Samples | None
+            weights: Tensor,
+            rest: dict[str, Tensor],
+            gradient: Tensor,
+            samples: Samples,
+            reference: Samples | None,
+            update: Tensor | None,
         ) -> Tensor:
-            return self.call("edit_gradients", weights, rest, gradient, Batch(samples, n_new, reference))
+            return self.call("edit_gradients", weights, rest, gradient, Batch(samples, n_new, reference, update))
 
-        return _over_rows(edit, self.weights, self.rest, gradients, samples, reference).detach()
+        return _over_rows(edit, self.weights, self.rest, gradients, samples, reference, updates).detach()
 
-    def after_step(self) -> None:
-        """Every strategy's hook, which changes buffers in place."""
+    def after_step(self, step: int) -> None:
+        """Every strategy's hook, which changes weights and buffers in place."""
 
         def act(weights: Tensor, rest: dict[str, Tensor]) -> Tensor:
-            self.call("after_step", weights, rest)
+            self.call("after_step", weights, rest, step)
             return weights.new_zeros(())  # vmap wants a result
 
         _over_rows(act, self.weights, self.rest)
 
-    def predict(self, x: Tensor, task: Tensor, shared_inputs: bool) -> Tensor:
-        """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows."""
+    def predict(self, x: Tensor, task: Tensor | int, shared_inputs: bool) -> Tensor:
+        """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows.
+
+        ``task`` (R, n) or (n,) holds the samples' tasks; a whole number says that all are of that one.
+        """
         arguments = (self, self.weights, self.rest, x, task, shared_inputs)
         return self.learner.compilation.run("stacked predictions", _predictions, *arguments)
 
@@ -133,16 +143,18 @@ def _losses(
 
 
 def _predictions(
-    stack: Stack, weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor, shared_inputs: bool
+    stack: Stack, weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor | int, shared_inputs: bool
 ) -> Tensor:
-    def predict(weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor) -> Tensor:
+    def predict(weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor | int) -> Tensor:
         return stack.call("prepare_and_predict", weights, rest, x, task)
 
+    one_task = isinstance(task, int)
     if len(weights) == 1:
         of_one = {name: tensor[0] for name, tensor in rest.items()}
-        return predict(weights[0], of_one, *((x, task) if shared_inputs else (x[0], task[0])))[None]
+        of_x, of_task = (x, task) if shared_inputs else (x[0], task if one_task else task[0])
+        return predict(weights[0], of_one, of_x, of_task)[None]
     where = None if shared_inputs else 0
-    return torch.vmap(predict, in_dims=(0, 0, where, where))(weights, rest, x, task)
+    return torch.vmap(predict, in_dims=(0, 0, where, None if one_task else where))(weights, rest, x, task)
 
 
 def _over_rows(function: Callable, *arguments: Any) -> Any:

@@ -127,13 +127,16 @@ class Fleet:
         with precision.autocast():
             terms, gradients = stack.losses_and_gradients(samples, n_new, reference)
             if learner.edits_gradients:
-                gradients = stack.edited(gradients, samples, n_new, reference)
+                updates = None
+                if learner.looks_ahead:
+                    updates = self._optimizer.next_update(stack.weights, gradients, step, index)
+                gradients = stack.edited(gradients, samples, n_new, reference, updates)
         if self._clip is not None:
             gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
         self._optimizer.step(stack.weights, gradients, step, index)
         if learner.acts_after_steps:
             with torch.no_grad():
-                stack.after_step()
+                stack.after_step(step + 1)
         if index is not None:
             self._stacked.put(index, stack)
         for member in members:

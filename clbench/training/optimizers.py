@@ -1,9 +1,10 @@
 """Optimizers and learning-rate schedules, by the names of ``trainer.optimizer`` and ``trainer.scheduler``."""
 
+import copy
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from clbench.config import TrainerConfig
@@ -36,3 +37,21 @@ def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:
         optimizer.step()
         scheduler.step()
     return rates
+
+
+def next_update(optimizer: torch.optim.Optimizer, gradient: Tensor) -> Tensor:
+    """The change (P,) that ``optimizer.step()`` would make for ``gradient`` (P,); nothing is changed by asking."""
+    twin = copy.deepcopy(optimizer)
+    moved = [parameter for group in twin.param_groups for parameter in group["params"]]
+    before = torch.cat([parameter.detach().reshape(-1) for parameter in moved])
+    assign_gradients(moved, gradient)
+    twin.step()
+    return torch.cat([parameter.detach().reshape(-1) for parameter in moved]) - before
+
+
+def assign_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:
+    """Write the vector (P,) into the gradients of ``parameters``."""
+    start = 0
+    for parameter in parameters:
+        parameter.grad = gradient[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()

@@ -68,6 +68,16 @@ class StackedOptimizer:
             moments = {name: moment[part] for name, moment in self._moments.items()}
             self._update(weights[part], gradients[part], moments, part, step)
 
+    def next_update(self, weights: Tensor, gradients: Tensor, step: int, rows: Tensor | None = None) -> Tensor:
+        """The changes (R, P) that :meth:`step` would make; nothing is changed by asking."""
+        chosen = slice(None) if rows is None else rows
+        moments = {name: moment[chosen].clone() for name, moment in self._moments.items()}
+        steps_taken, self._steps_taken = self._steps_taken, self._steps_taken.clone()
+        moved = weights.clone()
+        self._update(moved, gradients, moments, chosen, step)
+        self._steps_taken = steps_taken
+        return moved - weights
+
     def _update(
         self, weights: Tensor, gradients: Tensor, moments: dict[str, Tensor], rows: Tensor | slice, step: int
     ) -> None:

@@ -24,7 +24,7 @@ from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, save_checkpoint
-from clbench.training.optimizers import learning_rates, make_optimizer
+from clbench.training.optimizers import assign_gradients, learning_rates, make_optimizer, next_update
 
 PROGRESS_SECONDS = 0.25
 """The display is refreshed, and the losses are checked for NaN, this often."""
@@ -89,6 +89,7 @@ class Trainer:
         self._loss_rows: list[tuple[int, int, str, float]] = []
         self._n_checked = 0
         self._task_tables: list[pd.DataFrame] = []
+        self._measurements: list[tuple[int, str, str, str, float]] = []
         self._reference: tuple[Tensor, Samples] | None = None
 
     # ---- results --------------------------------------------------------------------------------------------------
@@ -108,6 +109,11 @@ class Trainer:
         """Training loss by term: task_learning, iteration, term, loss."""
         self._collect_losses()
         return pd.DataFrame(self._loss_rows, columns=["task_learning", "iteration", "term", "loss"])
+
+    @property
+    def method(self) -> pd.DataFrame:
+        """What the strategies report of themselves at task ends: task_learning, strategy, quantity, part, value."""
+        return pd.DataFrame(self._measurements, columns=["task_learning", "strategy", "quantity", "part", "value"])
 
     @property
     def seconds(self) -> float:
@@ -182,6 +188,7 @@ class Trainer:
     def end_task(self) -> None:
         """Call the learner's hooks, evaluate on full test sets, save."""
         self.learner.end_task(self._task)
+        self._measurements += [(self.task, name, *reported) for name, reported in self.learner.measurements()]
         self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
         self.save()
@@ -214,6 +221,8 @@ class Trainer:
         self.precision.backward(total, self.optimizer)
         if self.learner.edits_gradients:
             gradient = flatten_gradients(self.parameters)
+            if self.learner.looks_ahead:
+                batch = batch._replace(update=next_update(self.optimizer, gradient))
             with self.precision.autocast():
                 edited = self.learner.edit_gradients(gradient, batch)
             if look:
@@ -222,7 +231,7 @@ class Trainer:
         if self.config.trainer.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad_norm)
         self.precision.step(self.optimizer)
-        self.learner.after_step()
+        self.learner.after_step(self.step + 1)
         if look:
             self.diagnostics.after_step()
         kept = self.learner.compilation.kept
@@ -304,6 +313,7 @@ class Trainer:
                 "tasks": torch.from_numpy(self.tasks.to_numpy(np.float64)),
                 "losses": list(self._loss_rows),
                 "diagnostics": self.diagnostics.rows(),
+                "measurements": list(self._measurements),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "seconds": self.seconds,
@@ -320,13 +330,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load_state_dict(state["loss_scale"])
         self.task, self.step, self.iteration = (state["position"][key] for key in ("task", "step", "iteration"))
-        self.learner.resume_at(self.task)
+        self.learner.resume_at(self.task, begun=self.step > 0)
         self.evaluator.restore(state["curve"].cpu().numpy())
         self.evaluator.load_state_dict(state["evaluator"])
         self._task_tables = [as_table(state["tasks"].cpu().numpy())]
         self._loss_rows = [tuple(row) for row in state["losses"]]
         self._n_checked = len(self._loss_rows)
         self.diagnostics.restore(state["diagnostics"])
+        self._measurements = [tuple(row) for row in state["measurements"]]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
@@ -337,11 +348,3 @@ class Trainer:
 def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """The gradients of ``parameters`` as one vector (P,); zeros where a parameter has none."""
     return torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
-
-
-def assign_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:
-    """Write the vector (P,) back into the parameters' gradients."""
-    start = 0
-    for parameter in parameters:
-        parameter.grad = gradient[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
