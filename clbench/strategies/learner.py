@@ -161,7 +161,6 @@ class Learner(nn.Module):
         tensors = [t for s in self for t in (*s.parameters(), *s.buffers())]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
-
     def _refuse_to_be_bypassed(self) -> None:
         """Refuse strategies that would send samples through the model past the one that makes its weights."""
         maker = self._owner["outputs"]
