@@ -79,7 +79,7 @@ def set_up(composed: DictConfig) -> Setup:
     torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
     compilation = Compilation(config.trainer.compile, device)
-    learner = Learner(model, [_strategy(options, model, scenario) for options in strategies], compilation).to(device)
+    learner = Learner(model, _strategies(strategies, model, scenario, config.seed), compilation).to(device)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, _memory_format(model, device))
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
@@ -284,6 +284,13 @@ def _added_strategies(config: RunConfig) -> list[Any]:
         configuration.check_fields(options, f"plus.{name}.")
         added.append(options)
     return added
+
+
+def _strategies(chosen: list[Any], model: ContinualModel, scenario: Scenario, seed: int) -> list[Strategy]:
+    """The strategies; weights of their own are drawn from the stream (seed, "strategy_initialisation")."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "strategy_initialisation"))
+        return [_strategy(options, model, scenario) for options in chosen]
 
 
 def _strategy(options: Any, model: ContinualModel, scenario: Scenario) -> Strategy:

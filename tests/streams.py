@@ -14,4 +14,21 @@ STREAMS = {
     ],
 }
 
+
+SMALL_OPTIONS = {"hypernetwork": ["strategy.chunk_size=300"]}
+"""What makes a strategy small beside a small network."""
+
+
+def small_options(name: str) -> list[str]:
+    """Overrides that choose a strategy with options for small streams and networks."""
+    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
+    return [f"strategy={name}", *memory, *SMALL_OPTIONS.get(name, [])]
+
+
+def setting_of(name: str, preferred: str) -> str:
+    """``preferred`` where the strategy is defined for it, else the first setting that it is defined for."""
+    settings = STRATEGIES[name].needs.settings
+    return preferred if preferred in settings else settings[0]
+
+
 CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]

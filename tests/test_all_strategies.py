@@ -1,20 +1,21 @@
 """What every registered strategy has to satisfy, in every setting it is defined for."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from streams import CASES, STREAMS
+from streams import CASES, STREAMS, setting_of, small_options
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from clbench.evaluation.evaluator import COLUMNS, as_table
 from clbench.registry import STRATEGIES
 from clbench.strategies.base import Batch
 from clbench.training.trainer import flatten_gradients
 
 
 def options(name: str, setting: str) -> list[str]:
-    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
-    return [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", "trainer.lr=0.05", *memory]
+    return [*small_options(name), *STREAMS[setting], "model.hidden=[16]", "trainer.lr=0.05"]
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -131,6 +132,7 @@ def test_memory_and_step_cost_are_flat_over_50_tasks(name, small_trainer, monkey
     """Bytes kept, operations and FLOPs of a training step do not grow, unless the method is declared to grow."""
     trainer = small_trainer(
         *options(name, "domain"),
+        f"scenario.setting={setting_of(name, 'domain')}",
         "scenario.n_tasks=50",
         "trainer.max_steps_per_task=2",
         "trainer.batch_size=20",
@@ -149,6 +151,8 @@ def test_memory_and_step_cost_are_flat_over_50_tasks(name, small_trainer, monkey
         bytes_kept[task] = trainer.learner.extra_bytes()
 
     monkeypatch.setattr(trainer, "_train_step", counted)
+    # With the task hidden, a method that runs a network per task takes 50³/2 passes for the full test sets at task ends.
+    monkeypatch.setattr(trainer.evaluator, "evaluate_full", lambda *_: as_table(np.empty((0, len(COLUMNS)))))
     trainer.fit()
     assert len(set(bytes_kept.values())) == 1
     if STRATEGIES[name].needs.cost_grows:
@@ -162,7 +166,7 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
     """The gradients of the named loss terms, and a projection's change, sum to what the optimizer gets."""
     trainer = small_trainer(*options(name, setting), "trainer.max_steps_per_task=3")
     checked = []
-    loss = trainer.learner.loss
+    loss, edit = trainer.learner.loss, trainer.learner.edit_gradients
     step = trainer.optimizer.__class__.step
     pieces = {}
 
@@ -173,19 +177,25 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
                 term, trainer.parameters, retain_graph=True, materialize_grads=True)])
             for term in terms.values() if term.requires_grad
         ]  # fmt: skip
-        pieces["batch"] = batch
         return terms
 
+    def edit_and_remember(gradient, batch: Batch):
+        pieces["batch"] = batch
+        return edit(gradient, batch)
+
     def checked_step(optimizer, *arguments):
+        if optimizer is not trainer.optimizer:  # a strategy looks where the next step would lead
+            return step(optimizer, *arguments)
         applied = flatten_gradients(trainer.parameters)
         total = torch.stack(pieces["terms"]).sum(0)
         if trainer.learner.edits_gradients:
-            total = trainer.learner.edit_gradients(total, pieces["batch"])
+            total = edit(total, pieces["batch"])
         torch.testing.assert_close(applied, total, atol=1e-5, rtol=1e-4)
         checked.append(applied.norm())
         return step(optimizer, *arguments)
 
     monkeypatch.setattr(trainer.learner, "loss", loss_with_gradients)
+    monkeypatch.setattr(trainer.learner, "edit_gradients", edit_and_remember)
     monkeypatch.setattr(trainer.optimizer.__class__, "step", checked_step)
     trainer.fit()
     assert len(checked) == 3 * trainer.scenario.n_tasks
@@ -194,7 +204,7 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_real_valued_options_are_buffers(name, small_setup):
     """A learner's state holds its real-valued options, so that learners with different ones can be stacked."""
-    setup = small_setup(*options(name, "class"))
+    setup = small_setup(*options(name, setting_of(name, "class")))
     strategy = setup.learner.strategies[0]
     for field, value in vars(strategy.options).items():
         if isinstance(value, float):

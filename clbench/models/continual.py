@@ -27,7 +27,9 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from clbench.errors import ConfigError
 
@@ -87,6 +89,16 @@ class ContinualModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes) of all classes of the stream; see :meth:`restrict`."""
         return self.head(self.features(x))
+
+    def with_weights(self, weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits that the network computes with ``weights`` in place of its own parameters and buffers.
+
+        ``weights`` need not name all of them; the rest is the network's own.
+        """
+        of_backbone = {n.removeprefix("backbone."): t for n, t in weights.items() if n.startswith("backbone.")}
+        features = functional_call(self.backbone, of_backbone, (x,))
+        head = {name: weights.get(f"head.{name}", own) for name, own in self.head.named_parameters()}
+        return features, F.linear(features, head["weight"], head["bias"])
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 

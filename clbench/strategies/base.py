@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from clbench.config import StrategyConfig
+from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
@@ -223,9 +224,19 @@ class Strategy(nn.Module):
         return F.cross_entropy(self.model.restrict(logits, samples.task), samples.y, reduction="none")
 
     def flat_parameters(self, where: str = "all") -> Tensor:
-        """The trainable parameters as one vector (P,); ``where="backbone"`` leaves the head out."""
+        """The model's trained parameters as one vector (P,); ``where="backbone"`` leaves the head out.
+
+        Raises:
+            ConfigError: nothing of the model is trained.
+        """
         chosen = "" if where == "all" else "backbone."
-        return torch.cat([p.reshape(-1) for name, p in self.model.trained().items() if name.startswith(chosen)])
+        parts = [p.reshape(-1) for name, p in self.model.trained().items() if name.startswith(chosen)]
+        if not parts:
+            raise ConfigError(
+                f"{self.name} acts on trained weights of the network, of which there are none: model.frozen leaves none, or "
+                "a hypernetwork makes them all"
+            )
+        return torch.cat(parts)
 
     def flat_gradient(self, samples: Samples) -> Tensor:
         """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters.

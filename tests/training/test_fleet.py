@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from streams import CASES, STREAMS
+from streams import CASES, STREAMS, setting_of, small_options
 from torch import nn
 
 from clbench.errors import Diverged
@@ -13,8 +13,7 @@ from clbench.training.trainer import Trainer
 
 
 def options(name: str, setting: str) -> list[str]:
-    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
-    return [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", *memory]
+    return [*small_options(name), *STREAMS[setting], "model.hidden=[16]"]
 
 
 def in_double_precision(trainer: Trainer) -> Trainer:
@@ -94,7 +93,7 @@ def test_members_whose_tasks_differ_in_size(small_trainer):
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_real_valued_options_of_a_member_are_its_own(name, small_trainer):
     """Every real-valued option of every strategy differs between two members, and each trains by its own."""
-    common = options(name, "class")
+    common = options(name, setting_of(name, "class"))
     fields = {
         f: v for f, v in vars(small_trainer(*common).learner.strategies[0].options).items() if isinstance(v, float)
     }

@@ -7,7 +7,7 @@ tensor that hand its values to Python.
 
 import pytest
 import torch
-from streams import CASES, STREAMS
+from streams import CASES, STREAMS, setting_of, small_options
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.registry import STRATEGIES
@@ -66,8 +66,7 @@ def guarded(call, monkeypatch):
 
 
 def trainer_of(small_trainer, name: str, setting: str, *more: str):
-    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
-    chosen = [f"strategy={name}", *STREAMS[setting], "model.hidden=[16]", *memory]
+    chosen = [*small_options(name), *STREAMS[setting], "model.hidden=[16]"]
     return small_trainer(
         *chosen, "scenario.augment.flip=true", "trainer.max_steps_per_task=2", *more, checkpoint="".join(more)
     )
@@ -94,7 +93,8 @@ def test_nor_within_that_of_a_fleet(name, setting, small_trainer, monkeypatch):
 def test_as_many_operations_for_many_samples_as_for_few(name, small_trainer, monkeypatch):
     counts = []
     for batch in (4, 32):
-        trainer = trainer_of(small_trainer, name, "class", f"trainer.batch_size={batch}", f"evaluator.subset={batch}")
+        setting = setting_of(name, "class")
+        trainer = trainer_of(small_trainer, name, setting, f"trainer.batch_size={batch}", f"evaluator.subset={batch}")
         trainer.advance = guarded(trainer.advance, monkeypatch)
         trainer.fit()
         counts.append(trainer.advance.counts)
