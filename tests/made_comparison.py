@@ -17,6 +17,10 @@ N = 1000
 
 METHODS = ["er", "ewc", "finetune"]
 
+LAYERS = ["backbone.conv1.weight", "backbone.conv2.weight", "head.weight"]
+MEASURED = ["scenario", "method", "seed", "folder", "task_learning", "strategy", "quantity", "part", "value"]
+"""Columns of a comparison's measurements."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -60,8 +64,13 @@ def made_comparison(
     seeds: int = 3,
     title: str = "Made comparison",
     failures: bool = True,
+    reporting: tuple[str, ...] = (),
 ) -> Comparison:
-    """Every part of a comparison filled; method i has the look and curve of ``METHODS[i % 3]`` and the name ``methods[i]``."""
+    """Every part of a comparison filled; method i has the look and curve of ``METHODS[i % 3]`` and the name ``methods[i]``.
+
+    Args:
+        reporting: the methods that report something of themselves, see :func:`made_measurements`.
+    """
     methods = METHODS if methods is None else methods
     curves, rows = {}, []
     for scenario in scenarios:
@@ -79,6 +88,13 @@ def made_comparison(
     runs: Any = SimpleNamespace(
         table=included, curve=curves.__getitem__, tasks=lambda folder: task_ends(curves[folder]), studies=[]
     )
+    measured = [
+        made_measurements(n_tasks, 0.1 * methods.index(row.method) + 0.01 * row.seed).assign(
+            scenario=row.scenario, method=row.method, seed=row.seed, folder=row.folder
+        )
+        for row in included[included.method.isin(reporting)].itertuples()
+    ]
+    measurements = pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(columns=MEASURED)
     ranks = pd.Series({method: 1.0 + index for index, method in enumerate(methods)})
     return Comparison(
         title=title,
@@ -89,6 +105,8 @@ def made_comparison(
         by=["method"],
         metric="ACC",
         main=[_table(f"Results: {scenario}", methods, scenario) for scenario in scenarios],
+        measurements=measurements,
+        reported=[_table(f"Reported: {scenario}", list(reporting), scenario) for scenario in scenarios if reporting],
         costs=[_table(f"Costs: {scenario}", methods, scenario) for scenario in scenarios],
         failures=_table("Failures", methods[-1:]) if failures else None,
         provenance=[_table(f"Provenance: {scenario}", methods[:1], scenario) for scenario in scenarios],
@@ -99,6 +117,22 @@ def made_comparison(
         protocols=[_protocol_report(methods, scenarios[0])],
         sensitivity=[_sensitivity(method, scenarios[0]) for method in methods[:2]],
     )
+
+
+def made_measurements(n_tasks: int, shift: float) -> pd.DataFrame:
+    """What a strategy ``sparse`` reports: a quantity that never changes, two that do, one with layers and one with tasks.
+
+    After task t: density 0.2; free share 0.8 ** (t + 1), plus ``shift``; flops 1e6 · (t + 1); free share of layer k that of the
+    whole minus 0.01 · k; overlap with task j 0.1 · (t − j), plus ``shift``.
+    """
+    rows: list[tuple[int, str, str, float]] = []
+    for task in range(n_tasks):
+        free = 0.8 ** (task + 1) + shift
+        rows += [(task, "density", "", 0.2), (task, "free_share", "", free), (task, "flops", "", 1e6 * (task + 1))]
+        rows += [(task, "free_share", layer, free - 0.01 * place) for place, layer in enumerate(LAYERS)]
+        rows += [(task, "overlap", f"task {earlier}", 0.1 * (task - earlier) + shift) for earlier in range(task)]
+    table = pd.DataFrame(rows, columns=["task_learning", "quantity", "part", "value"])
+    return table.assign(strategy="sparse")
 
 
 def _table(title: str, methods: list[str], scenario: str = "") -> Table:

@@ -51,9 +51,16 @@ def write_run(
     options: dict[str, Any] | None = None,
     stream_hash: str = STREAM,
     study: dict[str, Any] | None = None,
+    notes: list[str] | None = None,
+    measurements: list[tuple[int, str, str, str, float]] | None = None,
     **metrics: float | None,
 ) -> Path:
-    """A run folder as a run leaves it; ``metrics`` replace those of :data:`METRICS` and :data:`COSTS`."""
+    """A run folder as a run leaves it; ``metrics`` replace those of :data:`METRICS` and :data:`COSTS`.
+
+    Args:
+        notes: those of ``summary.json``; None: a run from before there were notes.
+        measurements: rows of ``method.parquet``: task_learning, strategy, quantity, part, value; None: no such file.
+    """
     folder.mkdir(parents=True)
     content = config(strategy, seed, scenario, options or {}) | {"study": study}
     (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
@@ -105,7 +112,11 @@ def write_run(
         "metrics": METRICS | changed,
         "costs": COSTS | {name: value for name, value in metrics.items() if name in COSTS},
     }
+    summary |= {} if notes is None else {"notes": notes}
     (folder / "summary.json").write_text(json.dumps(summary))
+    if measurements is not None:
+        columns = ["task_learning", "strategy", "quantity", "part", "value"]
+        pd.DataFrame(measurements, columns=columns).to_parquet(folder / "method.parquet")
     rows = [(0, 10, 0, 5, 5, 0.1), (1, 20, 0, 5, 3, 0.9), (1, 20, 1, 5, 5, 0.1)]
     table = pd.DataFrame(rows, columns=["task_learning", "iteration", "task_eval", "n", "correct", "loss"])
     table.to_parquet(folder / "tasks.parquet")

@@ -18,7 +18,7 @@ from clbench.reports.comparison import Comparison, compare
 from clbench.reports.loading import load
 from clbench.reports.statistics import TESTS
 from clbench.reports.tables import METRICS, Cell, Table
-from clbench.reports.text_formats import latex, main_numbers, markdown, write_runs
+from clbench.reports.text_formats import latex, main_numbers, markdown, measurement_numbers, write_runs
 
 LABELS = 2
 """Columns of the main table before its metrics: the method and how many runs finished."""
@@ -56,6 +56,8 @@ def report(arguments: list[str]) -> None:
     console = Console()
     for table in comparison.main:
         console.print(terminal_table(table, options.metric))
+        for number, note in enumerate(table.footnotes, start=1):
+            console.print(Text(f"[{number}] {note}", "yellow"))
     if comparison.failures is not None:
         console.print(
             Text(f"{len(comparison.failures.rows)} runs are missing or did not finish: see the report", "yellow")
@@ -101,6 +103,8 @@ def _write(comparison: Comparison, out: Path) -> Path:
     (out / "tables.tex").write_text(latex(comparison), encoding="utf-8")
     write_runs(comparison, out / "runs.csv")
     main_numbers(comparison).to_csv(out / "comparison.csv", index=False)
+    if comparison.reported:
+        measurement_numbers(comparison).to_csv(out / "reported.csv", index=False)
     write_page(comparison, out / "report.html")
     return out / "report.html"
 
@@ -188,7 +192,9 @@ def terminal_table(table: Table, metric: str) -> RichTable:
 
 
 def _terminal_cell(cell: Cell) -> Text:
-    return Text(f"{cell.text} †" if cell.mark == "tied" else cell.text, style="bold" if cell.mark == "best" else "")
+    marks = [" †"] if cell.mark == "tied" else []
+    marks += [f" [{number}]" for number in cell.footnotes]
+    return Text(cell.text + "".join(marks), style="bold" if cell.mark == "best" else "")
 
 
 def _listing(table: pd.DataFrame) -> RichTable:

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from clbench.errors import ConfigError, choose_from
 from clbench.reports import tables
 from clbench.reports.checks import Selection, select
-from clbench.reports.loading import Runs, load
+from clbench.reports.loading import MEASUREMENT_COLUMNS, Runs, load
 from clbench.reports.protocols import ProtocolReport, Sensitivity, protocol_reports, sensitivities
 from clbench.reports.statistics import TESTS, AgainstBest, Ranking, against_best, rank_methods
 from clbench.reports.tables import METRICS, Table
@@ -51,7 +52,14 @@ class Comparison:
     """Name of the metric that decides who is best, a column of ``included``."""
 
     main: list[Table]
-    """The main table, one per scenario (``table.scenario``)."""
+    """The main table, one per scenario (``table.scenario``); what has to be known of the methods is in its footnotes."""
+
+    measurements: pd.DataFrame
+    """What the compared runs report of themselves (``method.parquet``): ``scenario, method, seed, folder``, then ``task_learning,
+    strategy, quantity, part, value``. Without rows where none reports anything."""
+
+    reported: list[Table]
+    """:attr:`measurements` of whole networks after the last task, a table per scenario and strategy that reports any."""
 
     costs: list[Table]
     """Time, memory, parameters and FLOPs, one table per scenario."""
@@ -116,12 +124,16 @@ def compare(
         raise ConfigError(f"none of the runs has the metric {metric}. Valid choices here: {', '.join(defined)}")
     statistics = _statistics(included, metric, test)
     ranks = _ranks(included, metric)
-    main, costs, provenance, hyperparameters = [], [], [], []
+    measurements = _measurements(included, runs)
+    main, reported, costs, provenance, hyperparameters = [], [], [], [], []
     for scenario, rows in included.groupby("scenario", sort=False):
         name = str(scenario)
         methods, seeds = _methods_on(selection, name), selection.expected_seeds[name]
         failures = selection.failures[selection.failures.scenario == scenario]
-        main.append(tables.main_table(rows, methods, failures, seeds, metric, statistics.get(name)))
+        results = tables.main_table(rows, methods, failures, seeds, metric, statistics.get(name))
+        main.append(tables.with_footnotes(results, _notes(selection, name)))
+        own = measurements[measurements.scenario == scenario]
+        reported += tables.measurement_tables(own, rows, methods)
         costs.append(tables.costs_table(rows, methods))
         provenance.append(tables.provenance_table(rows, runs, seeds))
         hyperparameters.append(tables.hyperparameters_table(rows, runs, methods))
@@ -136,6 +148,8 @@ def compare(
         by=by,
         metric=metric,
         main=main,
+        measurements=measurements,
+        reported=reported,
         costs=costs,
         failures=tables.failures_table(selection.failures),
         provenance=provenance,
@@ -155,6 +169,33 @@ def _some(methods: list[str]) -> str:
 def _methods_on(selection: Selection, scenario: str) -> list[str]:
     present = set(selection.candidates.method[selection.candidates.scenario == scenario])
     return [method for method in selection.methods if method in present]
+
+
+def _notes(selection: Selection, scenario: str) -> dict[str, list[str]]:
+    """Method → what its runs say a reader has to know, each sentence once; also of runs that diverged."""
+    candidates = selection.candidates
+    if "notes" not in candidates:
+        return {}
+    noted = candidates[(candidates.scenario == scenario) & candidates.notes.notna()]
+    return {
+        str(method): list(dict.fromkeys(note for notes in lists for note in notes))
+        for method, lists in noted.groupby("method", sort=False).notes
+    }
+
+
+def _measurements(included: pd.DataFrame, runs: Runs) -> pd.DataFrame:
+    """See :attr:`Comparison.measurements`; values that are not finite, undefined in their run, are left out."""
+    of_run = ["scenario", "method", "seed", "folder"]
+    tables = [
+        table.assign(**{name: row[name] for name in of_run})
+        for row in included[of_run].to_dict("records")
+        if len(table := runs.measurements(row["folder"]))
+    ]
+    columns = [*of_run, *MEASUREMENT_COLUMNS]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(tables, ignore_index=True)[columns]
+    return table[np.isfinite(table.value)]
 
 
 def _statistics(included: pd.DataFrame, metric: str, test: str | None) -> dict[str, AgainstBest]:

@@ -39,10 +39,11 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
         tasks: the table on full test sets, see :mod:`clbench.evaluation.metrics`.
         folder: the run folder.
     """
-    parts: list[Any] = [metrics_table(summary)]
+    parts: list[Any] = [metrics_table(summary, _last_measurements(folder))]
     if (tasks.task_learning >= 0).any():
         heading = f"accuracy (%) on each task (column) after each task (row), all {summary['split']} samples"
         parts += [Text(heading), accuracy_matrix_table(tasks)]
+    parts += [Text(note, style="yellow") for note in _notes(summary)]
     if summary["metrics"].get("warning"):
         parts.append(Text(summary["metrics"]["warning"], style="yellow"))
     if summary["status"] != "finished":
@@ -72,6 +73,9 @@ def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     table.columns[0].no_wrap = True
     table.add_column("")
+    notes = dict.fromkeys(note for summary in summaries for note in _notes(summary))
+    if notes:
+        table.caption, table.caption_justify = Text("\n".join(notes), style="yellow"), "left"
     here = Path.cwd()
     for summary, folder in zip(summaries, folders, strict=True):
         cells = ["", "", "", ""]
@@ -84,8 +88,13 @@ def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
     return table
 
 
-def metrics_table(summary: dict[str, Any]) -> Table:
-    """Metrics in percent with what they were measured on, recovery time and costs."""
+def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
+    """Metrics in percent with what they were measured on, recovery time and costs.
+
+    Args:
+        summary: content of ``summary.json``.
+        reported: what the method says of itself, the columns ``task_learning, strategy, quantity, value``; may be empty.
+    """
     metrics, costs = summary["metrics"], summary["costs"]
     table = Table(title=f"{summary['strategy']} on {summary['scenario']}, seed {summary['seed']}", title_justify="left")
     table.add_column("metric")
@@ -108,6 +117,11 @@ def metrics_table(summary: dict[str, Any]) -> Table:
     table.add_row("time", f"{costs['seconds']:.1f} s", f"of which evaluation {100 * share:.0f} %")
     table.add_row("peak memory", f"{costs['peak_memory_bytes'] / 2**20:.0f} MiB", "the process")
     table.add_row("kept beside the model", f"{costs['strategy_bytes'] / 2**20:.2f} MiB", "buffers of the strategy")
+    if len(reported):
+        table.add_section()
+    for row in reported.itertuples():
+        where_from = f"reported by {row.strategy}, task {row.task_learning + 1}"
+        table.add_row(row.quantity.replace("_", " "), _number(row.value), where_from)
     return table
 
 
@@ -133,6 +147,23 @@ def accuracy_matrix_table(tasks: pd.DataFrame) -> Table:
         ]
         table.add_row("start" if learned == -1 else f"{int(str(learned)) + 1}", *cells)
     return table
+
+
+def _last_measurements(folder: Path) -> pd.DataFrame:
+    """What the method says of the whole network after the last task that it learned."""
+    file = folder / "method.parquet"
+    if not file.exists():
+        return pd.DataFrame()
+    table = pd.read_parquet(file)
+    return table[(table.task_learning == table.task_learning.max()) & (table.part == "")]
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    return summary.get("notes") or []  # a failed run has none, nor has one from before there were notes
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _percent(value: float | None) -> str:

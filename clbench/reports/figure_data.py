@@ -23,6 +23,9 @@ SHORTEST_PLATEAU = 10
 MOST_CATEGORIES = 12
 """Different values of a hyperparameter up to which they are shown as categories rather than on a scale."""
 
+MOST_WRITTEN = 10
+"""Rows and columns up to which a heat map has its values written in."""
+
 SeedCurves = Mapping[str, Sequence[pd.DataFrame]]
 """Method → the curve table of each of its seeds."""
 
@@ -270,6 +273,110 @@ def plasticity_and_stability(tasks: pd.DataFrame) -> tuple[float, float]:
 def stability_at(plasticity: np.ndarray, acc: float, n_tasks: int) -> np.ndarray:
     """The stability at which a run of this plasticity has this ACC; see :func:`plasticity_and_stability`."""
     return 1 - (plasticity - acc) * n_tasks / (n_tasks - 1)
+
+
+# ---- what methods report of themselves ------------------------------------------------------------------------------
+
+EARLIER_TASK = r"task \d+"
+"""The part of a quantity that is about an earlier task, counted from 0; any other part is a piece of the network."""
+
+
+def quantity_lines(measurements: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """How quantities of the whole network change while the stream is learned.
+
+    Args:
+        measurements: those of one strategy on one scenario, see :attr:`clbench.reports.comparison.Comparison.measurements`.
+
+    Returns:
+        Quantity → columns ``method, x, mean, low, high``: x counts the tasks learned, the others are over seeds. Quantities
+        that no run sees change are left out.
+    """
+    lines = {}
+    whole = measurements[measurements.part == ""]
+    for quantity, rows in whole.groupby("quantity", sort=False):
+        if rows.groupby("folder").value.nunique().max() < 2:
+            continue
+        found = []
+        for method, own in rows.groupby("method", sort=False):
+            seeds = [run.set_index("task_learning").value.sort_index() for _, run in own.groupby("folder")]
+            found.append(across_seeds(seeds).assign(method=method))
+        table = pd.concat(found, ignore_index=True)
+        lines[str(quantity)] = table.assign(x=table.x + 1)
+    return lines
+
+
+@dataclass(frozen=True)
+class QuantityMap:
+    """A quantity with parts, to be drawn as one heat map per method."""
+
+    quantity: str
+
+    of_tasks: bool
+    """Whether the parts are earlier tasks. If so: a row per task learned, a column per earlier task. If not: a row per part, a
+    column per task learned."""
+
+    maps: dict[str, pd.DataFrame]
+    """Method → mean over seeds, NaN where nothing was reported; rows and columns are the same for all, tasks count from 1."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest value of all maps, and 0: where the colour scale begins and ends."""
+        values = np.concatenate([table.to_numpy().ravel() for table in self.maps.values()])
+        return min(0.0, float(np.nanmin(values))), max(0.0, float(np.nanmax(values)))
+
+    @property
+    def texts(self) -> dict[str, np.ndarray] | None:
+        """The values as they are written into the cells, per method; None where there is no room for them."""
+        largest = max(map(abs, self.range))
+        if max(next(iter(self.maps.values())).shape) > MOST_WRITTEN or largest >= 1000:
+            return None
+        digits = next(digits for digits, least in enumerate((100, 10, 0.1, 0)) if largest >= least)
+        return {
+            method: table.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}").to_numpy()
+            for method, table in self.maps.items()
+        }
+
+
+def quantity_maps(measurements: pd.DataFrame) -> list[QuantityMap]:
+    """The quantities of one strategy on one scenario that have parts and more than a single value.
+
+    Args:
+        measurements: see :func:`quantity_lines`.
+    """
+    found = []
+    parts = measurements[measurements.part != ""]
+    is_task = parts.part.str.fullmatch(EARLIER_TASK)
+    for of_tasks, of_kind in ((False, parts[~is_task]), (True, parts[is_task])):
+        for quantity, rows in of_kind.groupby("quantity", sort=False):
+            if rows.value.nunique() > 1:
+                found.append(QuantityMap(str(quantity), of_tasks, _maps(rows, of_tasks)))
+    return found
+
+
+def _maps(rows: pd.DataFrame, of_tasks: bool) -> dict[str, pd.DataFrame]:
+    """See :attr:`QuantityMap.maps`."""
+    learned = rows.task_learning + 1
+    if of_tasks:
+        placed = rows.assign(row=learned, column=rows.part.str.removeprefix("task ").astype(int) + 1)
+        index = sorted(placed.row.unique())
+    else:
+        placed = rows.assign(row=rows.part, column=learned)
+        index = list(dict.fromkeys(placed.row))  # as the strategy names them: from the input to the output
+    columns = sorted(placed.column.unique())
+    return {
+        str(method): own.pivot_table(index="row", columns="column", values="value").reindex(index, columns=columns)
+        for method, own in placed.groupby("method", sort=False)
+    }
+
+
+def shortened_parts(parts: Sequence[str]) -> list[str]:
+    """The names of parts without the last word, where that is the same in all.
+
+    >>> shortened_parts(["backbone.conv1.weight", "head.weight"])
+    ['backbone.conv1', 'head']
+    """
+    heads, words = zip(*(part.rpartition(".")[::2] for part in parts), strict=True)
+    return list(heads) if all(heads) and len(set(words)) == 1 else list(parts)
 
 
 # ---- costs and ranks ------------------------------------------------------------------------------------------------

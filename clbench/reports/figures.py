@@ -7,8 +7,14 @@ from typing import Any
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
-from clbench.reports.figure_data import curves, mean_matrix, plasticity_and_stability
-from clbench.reports.tables import METRICS
+from clbench.reports.figure_data import (
+    curves,
+    mean_matrix,
+    plasticity_and_stability,
+    quantity_lines,
+    quantity_maps,
+)
+from clbench.reports.tables import METRICS, quantity_heading
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class ReportFigure:
     """File name without its ending: lower case letters, digits, ``-`` and ``_``."""
 
     section: str
-    """Where it belongs in the report: ``figures``, ``protocols``, ``sensitivity`` or ``cost``."""
+    """Where it belongs in the report: ``figures``, ``reported``, ``protocols``, ``sensitivity`` or ``cost``."""
 
     title: str
     caption: str
@@ -40,6 +46,7 @@ def figures_of(comparison: Comparison) -> Iterator[ReportFigure]:
     """The figures for which there are data, one scenario after the other; curve tables are read when their turn comes."""
     for scenario, rows in comparison.included.groupby("scenario", sort=False):
         yield from _scenario_figures(comparison, str(scenario), rows)
+        yield from _measurement_figures(comparison, str(scenario))
     if comparison.ranks is not None:
         yield _critical_difference(comparison)
     yield from _protocol_figures(comparison)
@@ -156,6 +163,42 @@ def _curve_figures(
             kind="switch_zoom",
             data={"lines": shown.after_switch},
         )
+
+
+def _measurement_figures(comparison: Comparison, scenario: str) -> Iterator[ReportFigure]:
+    """What the strategies report of themselves; the shape of the data alone decides how a quantity is drawn."""
+    of_scenario = comparison.measurements[comparison.measurements.scenario == scenario]
+    for strategy, rows in of_scenario.groupby("strategy", sort=False):
+        lines = quantity_lines(rows)
+        if lines:
+            yield ReportFigure(
+                name=file_name("quantities", scenario, str(strategy)),
+                section="reported",
+                title=f"What {strategy} reports of the whole network: {scenario}",
+                caption=(
+                    f"What {strategy} says of itself after every task of {scenario}, a panel for each quantity that changes; the "
+                    f"table has all. Lines: mean over {_seeds(rows)}; bands: lowest to highest seed."
+                ),
+                kind="quantities",
+                data={"lines": lines},
+            )
+        for found in quantity_maps(rows):
+            heading = quantity_heading(found.quantity)
+            if found.of_tasks:
+                title = f"{strategy}, {heading} with earlier tasks: {scenario}"
+                shown = "of every task (row) with every earlier one (column)"
+            else:
+                title = f"{strategy}, {heading} by part: {scenario}"
+                shown = "of every part of the network (row) after every task (column)"
+            own = rows[rows.method.isin(list(found.maps)) & (rows.quantity == found.quantity) & (rows.part != "")]
+            yield ReportFigure(
+                name=file_name("tasks" if found.of_tasks else "parts", scenario, str(strategy), found.quantity),
+                section="reported",
+                title=title,
+                caption=f"What {strategy} reports as {heading} {shown} on {scenario}; mean over {_seeds(own)}.",
+                kind="quantity_maps",
+                data={"shown": found},
+            )
 
 
 def _critical_difference(comparison: Comparison) -> ReportFigure:

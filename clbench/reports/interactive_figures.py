@@ -14,11 +14,14 @@ from plotly.subplots import make_subplots
 
 from clbench.reports.figure_data import (
     COSTS,
+    MOST_WRITTEN,
     Curves,
+    QuantityMap,
     costs,
     equal_acc_levels,
     pareto_front,
     score_by_value,
+    shortened_parts,
     sides,
     stability_at,
     thin_out,
@@ -26,19 +29,16 @@ from clbench.reports.figure_data import (
 )
 from clbench.reports.figures import ReportFigure
 from clbench.reports.palette import Look
-from clbench.reports.tables import Metric
+from clbench.reports.tables import Metric, quantity_heading
 
 MOST_POINTS = 2000
 """Points of one trace; longer curves are thinned out with their minima and maxima kept."""
-
-MOST_WRITTEN = 10
-"""Tasks up to which an accuracy matrix has its values written in."""
 
 Looks = Mapping[str, Look]
 
 
 def draw(figure: ReportFigure, looks: Looks) -> dict[str, go.Figure]:
-    """The pictures of a figure: one under the name of its method (empty: several), or for accuracy matrices one per method."""
+    """The pictures of a figure: one under the name of its method (empty: several), or for heat maps one per method."""
     drawn = DRAW[figure.kind](looks=looks, **figure.data)
     if isinstance(drawn, dict):
         return drawn
@@ -104,6 +104,57 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], looks: Looks) -> dict[
         step = -(-matrix.shape[1] // 10)
         figure.update_xaxes(title_text="task evaluated", dtick=step, tick0=1, showgrid=False)
         figure.update_yaxes(title_text="after learning task", dtick=step, tick0=1, autorange="reversed", showgrid=False)
+        figures[method] = figure
+    return figures
+
+
+def quantities(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.Figure:
+    """What methods report of the whole network against the tasks learned, a panel per quantity."""
+    figure, cells = _panels([_shown(quantity_heading(quantity), 60) for quantity in lines], 2, 250)
+    named: set[str] = set()
+    for (row, column), line in zip(cells, lines.values(), strict=True):
+        where = {"row": row, "col": column}
+        for method, own in line.groupby("method", sort=False):
+            name, look = str(method), looks[str(method)]
+            trace = _line(name, own, look, legend=name not in named, scale=1)
+            trace.update(
+                mode="lines+markers", marker={"symbol": look.plotly_marker, "size": 6},
+                hovertemplate=f"{_literal(name)}: %{{y:.4~g}} after task %{{x}}<extra></extra>",
+            )  # fmt: skip
+            figure.add_trace(_band(name, own, look, scale=1), **where)
+            figure.add_trace(trace, **where)
+            named.add(name)
+        is_lowest = row == cells[-1][0] or (row, column) == cells[len(cells) - 2]
+        ticks = {"tick0": 1, "dtick": -(-int(line.x.max()) // 10)}
+        figure.update_xaxes(title_text="tasks learned" if is_lowest else None, **ticks, **where)
+    return figure
+
+
+def quantity_maps(shown: QuantityMap, looks: Looks) -> dict[str, go.Figure]:
+    """A heat map per method of a quantity with parts: earlier tasks, or pieces of the network."""
+    del looks  # every method has a heat map of its own; the argument is there for all figures
+    figures = {}
+    lowest, highest = shown.range
+    for method, table in shown.maps.items():
+        rows = list(table.index) if shown.of_tasks else shortened_parts(list(table.index))
+        names = [_literal(str(name)) for name in rows]
+        figure, _ = _panels([_shown(method, 40)], 1, max(330, 60 + 17 * len(table)))
+        between = "with task %{x} after task %{y}" if shown.of_tasks else "of %{y} after task %{x}"
+        figure.add_trace(
+            go.Heatmap(
+                x=[str(task) for task in table.columns], y=names, z=table.to_numpy().astype(np.float32), zmin=lowest,
+                zmax=highest, colorscale="Blues", hoverongaps=False, meta=method, colorbar={"thickness": 10, "outlinewidth": 0},
+                text=shown.texts[method] if shown.texts else None, texttemplate="%{text}" if shown.texts else None,
+                hovertemplate=f"{_literal(quantity_heading(shown.quantity))} {between}: %{{z:.4~g}}<extra></extra>",
+            )
+        )  # fmt: skip
+        figure.update_xaxes(
+            title_text="earlier task" if shown.of_tasks else "after learning task", type="category", showgrid=False
+        )
+        figure.update_yaxes(
+            title_text="after learning task" if shown.of_tasks else None, type="category", autorange="reversed",
+            showgrid=False, automargin=True, tickfont_size=13 if shown.of_tasks else 10,
+        )  # fmt: skip
         figures[method] = figure
     return figures
 
@@ -331,7 +382,7 @@ DRAW: dict[str, Callable[..., Any]] = {
     drawing.__name__: drawing
     for drawing in (
         accuracy_curves, switch_zoom, accuracy_matrices, stability_plasticity, cost_fronts, critical_difference,
-        rank_changes, optimism_gaps, sensitivity,
+        rank_changes, optimism_gaps, sensitivity, quantities, quantity_maps,
     )
 }  # fmt: skip
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""
@@ -370,25 +421,32 @@ def _named(method: str) -> dict[str, Any]:
 
 
 def _line(
-    method: str, line: pd.DataFrame, look: Look, switches: np.ndarray | None = None, legend: bool = True
+    method: str,
+    line: pd.DataFrame,
+    look: Look,
+    switches: np.ndarray | None = None,
+    legend: bool = True,
+    scale: float = 100,
 ) -> go.Scatter:
     x, y = line.x.to_numpy(), line["mean"].to_numpy()
     kept = thin_out(x, y, MOST_POINTS - 2 * (0 if switches is None else len(switches)), switches)
     return go.Scatter(
-        x=_compact(x[kept]), y=_compact(100 * y[kept]), mode="lines", **_named(method), showlegend=legend,
+        x=_compact(x[kept]), y=_compact(scale * y[kept]), mode="lines", **_named(method), showlegend=legend,
         line={"color": look.colour, "dash": look.plotly_dash, "width": 1.8},
         hovertemplate=f"{_literal(method)}: %{{y:.1f}} % at %{{x}}<extra></extra>",
     )  # fmt: skip
 
 
-def _band(method: str, line: pd.DataFrame, look: Look, switches: np.ndarray | None = None) -> go.Scatter:
+def _band(
+    method: str, line: pd.DataFrame, look: Look, switches: np.ndarray | None = None, scale: float = 100
+) -> go.Scatter:
     """Lowest to highest seed as one closed shape: along the upper edge and back along the lower."""
     x = line.x.to_numpy()
     most = MOST_POINTS // 2 - 2 * (0 if switches is None else len(switches))
     edges = []
     for edge in (line.high.to_numpy(), line.low.to_numpy()):
         kept = thin_out(x, edge, most, switches)
-        edges.append((x[kept], 100 * edge[kept]))
+        edges.append((x[kept], scale * edge[kept]))
     (upper_x, upper), (lower_x, lower) = edges
     return go.Scatter(
         x=_compact(np.concatenate([upper_x, lower_x[::-1]])), y=_compact(np.concatenate([upper, lower[::-1]])),

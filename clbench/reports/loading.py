@@ -28,6 +28,8 @@ IDENTITY = [
 
 PROVENANCE = ["device", "torch", "clbench", "git_commit", "command"]
 
+MEASUREMENT_COLUMNS = ["task_learning", "strategy", "quantity", "part", "value"]
+
 STATUSES = ("finished", "diverged", "failed", "running", "unreadable")
 
 Leaves = dict[str, Any]
@@ -52,7 +54,7 @@ class Runs:
 
     table: pd.DataFrame
     """Columns :data:`IDENTITY`, every metric of ``summary.json`` (fractions), every cost, :data:`PROVENANCE`; NaN or None where
-    a run has no such value. ``status`` is one of :data:`STATUSES`."""
+    a run has no such value. ``status`` is one of :data:`STATUSES`. ``notes``, lists of sentences, only where a run has some."""
 
     studies: list[Study]
 
@@ -70,6 +72,11 @@ class Runs:
     def tasks(self, folder: str) -> pd.DataFrame:
         """``tasks.parquet``: the same columns on the full test sets at task ends."""
         return pd.read_parquet(Path(folder) / "tasks.parquet")
+
+    def measurements(self, folder: str) -> pd.DataFrame:
+        """``method.parquet``: task_learning, strategy, quantity, part, value; without rows where the method reports nothing."""
+        file = Path(folder) / "method.parquet"
+        return pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=MEASUREMENT_COLUMNS)
 
     def stream(self, folder: str) -> dict[str, Any]:
         """``scenario.json``: name, hash, frozen name, note and every task's classes, sizes and hashes."""
@@ -161,6 +168,8 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], Leaves]:
         if summary["status"] not in STATUSES:
             raise ValueError(f"summary.json has the status {summary['status']!r}")
         metrics, costs = summary.pop("metrics", {}), summary.pop("costs", {})
+        if not summary.get("notes"):  # an empty list, or a run folder from before there were notes
+            summary.pop("notes", None)
         environment = _read_environment(folder)
         row |= metrics | costs | environment | summary
     except FileNotFoundError as error:

@@ -13,7 +13,7 @@ from clbench.reports.comparison import Comparison
 from clbench.reports.figures import ReportFigure, figures_of, methods_of
 from clbench.reports.interactive_figures import draw
 from clbench.reports.palette import looks
-from clbench.reports.tables import Table
+from clbench.reports.tables import FOOTNOTES_HEADING, Table
 
 TEMPLATE = "page.html.jinja"
 
@@ -34,7 +34,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure with its caption; accuracy matrices are one plot per method."""
+    """A figure with its caption; heat maps are one plot per method."""
 
     figure: ReportFigure
     plots: list[Plot]
@@ -61,6 +61,7 @@ def write_page(comparison: Comparison, file: Path) -> None:
     page = environment.get_template(TEMPLATE).render(
         comparison=comparison,
         facts=_facts(comparison),
+        footnotes_heading=FOOTNOTES_HEADING,
         sections=_sections(comparison),
         looks=looks(methods),
         plotly_js=Markup(get_plotlyjs()),  # the library itself, not from any run folder
@@ -84,7 +85,9 @@ def _facts(comparison: Comparison) -> dict[str, str]:
 
 def _sections(comparison: Comparison) -> list[Section]:
     """The sections that have anything to show, in their order."""
-    drawn: dict[str, list[PageFigure]] = {"figures": [], "protocols": [], "sensitivity": [], "cost": []}
+    drawn: dict[str, list[PageFigure]] = {
+        name: [] for name in ("figures", "reported", "protocols", "sensitivity", "cost")
+    }
     method_looks = looks(methods_of(comparison))
     for figure in figures_of(comparison):
         pictures = draw(figure, method_looks)
@@ -97,6 +100,7 @@ def _sections(comparison: Comparison) -> list[Section]:
         Section("compared", "What was compared", comparison.hyperparameters, [], []),
         Section("results", "Results", [*comparison.main, *comparison.tests], [], []),
         Section("figures", "Figures", [], drawn["figures"], []),
+        Section("reported", "What the methods report", comparison.reported, drawn["reported"], []),
         Section("protocols", "Tuning protocols", protocol_tables, drawn["protocols"], protocol_notes),
         Section("sensitivity", "Hyperparameter sensitivity", [], drawn["sensitivity"], []),
         Section("cost", "Cost", comparison.costs, drawn["cost"], []),

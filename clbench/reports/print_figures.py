@@ -9,29 +9,33 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from clbench.reports.comparison import Comparison
 from clbench.reports.figure_data import (
     COSTS,
+    MOST_WRITTEN,
     Curves,
+    QuantityMap,
     costs,
     equal_acc_levels,
     pareto_front,
     score_by_value,
+    shortened_parts,
     sides,
     stability_at,
     with_unit,
 )
 from clbench.reports.figures import figures_of, methods_of
 from clbench.reports.palette import Look, looks
-from clbench.reports.tables import Metric
+from clbench.reports.tables import Metric, quantity_heading
 
 WIDTH = 7.5
 """Width of a figure in inches, about that of the text on a page, so that 8 pt are 8 pt."""
 
 DPI = 200
-MOST_WRITTEN = 10
-"""Tasks up to which an accuracy matrix has its values written in."""
+MOST_PARTS = 40
+"""Parts of a network that have their names written beside a heat map; of more, evenly spaced ones."""
 
 STYLE = {"fontsize": 9}
 
@@ -135,6 +139,55 @@ def stability_plasticity(points: pd.DataFrame, n_tasks: int | None, looks: Looks
     axes.set_xlabel("plasticity: accuracy just after learning (%)", **STYLE)
     axes.set_ylabel("stability: 1 − FORG (%)", **STYLE)
     _legend(figure, points.method.unique(), looks)
+    return figure
+
+
+def quantities(lines: Mapping[str, pd.DataFrame], looks: Looks) -> Figure:
+    """What methods report of the whole network against the tasks learned, a panel per quantity."""
+    figure, grid = _panels(len(lines), 2, 2.1)
+    for axes, (quantity, line) in zip(grid, lines.items(), strict=True):
+        _lines_with_bands(axes, line, looks, scale=1)
+        axes.set_title(_shortened(quantity_heading(quantity), 50), loc="left", **STYLE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.get_offset_text().set_fontsize(8)
+    for axes in grid[-2:]:
+        axes.set_xlabel("tasks learned", **STYLE)
+    _legend(figure, pd.concat(lines.values()).method.unique(), looks, lines=True)
+    return figure
+
+
+def quantity_maps(shown: QuantityMap, looks: Looks) -> Figure:
+    """A heat map per method of a quantity with parts: earlier tasks, or pieces of the network."""
+    del looks  # every method has a heat map of its own; the argument is there for all figures
+    first = next(iter(shown.maps.values()))
+    columns = 2 if first.shape[1] > 5 or not shown.of_tasks else 3
+    height = 2.6 if shown.of_tasks else max(2.0, 0.5 + 0.15 * min(len(first), MOST_PARTS))
+    figure, grid = _panels(len(shown.maps), columns, height)
+    lowest, highest = shown.range
+    image = None
+    for place, (axes, (method, table)) in enumerate(zip(grid, shown.maps.items(), strict=True)):
+        image = axes.imshow(table, vmin=lowest, vmax=highest, cmap="Blues", aspect="auto", interpolation="nearest")
+        axes.set_title(_shortened(method, 80 // columns), loc="left", **STYLE)
+        rows = list(table.index) if shown.of_tasks else shortened_parts(list(table.index))
+        most_rows = 10 if shown.of_tasks else MOST_PARTS
+        for ticks, names, most in ((axes.set_xticks, list(table.columns), 6), (axes.set_yticks, rows, most_rows)):
+            at = range(0, len(names), -(-len(names) // most))
+            ticks(at, [_shortened(str(names[i]), 30) for i in at])
+        if place % columns and not shown.of_tasks:
+            axes.tick_params(labelleft=False)  # the same parts as beside it, and their names are long
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        if shown.texts:
+            for (row, column), text in np.ndenumerate(shown.texts[method]):
+                is_dark = table.iat[row, column] > lowest + 0.6 * (highest - lowest)
+                colour = "white" if is_dark else "black"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    figure.supxlabel("earlier task" if shown.of_tasks else "after learning task", **STYLE)
+    if shown.of_tasks:
+        figure.supylabel("after learning task", **STYLE)
+    figure.colorbar(
+        image, ax=grid, label=_shortened(quantity_heading(shown.quantity), 40), fraction=0.04, aspect=30, pad=0.02
+    )
     return figure
 
 
@@ -263,7 +316,7 @@ DRAW: dict[str, Callable[..., Figure]] = {
     draw.__name__: draw
     for draw in (
         accuracy_curves, switch_zoom, accuracy_matrices, stability_plasticity, cost_fronts, critical_difference,
-        rank_changes, optimism_gaps, sensitivity,
+        rank_changes, optimism_gaps, sensitivity, quantities, quantity_maps,
     )
 }  # fmt: skip
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""
@@ -294,15 +347,16 @@ def _importance_bars(axes: Axes, importance: pd.Series) -> None:
     axes.set_xlabel("importance (% of variance)", **STYLE)
 
 
-def _lines_with_bands(axes: Axes, lines: pd.DataFrame, looks: Looks) -> None:
+def _lines_with_bands(axes: Axes, lines: pd.DataFrame, looks: Looks, scale: float = 100) -> None:
+    """Means and the range over seeds, times ``scale``: fractions are shown in percent."""
     n_methods = lines.method.nunique()
     for place, (method, line) in enumerate(lines.groupby("method", sort=False)):
         look = looks[str(method)]
         # Few markers, at other places for every method: lines that lie on each other are still seen.
         between = max(n_methods, len(line) // 6)
-        axes.fill_between(line.x, 100 * line.low, 100 * line.high, color=look.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(line.x, scale * line.low, scale * line.high, color=look.colour, alpha=0.15, linewidth=0)
         axes.plot(
-            line.x, 100 * line["mean"], color=look.colour, linestyle=look.matplotlib_dash, linewidth=1.2,
+            line.x, scale * line["mean"], color=look.colour, linestyle=look.matplotlib_dash, linewidth=1.2,
             marker=look.matplotlib_marker, markersize=4, markevery=(place * between // n_methods, between),
         )  # fmt: skip
 

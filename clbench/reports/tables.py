@@ -1,8 +1,8 @@
 """Tables of a report: what every output format renders, and the tables made from run folders."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -37,6 +37,9 @@ class Cell:
     mark: str = ""
     """``best`` (bold), ``tied`` (dagger) or empty. Renderers add the mark; it is not in ``text``."""
 
+    footnotes: tuple[int, ...] = ()
+    """Numbers, from 1, of the table's footnotes that belong to it. Renderers add them; they are not in ``text``."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -52,6 +55,9 @@ class Table:
 
     scenario: str = ""
     """The scenario that the table is about; empty where it is about several."""
+
+    footnotes: list[str] = field(default_factory=list)
+    """What a reader has to know of single rows, see :func:`with_footnotes`."""
 
     @property
     def notes(self) -> str:
@@ -218,6 +224,34 @@ def _main_caption(rows: pd.DataFrame, seeds: list[int], metric: str, against: Ag
     return " ".join(sentences)
 
 
+FOOTNOTES_HEADING = "What has to be known of the methods:"
+
+
+def with_footnotes(table: Table, notes: Mapping[str, list[str]]) -> Table:
+    """The table with the notes of its methods below it, each once, and their numbers at the methods' names.
+
+    Args:
+        notes: method → what its runs say has to be known of their results, ``strategy: sentence``.
+    """
+    methods_of = {
+        note: [row[0].text for row in table.rows if note in notes.get(row[0].text, [])]
+        for row in table.rows
+        for note in notes.get(row[0].text, [])
+    }
+    numbers = {note: number for number, note in enumerate(methods_of, start=1)}
+    rows = [
+        [replace(row[0], footnotes=tuple(numbers[note] for note in notes.get(row[0].text, []))), *row[1:]]
+        for row in table.rows
+    ]
+    return replace(table, rows=rows, footnotes=[_footnote(note, methods) for note, methods in methods_of.items()])
+
+
+def _footnote(note: str, methods: list[str]) -> str:
+    """The note, after the methods that it applies to where it does not begin with just that name."""
+    is_named = methods == [note.partition(": ")[0]]
+    return note if is_named else f"{', '.join(methods)} – {note}"
+
+
 def costs_table(rows: pd.DataFrame, methods: Iterable[str]) -> Table:
     """Time, memory, parameters and FLOPs of the finished runs of one scenario, mean ± 95 % half-width where it varies."""
     scenario = str(rows.scenario.iloc[0])
@@ -244,7 +278,9 @@ def mean_cell(values: pd.Series, digits: int, constants_are_exact: bool = False)
         return Cell("–")
     mean, half = t_interval(defined)
     text = f"{mean:.{digits}f}"
-    if not math.isnan(half) and not (constants_are_exact and half == 0):
+    # Compared themselves: the half-width of equal values need not be 0, because their mean is rounded.
+    is_constant = bool((defined == defined[0]).all())
+    if not math.isnan(half) and not (constants_are_exact and is_constant):
         text += f" ± {half:.{digits}f}"
     if len(defined) < len(values):
         text += f" ({len(defined)} runs)" if len(defined) > 1 else " (1 run)"
@@ -381,6 +417,76 @@ def ranks_table(ranking: Ranking) -> Table:
         "With few scenarios this test has little power."
     )
     return Table("Ranks over scenarios", caption, [Column("method"), Column("average rank ↓", is_number=True)], body)
+
+
+# ---- what methods report of themselves ------------------------------------------------------------------------------
+
+EXPONENTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+MOST_DIGITS = 4
+"""Digits after the point up to which a small quantity is shown."""
+
+
+def last_of_whole(measurements: pd.DataFrame) -> pd.DataFrame:
+    """The rows about the whole network after the last task of every run.
+
+    Args:
+        measurements: see :attr:`clbench.reports.comparison.Comparison.measurements`.
+    """
+    is_last = measurements.task_learning == measurements.groupby("folder").task_learning.transform("max")
+    return measurements[is_last & (measurements.part == "")]
+
+
+def measurement_tables(measurements: pd.DataFrame, rows: pd.DataFrame, methods: Iterable[str]) -> list[Table]:
+    """What the methods of one scenario report of themselves: a table per strategy, a row per method, a column per quantity.
+
+    Args:
+        measurements: those of the scenario, see :attr:`clbench.reports.comparison.Comparison.measurements`.
+        rows: the finished runs of the scenario.
+        methods: labels, in the order of the rows; those that report nothing are left out.
+    """
+    scenario = str(rows.scenario.iloc[0])
+    tables = []
+    for strategy, reported in last_of_whole(measurements).groupby("strategy", sort=False):
+        quantities = list(dict.fromkeys(reported.quantity))
+        values = reported.pivot_table(index="folder", columns="quantity", values="value")
+        shown = {name: _unit_and_digits(values[name]) for name in quantities}
+        columns = [Column(quantity_heading(name, shown[name][0]), is_number=True) for name in quantities]
+        body = []
+        for method in methods:
+            own = values.reindex(rows.folder[rows.method == method])  # NaN where a run reports nothing
+            if own.notna().any(axis=None):
+                cells = [mean_cell(own[name] / shown[name][0], shown[name][1], True) for name in quantities]
+                body.append([Cell(method, method), *cells])
+        caption = (
+            f"What {strategy} says of itself after the last task, for the whole network: mean ± half the width of the 95 % "
+            "t-interval over seeds, no interval where all seeds agree. Fractions are between 0 and 1. What each quantity is, "
+            f"python -m clbench describe {strategy} says."
+        )
+        tables.append(
+            Table(f"{scenario}: what {strategy} reports", caption, [Column("method"), *columns], body, scenario)
+        )
+    return tables
+
+
+def quantity_heading(quantity: str, unit: float = 1.0) -> str:
+    """A quantity's name in words, with the power of ten that it is shown in."""
+    power = f" (10{str(round(math.log10(unit))).translate(EXPONENTS)})" if unit != 1 else ""
+    return quantity.replace("_", " ") + power
+
+
+def _unit_and_digits(values: pd.Series) -> tuple[float, int]:
+    """The power of ten that a quantity is shown in, 1 below a million, and how many digits after the point.
+
+    Whole numbers have none; of others, a value of middle size has three digits that count.
+    """
+    sizes = values.abs()[values.notna() & (values != 0)]
+    if sizes.empty:
+        return 1.0, 0
+    unit = 1000.0 ** (math.log10(sizes.max()) // 3) if sizes.max() >= 1e6 else 1.0
+    if unit == 1 and (sizes % 1 == 0).all():
+        return unit, 0
+    return unit, min(MOST_DIGITS, max(0, 2 - math.floor(math.log10(sizes.median() / unit))))
 
 
 def number_cell(value: float, digits: int) -> Cell:

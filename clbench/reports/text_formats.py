@@ -7,7 +7,7 @@ import pandas as pd
 
 from clbench.reports.comparison import Comparison
 from clbench.reports.statistics import t_interval
-from clbench.reports.tables import MAIN, Cell, Table
+from clbench.reports.tables import FOOTNOTES_HEADING, MAIN, Cell, Table, last_of_whole
 
 # ---- Markdown -------------------------------------------------------------------------------------------------------
 
@@ -24,6 +24,7 @@ def markdown(comparison: Comparison, figures: list[tuple[str, str]]) -> str:
     if comparison.failures is not None:
         parts += ["## Missing and failed runs", markdown_table(comparison.failures)]
     parts += _section("Results", [*comparison.main, *comparison.tests])
+    parts += _section("What the methods report", comparison.reported)
     if figures:
         parts.append("## Figures")
         for name, caption in figures:
@@ -51,12 +52,14 @@ def _section(heading: str, tables: list[Table]) -> list[str]:
 
 
 def markdown_table(table: Table) -> str:
-    """Heading, caption and rows; best in bold, tied with a dagger."""
+    """Heading, rows, footnotes and caption; best in bold, tied with a dagger."""
     headings = [_escape_markdown(column.heading) for column in table.columns]
     rules = ["--:" if column.is_number else "---" for column in table.columns]
     lines = [headings, rules, *([_markdown_cell(cell) for cell in row] for row in table.rows)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {_escape_markdown(table.title)}\n\n{body}\n\n{_escape_markdown(_below(table))}"
+    notes = [f"{number}. {_escape_markdown(note)}" for number, note in enumerate(table.footnotes, start=1)]
+    footnotes = "\n".join([f"**{FOOTNOTES_HEADING}**\n", *notes, "\n"]) if notes else ""
+    return f"### {_escape_markdown(table.title)}\n\n{body}\n\n{footnotes}{_escape_markdown(_below(table))}"
 
 
 def _below(table: Table) -> str:
@@ -65,7 +68,12 @@ def _below(table: Table) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     text = _escape_markdown(cell.text)
-    return {"best": f"**{text}**", "tied": f"{text} †"}.get(cell.mark, text)
+    marked = {"best": f"**{text}**", "tied": f"{text} †"}.get(cell.mark, text)
+    return f"{marked} <sup>{_numbers(cell)}</sup>" if cell.footnotes else marked
+
+
+def _numbers(cell: Cell) -> str:
+    return ", ".join(map(str, cell.footnotes))
 
 
 def _escape_markdown(text: str) -> str:
@@ -80,22 +88,24 @@ LATEX_SPECIAL = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "τ": r"$\tau$", "−": "$-$", "–": "--",
     "×": r"$\times$", "³": "$^3$", "λ": r"$\lambda$", "→": r"$\rightarrow$", "š": r"\v{s}",
+    "α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\varepsilon$", "θ": r"$\theta$", "·": r"$\cdot$", "≤": r"$\le$",
+    "≥": r"$\ge$", **{character: f"$^{digit}$" for digit, character in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹") if character != "³"},
 }  # fmt: skip
 
 
 def latex(comparison: Comparison) -> str:
-    """Main, test, protocol and cost tables, each a ``table`` environment with booktabs rules, to be ``\\input``.
+    """Main, test, protocol and cost tables and what methods report, each a ``table`` with booktabs rules, to be ``\\input``.
 
     Wide tables are scaled down to the line, for which the document loads ``graphicx`` beside ``booktabs``.
     """
     reports = [table for report in comparison.protocols for table in report.tables]
-    every = [*comparison.main, *comparison.tests, *reports, *comparison.costs]
+    every = [*comparison.main, *comparison.tests, *reports, *comparison.costs, *comparison.reported]
     head = "% needs \\usepackage{booktabs,graphicx}\n"
     return head + "\n\n".join(latex_table(table) for table in every) + "\n"
 
 
 def latex_table(table: Table) -> str:
-    """One ``table`` environment; best in bold, tied with a dagger."""
+    """One ``table`` environment; best in bold, tied with a dagger, footnotes below the rows."""
     alignment = "".join("r" if column.is_number else "l" for column in table.columns)
     rows = [
         [_latex(column.heading) for column in table.columns],
@@ -118,6 +128,7 @@ def latex_table(table: Table) -> str:
             *body,
             r"    \bottomrule",
             r"  \end{tabular}}",
+            *_latex_footnotes(table.footnotes),
             r"\end{table}",
         ]
     )
@@ -125,7 +136,15 @@ def latex_table(table: Table) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = _latex(cell.text)
-    return {"best": rf"\textbf{{{text}}}", "tied": rf"{text}$^\dagger$"}.get(cell.mark, text)
+    marked = {"best": rf"\textbf{{{text}}}", "tied": rf"{text}$^\dagger$"}.get(cell.mark, text)
+    return f"{marked}$^{{{_numbers(cell)}}}$" if cell.footnotes else marked
+
+
+def _latex_footnotes(footnotes: list[str]) -> list[str]:
+    if not footnotes:
+        return []
+    notes = [rf"    \par $^{{{number}}}$ {_latex(note)}" for number, note in enumerate(footnotes, start=1)]
+    return [r"  \par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright", *notes, r"  \end{minipage}"]
 
 
 def _latex(text: str) -> str:
@@ -169,4 +188,18 @@ def main_numbers(comparison: Comparison) -> pd.DataFrame:
                     record |= {"difference_to_best": test.difference}
                     record |= {name: test[name] for name in ("effect_size", "p", "p_holm")}
             records.append(record)
+    return pd.DataFrame(records)
+
+
+def measurement_numbers(comparison: Comparison) -> pd.DataFrame:
+    """What methods report of whole networks after the last task, as numbers: a row per scenario, method and quantity.
+
+    Returns:
+        ``scenario, method, strategy, quantity``, then ``mean`` and ``half_width`` (95 %) over the ``runs`` that report it.
+    """
+    keys = ["scenario", "method", "strategy", "quantity"]
+    records = []
+    for names, rows in last_of_whole(comparison.measurements).groupby(keys, sort=False):
+        mean, half = t_interval(rows.value.to_numpy(float))
+        records.append(dict(zip(keys, names, strict=True)) | {"mean": mean, "half_width": half, "runs": len(rows)})
     return pd.DataFrame(records)

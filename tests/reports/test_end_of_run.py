@@ -11,7 +11,7 @@ from rich.console import Console
 from clbench.config import compose
 from clbench.evaluation.evaluator import COLUMNS
 from clbench.evaluation.metrics import summarise
-from clbench.reports.end_of_run import accuracy_matrix_table, end_of_run
+from clbench.reports.end_of_run import accuracy_matrix_table, end_of_run, end_of_sweep
 from clbench.run import run
 
 PNG = b"\x89PNG"
@@ -93,3 +93,35 @@ def test_run_that_diverged_at_once():
 def test_reports_import_no_torch():
     code = "import sys, clbench.reports.curve_figure, clbench.reports.end_of_run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_what_the_method_says_of_itself(tmp_path):
+    rows = [
+        (0, "dst", "density", "", 0.5), (1, "dst", "density", "", 0.2), (1, "dst", "density", "head.weight", 0.9),
+        (1, "dst", "dense_flops_per_sample", "", 123456789.0), (1, "ewc", "reuse", "task 0", 0.7),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["task_learning", "strategy", "quantity", "part", "value"])
+    table.to_parquet(tmp_path / "method.parquet")
+    summary, tasks = some_run(2)
+    text = shown(end_of_run(summary | {"notes": ["dst: [ours]"]}, tasks, tmp_path), width=80)
+    row = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") == 4}
+    assert "0.2 │ reported by dst, task 2" in row["density"]
+    assert "123456789 │" in row["dense flops per sample"]
+    assert "reuse" not in row
+    assert "dst: [ours]" in text.splitlines()
+
+
+def test_run_of_a_method_that_says_nothing(tmp_path):
+    summary, tasks = some_run(2)
+    text = shown(end_of_run(summary, tasks, tmp_path))
+    assert shown(end_of_run(summary | {"notes": []}, tasks, tmp_path)) == text
+    assert "reported by" not in text
+
+
+def test_notes_of_a_sweep_are_shown_once():
+    summary, _ = some_run(2)
+    failed = {"status": "failed", "reason": "why"}
+    noted = [summary | {"notes": ["dst: ours", "dst: [a] guess"]}, summary | {"notes": ["dst: ours"]}, summary, failed]
+    lines = [line.strip() for line in shown(end_of_sweep(noted, [Path(name) for name in "abcd"])).splitlines()]
+    assert lines[-2:] == ["dst: ours", "dst: [a] guess"]
+    assert "ours" not in shown(end_of_sweep([summary, failed], [Path("a"), Path("b")]))

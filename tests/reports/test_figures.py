@@ -17,7 +17,7 @@ def test_every_figure_there_are_data_for():
     assert kinds == 3 * KINDS_PER_SCENARIO + [
         "critical_difference", "rank_changes", "optimism_gaps", "sensitivity", "sensitivity",
     ]  # fmt: skip
-    assert set(kinds) == set(print_figures.DRAW) == set(interactive_figures.DRAW)
+    assert set(kinds) | {"quantities", "quantity_maps"} == set(print_figures.DRAW) == set(interactive_figures.DRAW)
 
 
 def test_no_figure_without_data():
@@ -78,3 +78,24 @@ def test_cost_is_shown_against_what_decides_but_not_against_cost(metric, shown):
 def test_methods_that_only_a_study_knows_have_a_look_too():
     comparison = made_comparison()
     assert methods_of(dataclasses.replace(comparison, methods=["joint", "ewc"])) == ["joint", "ewc", "er", "finetune"]
+
+
+def test_what_methods_report_is_drawn_by_the_shape_of_the_data():
+    comparison = made_comparison(scenarios=("one",), reporting=("er", "ewc"))
+    found = [figure for figure in figures_of(comparison) if figure.section == "reported"]
+    assert [figure.name for figure in found] == [
+        "quantities-one-sparse", "parts-one-sparse-free_share", "tasks-one-sparse-overlap",
+    ]  # fmt: skip
+    assert [figure.kind for figure in found] == ["quantities", "quantity_maps", "quantity_maps"]
+    lines, parts, tasks = found
+    assert list(lines.data["lines"]) == ["free_share", "flops"]  # the density never changes
+    assert not parts.data["shown"].of_tasks
+    assert tasks.data["shown"].of_tasks
+    for figure in found:
+        assert "3 seeds" in figure.caption
+        assert "sparse" in figure.caption
+        assert figure.caption.endswith(".")
+
+
+def test_no_figure_of_what_nobody_reports():
+    assert not any(figure.section == "reported" for figure in figures_of(made_comparison()))

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from made_comparison import METHODS, Shape, made_comparison, made_curve
 
-from clbench.reports.figure_data import curves
+from clbench.reports.figure_data import curves, quantity_lines, quantity_maps
 from clbench.reports.figures import figures_of
 from clbench.reports.interactive_figures import (
     MOST_POINTS,
@@ -18,9 +18,13 @@ from clbench.reports.interactive_figures import (
     critical_difference,
     draw,
     optimism_gaps,
+    quantities,
     rank_changes,
     sensitivity,
     stability_plasticity,
+)
+from clbench.reports.interactive_figures import (
+    quantity_maps as draw_maps,
 )
 from clbench.reports.palette import looks
 from clbench.reports.tables import METRICS
@@ -179,3 +183,38 @@ def test_room_for_the_legend_grows_with_it():
         return draw(figure, looks(methods))[""].layout.height
 
     assert height([f"a method with a long name {i}" for i in range(8)]) > height(["a", "b"]) + 26
+
+
+def test_what_methods_report_against_the_tasks_learned():
+    measurements = made_comparison(scenarios=("one",), reporting=("er", "ewc")).measurements
+    figure = quantities(quantity_lines(measurements), LOOKS)
+    (line,) = traces(figure, meta="ewc", mode="lines+markers", xaxis="x")
+    assert list(line.x) == [1, 2, 3, 4]
+    np.testing.assert_allclose(line.y, [0.8**task + 0.11 for task in range(1, 5)], rtol=1e-6)
+    (band,) = traces(figure, meta="ewc", fill="toself", xaxis="x")
+    assert (band.y.min(), band.y.max()) == pytest.approx((0.8**4 + 0.1, 0.8 + 0.12))
+    assert {trace.meta for trace in traces(figure, showlegend=True)} == {"er", "ewc"}
+    assert len(traces(figure, showlegend=True)) == 2
+    assert {trace.xaxis for trace in figure.data} == {"x", "x2"}
+
+
+def test_heat_maps_of_what_methods_report():
+    measurements = made_comparison(scenarios=("one",), reporting=("er", "ewc")).measurements
+    layers, tasks = (draw_maps(shown, LOOKS) for shown in quantity_maps(measurements))
+    assert list(layers) == list(tasks) == ["er", "ewc"]
+    er, ewc = (layers[method].data[0] for method in ("er", "ewc"))
+    assert list(er.y) == ["backbone.conv1", "backbone.conv2", "head"]
+    assert list(er.x) == ["1", "2", "3", "4"]
+    assert (er.zmin, er.zmax) == (ewc.zmin, ewc.zmax) == (0, pytest.approx(0.8 + 0.11))
+    np.testing.assert_allclose(er.z[2], [0.8**task - 0.02 + 0.01 for task in range(1, 5)], rtol=1e-6)
+    overlap = tasks["er"].data[0]
+    assert (list(overlap.y), list(overlap.x)) == (["2", "3", "4"], ["1", "2", "3"])
+    assert np.isnan(overlap.z[0][1])
+    assert tasks["er"].layout.yaxis.autorange == "reversed"
+
+
+def test_every_trace_of_a_reporting_method_carries_its_name():
+    comparison = made_comparison(scenarios=("one",), reporting=("er", "ewc"))
+    for figure in figures_of(comparison):
+        if figure.section == "reported":
+            assert {trace.meta for picture in draw(figure, LOOKS).values() for trace in picture.data} == {"er", "ewc"}

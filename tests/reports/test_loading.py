@@ -188,3 +188,22 @@ def test_statistics_of_a_sweep_are_numbers(tmp_path):
     table = load([write_sweep(tmp_path, {"er": [0.9, 0.8], "ewc": [0.4]})]).table
     assert table.query("strategy == 'er' and ACC > 0.85").seed.tolist() == [0]
     assert table.query("FWT > 0").empty  # defined nowhere, still a number
+
+
+def test_what_a_method_says_of_itself(tmp_path):
+    rows = [(0, "sparse", "density", "", 0.2), (0, "sparse", "density", "head.weight", 0.5)]
+    write_run(tmp_path / "a", seed=0, notes=["er: a reading."], measurements=rows)
+    write_run(tmp_path / "b", seed=1, notes=[])
+    write_run(tmp_path / "c", seed=2)  # from before there were notes
+    runs = load([tmp_path])
+    assert runs.table.notes[0] == ["er: a reading."]
+    assert runs.table.notes[1:].isna().all()
+    first, *others = (runs.measurements(folder) for folder in runs.table.folder)
+    assert list(first.itertuples(index=False, name=None)) == rows
+    assert all(table.empty and list(table) == list(first) for table in others)
+
+
+def test_without_notes_there_is_no_column_of_notes(tmp_path):
+    write_run(tmp_path / "a", seed=0, notes=[])
+    write_run(tmp_path / "b", seed=1)
+    assert "notes" not in load([tmp_path]).table

@@ -11,6 +11,7 @@ import pytest
 from made_comparison import METHODS, made_comparison
 
 from clbench.reports.page import write_page
+from clbench.reports.tables import with_footnotes
 
 VOID = {"meta", "link", "input"}
 EVIL = '<script>alert("x")</script>'
@@ -174,3 +175,23 @@ def test_pages_and_figures_import_no_torch():
 def test_many_seeds_are_a_range(tmp_path):
     page = parsed(made_comparison(["er"], ("one",), n_tasks=2, seeds=7), tmp_path)
     assert "0 to 6" in page.texts_of("dd")
+
+
+def test_notes_stand_at_the_methods_names_and_below_the_table(tmp_path):
+    comparison = made_comparison(scenarios=("one",))
+    table = with_footnotes(comparison.main[0], {"ewc": [f"ewc: {EVIL}"], "er": ["er: ours.", "er: a guess."]})
+    page = parsed(dataclasses.replace(comparison, main=[table]), tmp_path)
+    assert page.texts_of("li")[-3:] == ["er: ours.", "er: a guess.", f"ewc: {EVIL}"]
+    assert page.texts_of("sup") == ["1, 2", "3"]
+    assert "What has to be known of the methods:" in page.texts_of("strong")
+
+
+def test_what_methods_report_has_a_section_with_table_and_figures(tmp_path):
+    page = parsed(made_comparison(scenarios=("one",), reporting=("er", "ewc")), tmp_path)
+    headings = page.texts_of("h2")
+    assert headings[headings.index("Figures") + 1] == "What the methods report"
+    assert "Reported: one" in page.texts_of("h3")
+    reported = [name for name in page.having("figure", "id") if "sparse" in name]
+    assert reported == ["quantities-one-sparse", "parts-one-sparse-free_share", "tasks-one-sparse-overlap"]
+    maps = [plot for plot in plots(page) if plot["data"][0]["type"] == "heatmap"]
+    assert [plot["data"][0]["meta"] for plot in maps].count("er") == 1 + 2  # the accuracy matrix, and these two

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from clbench.reports.figure_data import curves
+from clbench.reports.figure_data import curves, quantity_lines, quantity_maps
 from clbench.reports.figures import figures_of
 from clbench.reports.palette import looks
 from clbench.reports.print_figures import (
@@ -20,9 +20,13 @@ from clbench.reports.print_figures import (
     critical_difference,
     draw_all,
     optimism_gaps,
+    quantities,
     rank_changes,
     sensitivity,
     stability_plasticity,
+)
+from clbench.reports.print_figures import (
+    quantity_maps as draw_maps,
 )
 from clbench.reports.tables import METRICS
 
@@ -144,3 +148,36 @@ def test_dollars_in_names_are_no_formula():
         DRAW[figure.kind](looks=looks(names), **figure.data).canvas.draw()
     figure = accuracy_curves(curves({"a$b_c$d": [made_curve(Shape(0.3, 0.0))]}), looks(names))
     assert figure.legends[0].get_texts()[0].get_text() == r"a\$b_c\$d"
+
+
+def test_what_methods_report_against_the_tasks_learned():
+    measurements = made_comparison(scenarios=("one",), reporting=("er", "ewc")).measurements
+    free, flops = quantities(quantity_lines(measurements), LOOKS).axes
+    assert (free.get_title(loc="left"), flops.get_title(loc="left")) == ("free share", "flops")
+    (line,) = lines_of(free, "ewc")
+    np.testing.assert_allclose(line, [(task, 0.8**task + 0.11) for task in range(1, 5)])
+    (line,) = lines_of(flops, "er")
+    np.testing.assert_allclose(line[:, 1], [1e6, 2e6, 3e6, 4e6])
+
+
+def test_heat_maps_of_what_methods_report_share_their_colours():
+    measurements = made_comparison(scenarios=("one",), reporting=("er", "ewc")).measurements
+    layers, tasks = (draw_maps(shown, LOOKS) for shown in quantity_maps(measurements))
+    er, ewc, scale = layers.axes
+    assert (er.get_title(loc="left"), ewc.get_title(loc="left")) == ("er", "ewc")
+    assert [text.get_text() for text in er.get_yticklabels()] == ["backbone.conv1", "backbone.conv2", "head"]
+    assert er.images[0].get_clim() == ewc.images[0].get_clim() == (0, pytest.approx(0.8 + 0.11))
+    assert scale.get_ylabel() == "free share"
+    np.testing.assert_allclose(er.images[0].get_array()[2], [0.8**task - 0.02 + 0.01 for task in range(1, 5)])
+    written = [text.get_text() for text in tasks.axes[0].texts if text.get_text()]
+    assert written == ["0.11", "0.21", "0.11", "0.31", "0.21", "0.11"]
+
+
+def test_what_methods_report_is_written_in_at_least_eight_points(tmp_path):
+    comparison = made_comparison(["er", "a method with a long name", "ewc"], ("one",), reporting=("er", "ewc"))
+    for figure in figures_of(comparison):
+        if figure.section == "reported":
+            drawn: Figure = DRAW[figure.kind](looks=looks(comparison.methods), **figure.data)
+            drawn.savefig(tmp_path / "drawn.png")  # lays it out
+            assert drawn.get_figwidth() == WIDTH
+            assert min(text.get_fontsize() for text in drawn.findobj(Text) if text.get_text()) >= 8, figure.kind

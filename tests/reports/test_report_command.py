@@ -40,6 +40,36 @@ def test_report_writes_every_format_and_prints_the_main_table(sweep, tmp_path, c
     assert pd.read_csv(tmp_path / "here" / "comparison.csv").method.tolist() == ["er", "ewc", "lwf"]
 
 
+def test_report_of_methods_that_say_something_of_themselves(sweep, tmp_path, capsys):
+    rows = [(task, "sparse", "free_share", part, 0.75 - 0.25 * task) for task in range(2) for part in ("", "a", "b")]
+    for seed in range(2):
+        write_run(sweep / f"x{seed}", "sparse", seed, notes=["sparse: [b]ours[/b]."], measurements=rows)
+    report(["multirun", "--out", "here"])
+    shown = capsys.readouterr().out
+    assert re.search(r"sparse \[1\] +2 of 2", shown)
+    assert "[1] sparse: [b]ours[/b]." in shown
+    text = (tmp_path / "here" / "report.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert {"quantities-stream-sparse.png", "parts-stream-sparse-free_share.png"} <= set(pictures)
+    table = pd.read_csv(tmp_path / "here" / "reported.csv")
+    assert table[["method", "quantity", "mean", "runs"]].to_numpy().tolist() == [["sparse", "free_share", 0.5, 2]]
+    assert "ours" in (tmp_path / "here" / "tables.tex").read_text()
+
+
+def test_report_of_methods_that_say_nothing_has_nothing_more(sweep, tmp_path):
+    report(["multirun", "--out", "before"])
+    for folder in sweep.iterdir():  # what a run of today adds where its method has nothing to say
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"notes": []}))
+    report(["multirun", "--out", "after"])
+    names = {file.name for file in (tmp_path / "before").iterdir()}
+    assert {file.name for file in (tmp_path / "after").iterdir()} == names
+    assert "reported.csv" not in names
+    for name in names:
+        before, after = ((tmp_path / out / name).read_bytes() for out in ("before", "after"))
+        assert after == before.replace(b"--out before", b"--out after"), name
+
+
 def test_the_command_in_the_report_makes_it_again(sweep, tmp_path):
     page = write_report(["multirun"], by=["strategy"], metric="WC_ACC", test="wilcoxon", title="A 'quoted' title")
     first = (page.parent / "comparison.csv").read_text()

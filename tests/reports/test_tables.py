@@ -117,6 +117,14 @@ def test_costs(tmp_path):
     assert table["er", "device"].text == "cpu, 1 threads"
 
 
+def test_costs_that_all_seeds_share_have_no_interval_however_their_mean_is_rounded(tmp_path):
+    values = [0.2 * 1e6] * 3
+    assert np.std([value / 1e6 for value in values], ddof=1) > 0
+    for seed, flops in enumerate(values):
+        write_run(tmp_path / str(seed), seed=seed, forward_flops_per_sample=flops)
+    assert cells(compare([tmp_path]).costs[0])["er", "forward pass (MFLOP)"].text == "0.20"
+
+
 def test_tests_table(tmp_path):
     write_sweep(tmp_path, {"er": ER, "ewc": EWC})
     comparison = compare([tmp_path])
@@ -156,3 +164,87 @@ def test_scenarios_have_tables_of_their_own_and_three_have_ranks(tmp_path):
     assert comparison.ranks.scenarios == ["one", "three", "two"]
     assert comparison.tests[-1].title == "Ranks over scenarios"
     assert compare([f"{tmp_path}/one*", f"{tmp_path}/two*"]).ranks is None
+
+
+# ---- what methods say of themselves -----------------------------------------------------------------------------------
+
+
+def test_notes_are_footnotes_once_each_with_the_methods_that_they_apply_to(tmp_path):
+    both, own = "hyper: a part is a reconstruction.", "hyper: this option is our reading."
+    for seed in range(2):
+        notes = [own, both] if seed == 0 else [both]  # a seed that lacks one takes nothing away
+        write_run(tmp_path / f"a{seed}", "hyper", seed, options={"strategy.beta": 1}, notes=notes)
+        write_run(tmp_path / f"b{seed}", "hyper", seed, options={"strategy.beta": 2}, notes=[both])
+        write_run(tmp_path / f"c{seed}", "ewc", seed)  # from before there were notes
+        write_run(tmp_path / f"d{seed}", "er", seed, notes=["er: of one method."])
+    write_run(tmp_path / "e", "gem", 0, status="diverged", ACC=None, notes=["gem: it diverged."])
+    [table] = compare([tmp_path]).main
+    assert table.footnotes == [
+        f"hyper (beta=1) – {own}",
+        f"hyper (beta=1), hyper (beta=2) – {both}",
+        "er: of one method.",
+        "gem: it diverged.",
+    ]
+    numbers = {row[0].text: row[0].footnotes for row in table.rows}
+    assert numbers == {"hyper (beta=1)": (1, 2), "hyper (beta=2)": (2,), "ewc": (), "er": (3,), "gem": (4,)}
+    assert all(cell.footnotes == () for row in table.rows for cell in row[1:])
+
+
+def test_notes_stay_with_their_scenario(tmp_path):
+    write_run(tmp_path / "a", "er", scenario="one", notes=["er: of one."])
+    write_run(tmp_path / "b", "er", scenario="two", notes=[])
+    assert [table.footnotes for table in compare([tmp_path]).main] == [["er: of one."], []]
+
+
+def measured(folder, name: str, strategy: str, seed: int, values: dict[str, list[float]]) -> None:
+    """A run whose strategy reports a value of each quantity after every task, and one of a layer beside it."""
+    rows = [
+        (task, strategy, quantity, part, value + 100 * bool(part))
+        for quantity, by_task in values.items()
+        for task, value in enumerate(by_task)
+        for part in ("", "head.weight")
+    ]
+    write_run(folder / f"{name}{seed}", strategy, seed, options={"strategy.name": strategy}, measurements=rows)
+
+
+def test_whole_network_after_the_last_task_is_a_table_per_strategy(tmp_path):
+    shares = [0.5, 0.52, 0.56]
+    for seed, share in enumerate(shares):
+        values = {"free_share": [0.9, share], "density": [0.2, 0.2], "flops": [1.0, 2.5e7], "masks": [3, 10 + seed]}
+        measured(tmp_path, "a", "sparse", seed, values)
+        measured(tmp_path, "b", "hyper", seed, {"parameters": [5.0, 190410.0]})
+        write_run(tmp_path / f"c{seed}", "er", seed)
+    sparse, hyper = compare([tmp_path]).reported
+    assert (sparse.title, hyper.title) == ("stream: what sparse reports", "stream: what hyper reports")
+    assert [column.heading for column in sparse.columns] == ["method", "free share", "density", "flops (10⁶)", "masks"]
+    found = cells(sparse)
+    low, high = stats.ttest_1samp(shares, 0).confidence_interval(0.95)
+    assert found["sparse", "free share"].text == f"{np.mean(shares):.3f} ± {(high - low) / 2:.3f}"
+    assert (
+        found["sparse", "density"].text == "0.200"
+    )  # the same in every seed: no interval, however the mean is rounded
+    assert found["sparse", "flops (10⁶)"].text == "25.0"
+    assert found["sparse", "masks"].text == "11 ± 2"
+    assert [[cell.text for cell in row] for row in hyper.rows] == [["hyper", "190410"]]
+
+
+def test_seeds_that_report_nothing_are_counted(tmp_path):
+    measured(tmp_path, "a", "sparse", 0, {"density": [0.2, 0.3]})
+    write_run(tmp_path / "b", "sparse", 1)  # from before methods reported anything
+    [table] = compare([tmp_path]).reported
+    assert table.rows[0][1].text == "0.300 (1 run)"
+
+
+def test_runs_that_report_nothing_have_no_such_table(tmp_path):
+    write_run(tmp_path / "a", "er", notes=[])
+    comparison = compare([tmp_path])
+    assert comparison.reported == []
+    assert comparison.measurements.empty
+    assert comparison.main[0].footnotes == []
+
+
+def test_what_is_undefined_is_left_out(tmp_path):
+    undefined = {"reuse": [float("nan"), float("nan")], "ratio": [1.0, float("inf")]}
+    measured(tmp_path, "a", "sparse", 0, {"density": [0.2, 0.3]} | undefined)
+    [table] = compare([tmp_path]).reported
+    assert [column.heading for column in table.columns] == ["method", "density"]

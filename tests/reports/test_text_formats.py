@@ -7,10 +7,19 @@ import subprocess
 import pandas as pd
 import pytest
 from made_runs import write_run, write_study, write_sweep
+from scipy import stats
 
 from clbench.reports.comparison import compare
 from clbench.reports.tables import Cell, Column, Table
-from clbench.reports.text_formats import latex, latex_table, main_numbers, markdown, markdown_table, write_runs
+from clbench.reports.text_formats import (
+    latex,
+    latex_table,
+    main_numbers,
+    markdown,
+    markdown_table,
+    measurement_numbers,
+    write_runs,
+)
 
 ER, EWC, LWF = [0.90, 0.91, 0.92, 0.90, 0.93], [0.50, 0.52, 0.51, 0.55, 0.51], [0.41, 0.40, 0.44, 0.43, 0.40]
 
@@ -113,3 +122,47 @@ def test_every_run_found_is_in_the_csv(comparison, tmp_path):
     assert table.compared.sum() == 15
     assert table[~table.compared].status.tolist() == ["diverged"]
     assert table[table.method == "er"].ACC.tolist() == ER
+
+
+# ---- what methods say of themselves -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_themselves(tmp_path):
+    """Two seeds of a method with a note and of one that reports something."""
+    for seed, density in enumerate([0.2, 0.3]):
+        write_run(tmp_path / f"a{seed}", "hyper", seed, notes=["hyper: the option β_1 is a *reconstruction* & ours."])
+        rows = [(task, "sparse", "density", "", density + task) for task in range(2)]
+        write_run(tmp_path / f"b{seed}", "sparse", seed, notes=[], measurements=rows)
+    return compare([tmp_path])
+
+
+def test_markdown_has_notes_below_the_main_table_and_the_table_of_what_is_reported(of_themselves):
+    text = markdown(of_themselves, [])
+    assert [row[0] for row in rows_of(text, "stream: results")[2:]] == ["hyper <sup>1</sup>", "sparse"]
+    note = r"1. hyper: the option β\_1 is a \*reconstruction\* & ours."
+    assert text.count(note) == 1
+    results = text[text.index("## Results") : text.index("## What the methods report")]
+    assert f"**What has to be known of the methods:**\n\n{note}\n\nMean ± half the width" in results
+    assert [row[0] for row in rows_of(text, "stream: what sparse reports")[2:]] == ["sparse"]
+    assert rows_of(text, "stream: what sparse reports")[2][1].startswith("1.25 ± ")
+
+
+def test_latex_has_notes_in_the_main_table_and_stays_ascii(of_themselves):
+    text = latex(of_themselves)
+    main = text[: text.index(r"\end{table}")]
+    assert r"hyper$^{1}$ & 2 of 2" in main
+    assert r"\par $^{1}$ hyper: the option $\beta$\_1 is a *reconstruction* \& ours." in main
+    assert text.count("reconstruction") == 1
+    assert r"\caption{stream: what sparse reports." in text
+    assert text.isascii()
+    assert "minipage" not in latex_table(of_themselves.reported[0])
+
+
+def test_what_is_reported_as_numbers(of_themselves, tmp_path):
+    [row] = measurement_numbers(of_themselves).to_dict("records")
+    low, high = stats.ttest_1samp([1.2, 1.3], 0).confidence_interval(0.95)
+    assert {name: row[name] for name in ("scenario", "method", "strategy", "quantity", "runs")} == {
+        "scenario": "stream", "method": "sparse", "strategy": "sparse", "quantity": "density", "runs": 2,
+    }  # fmt: skip
+    assert (row["mean"], row["half_width"]) == pytest.approx((1.25, (high - low) / 2))
