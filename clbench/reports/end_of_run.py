@@ -120,7 +120,7 @@ def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
     if len(reported):
         table.add_section()
     for row in reported.itertuples():
-        where_from = f"reported by {row.strategy}, task {row.task_learning + 1}"
+        where_from = f"{row.strategy}, after task {row.task_learning + 1}"
         table.add_row(row.quantity.replace("_", " "), _number(row.value), where_from)
     return table
 

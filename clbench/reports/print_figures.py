@@ -160,20 +160,19 @@ def quantity_maps(shown: QuantityMap, looks: Looks) -> Figure:
     """A heat map per method of a quantity with parts: earlier tasks, or pieces of the network."""
     del looks  # every method has a heat map of its own; the argument is there for all figures
     first = next(iter(shown.maps.values()))
-    columns = 2 if first.shape[1] > 5 or not shown.of_tasks else 3
     height = 2.6 if shown.of_tasks else max(2.0, 0.5 + 0.15 * min(len(first), MOST_PARTS))
-    figure, grid = _panels(len(shown.maps), columns, height)
+    figure, grid = _panels(len(shown.maps), 2, height)
     lowest, highest = shown.range
     image = None
     for place, (axes, (method, table)) in enumerate(zip(grid, shown.maps.items(), strict=True)):
         image = axes.imshow(table, vmin=lowest, vmax=highest, cmap="Blues", aspect="auto", interpolation="nearest")
-        axes.set_title(_shortened(method, 80 // columns), loc="left", **STYLE)
+        axes.set_title(_shortened(method, 40), loc="left", **STYLE)
         rows = list(table.index) if shown.of_tasks else shortened_parts(list(table.index))
         most_rows = 10 if shown.of_tasks else MOST_PARTS
         for ticks, names, most in ((axes.set_xticks, list(table.columns), 6), (axes.set_yticks, rows, most_rows)):
             at = range(0, len(names), -(-len(names) // most))
             ticks(at, [_shortened(str(names[i]), 30) for i in at])
-        if place % columns and not shown.of_tasks:
+        if place % 2 and not shown.of_tasks:
             axes.tick_params(labelleft=False)  # the same parts as beside it, and their names are long
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)

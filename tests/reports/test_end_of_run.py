@@ -105,7 +105,7 @@ def test_what_the_method_says_of_itself(tmp_path):
     summary, tasks = some_run(2)
     text = shown(end_of_run(summary | {"notes": ["dst: [ours]"]}, tasks, tmp_path), width=80)
     row = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") == 4}
-    assert "0.2 │ reported by dst, task 2" in row["density"]
+    assert "0.2 │ dst, after task 2" in row["density"]
     assert "123456789 │" in row["dense flops per sample"]
     assert "reuse" not in row
     assert "dst: [ours]" in text.splitlines()
@@ -115,7 +115,7 @@ def test_run_of_a_method_that_says_nothing(tmp_path):
     summary, tasks = some_run(2)
     text = shown(end_of_run(summary, tasks, tmp_path))
     assert shown(end_of_run(summary | {"notes": []}, tasks, tmp_path)) == text
-    assert "reported by" not in text
+    assert "after task" not in text
 
 
 def test_notes_of_a_sweep_are_shown_once():
