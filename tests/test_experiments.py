@@ -5,6 +5,7 @@ import torch
 
 from clbench.config import check_fields, compose, conf_dir, group_choices, to_dataclass
 from clbench.errors import DataError
+from clbench.models.hypernetworks import ChunkedHypernetwork, RecurrentHypernetwork
 from clbench.run import set_up
 from clbench.training.trainer import Trainer
 
@@ -61,6 +62,51 @@ def test_published_settings(name, expected):
     assert config.trainer.weight_decay == 0
     assert config.trainer.optimizer == "sgd"
     assert config.trainer.scheduler == "constant"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # chrhenning/hypercl, mnist/train_args_default.py
+        ("split_mnist_task_hypernetwork", {"model.hidden": [400, 400], "strategy.hidden": [10, 10], "strategy.chunk_size": 42000,
+                                           "strategy.embedding_size": 96, "strategy.beta": 0.01, "trainer.lr": 0.001,
+                                           "trainer.batch_size": 128, "trainer.max_steps_per_task": 2000}),
+        ("permuted_mnist_large_hypernetwork", {"model.hidden": [1000, 1000], "strategy.hidden": [25, 25], "strategy.beta": 0.1,
+                                               "strategy.activation": "elu", "strategy.embedding_size": 24,
+                                               "strategy.chunk_embedding_size": 8, "strategy.chunk_size": 78000,
+                                               "trainer.lr": 0.0001, "trainer.max_steps_per_task": 5000}),
+        # chrhenning/posterior_replay_cl, prob_mnist/README and prob_cifar/README
+        ("split_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [10, 10, 10, 10], "strategy.chunk_size": 8000,
+                                      "strategy.beta": 10, "trainer.lr": 0.0005, "trainer.batch_size": 32}),
+        ("permuted_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [100, 100], "strategy.chunk_size": 750,
+                                         "strategy.beta": 250, "trainer.clip_grad_norm": 1.0, "trainer.lr": 0.0005}),
+        ("cifar100_task_hypernetwork", {"model.name": "resnet32", "strategy.hidden": [], "strategy.chunk_size": 7000,
+                                        "strategy.beta": 10, "trainer.epochs": 200, "trainer.batch_size": 32}),
+    ],
+)  # fmt: skip
+def test_published_settings_of_hypernetworks(name, expected):
+    config = compose([f"experiment={name}"])
+    for key, value in expected.items():
+        group, field = key.split(".")
+        assert config[group][field] == value, key
+    assert config.trainer.optimizer == "adam"
+    assert config.strategy.lookahead
+
+
+def test_two_kinds_of_hypernetworks_at_the_same_budget():
+    """The recurrent and the chunked experiment: target network, steps, and parameters within a hundredth."""
+    sizes, budgets = {}, {}
+    for kind, name in {"chunked": "small", "recurrent": "recurrent"}.items():
+        config = compose([f"experiment=split_mnist_task_{name}_hypernetwork"])
+        strategy = config.strategy
+        assert strategy.kind == kind
+        shape = (89610, strategy.embedding_size, strategy.chunk_embedding_size, strategy.chunk_size, None)
+        own = (list(strategy.hidden), strategy.activation) if kind == "chunked" else (strategy.state_size,)
+        made = {"chunked": ChunkedHypernetwork, "recurrent": RecurrentHypernetwork}[kind](*shape, *own)
+        sizes[kind] = sum(p.numel() for p in made.parameters())
+        budgets[kind] = (config.model, config.trainer, config.scenario, strategy.beta)
+    assert sizes == {"chunked": 89364, "recurrent": 89064}
+    assert budgets["chunked"] == budgets["recurrent"]
 
 
 def test_an_experiment_chooses_its_model_over_its_scenarios():

@@ -141,3 +141,25 @@ def test_diagnostics_leave_training_alone(small_trainer):
         assert torch.equal(first, second)
     quantities = set(looked_at.diagnostics.table().quantity)
     assert {"gradient_norm/new", "gradient_norm/projection", "gradient_cosine", "feature_drift/0"} <= quantities
+
+
+def test_a_network_for_every_task_is_asked_one_task_at_a_time(small_trainer, monkeypatch):
+    """In passes of one task each, the same counts as a loop over single samples; also where the last pass is a smaller one."""
+    trainer = small_trainer("strategy=hypernetwork", "strategy.chunk_size=500", "scenario=split_digits_task",
+                            "evaluator.batch_size=7", "trainer.max_steps_per_task=2")  # fmt: skip
+    asked = []
+    predict_task = trainer.learner.predict_task
+    monkeypatch.setattr(
+        trainer.learner, "predict_task", lambda x, task: asked.append((len(x), task)) or predict_task(x, task)
+    )
+    trainer.fit()
+    assert asked[-1] == (7, 4) or asked[-1][1] == 4
+    assert {task for _, task in asked} == set(range(5))
+    assert max(n for n, _ in asked) <= 7
+    assert trainer.evaluator.passes([20, 3]) == [
+        (slice(0, 7), 0), (slice(7, 13), 0), (slice(13, 20), 0), (slice(20, 23), 1)]  # fmt: skip
+    last = trainer.curve[trainer.curve.iteration == 10].set_index("task_eval")
+    learner = trainer.learner.eval()
+    for task, ids in enumerate(trainer.evaluator.subset_ids):
+        samples = [trainer.inputs.plain(trainer.scenario.test, sample[None]) for sample in ids]
+        assert last.correct[task] == sum(int(learner.predict(s.x, s.task).argmax() == s.y) for s in samples)

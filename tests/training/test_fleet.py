@@ -102,6 +102,23 @@ def test_real_valued_options_of_a_member_are_its_own(name, small_trainer):
     assert_same_when_alone(small_trainer, members)
 
 
+VARIANTS = {
+    "hypernetwork": {
+        "recurrent": ["strategy.kind=recurrent", "strategy.state_size=6", "strategy.targets=online"],
+        "growing": ["strategy.kind=recurrent", "strategy.state_size=6", "strategy.growth=true"],
+        "some tasks": ["strategy.regularised_tasks=1", "strategy.magnitude_invariant=true", "strategy.lookahead=false"],
+        "importance": ["strategy.regulariser=importance", "strategy.importance_samples=10", "trainer.optimizer=adam"],
+    },
+}
+"""Options of a strategy under which it takes other paths."""
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
+def test_under_other_options_of_the_strategy(name, variant, small_trainer):
+    common = [*options(name, setting_of(name, "task")), "trainer.lr=0.003", *VARIANTS[name][variant]]
+    assert_same_when_alone(small_trainer, [[*common, "seed=0"], [*common, "seed=1", "trainer.lr=0.001"]])
+
+
 def test_a_diverged_member_is_frozen_and_disturbs_nobody(small_trainer, monkeypatch):
     monkeypatch.setattr("clbench.training.fleet.PROGRESS_SECONDS", 0.0)
     common = ["strategy=l2", "model.hidden=[16]"]

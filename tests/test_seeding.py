@@ -1,0 +1,36 @@
+"""Random numbers without a state: SplitMix64's own, uniform, and the same in every way of computing them."""
+
+import pytest
+import torch
+
+from clbench.seeding import hashed_uniform
+
+
+def splitmix64(key: int, n: int) -> list[float]:
+    """The published algorithm in whole numbers modulo 2⁶⁴."""
+    numbers, state = [], key % 2**64
+    for _ in range(n):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = state
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        numbers.append(((z ^ (z >> 31)) >> 11) * 2.0**-53)
+    return numbers
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**63 - 1, -5, 1234567890123456789])
+def test_the_numbers_are_those_of_splitmix64(key):
+    assert hashed_uniform(torch.tensor(key), 50).tolist() == splitmix64(key, 50)
+
+
+def test_under_vmap_every_key_draws_its_own():
+    keys = torch.tensor([3, 4, 2**40])
+    together = torch.vmap(lambda key: hashed_uniform(key, 7))(keys)
+    assert torch.equal(together, torch.stack([hashed_uniform(key, 7) for key in keys]))
+
+
+def test_uniform_and_without_trace_of_neighbouring_keys():
+    first, second = (hashed_uniform(torch.tensor(key), 20000) for key in (10, 11))
+    counts = torch.histc(first, 20, 0, 1)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # χ², 19 degrees of freedom, p = 0.001
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.03
