@@ -79,6 +79,7 @@ def test_resumes_to_the_same_run(name, setting, kill_at, small_trainer, monkeypa
     pd.testing.assert_frame_equal(whole.curve, second.curve)
     pd.testing.assert_frame_equal(whole.tasks, second.tasks)
     pd.testing.assert_frame_equal(whole.training, second.training)
+    pd.testing.assert_frame_equal(whole.method, second.method)
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)

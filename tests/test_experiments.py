@@ -76,8 +76,8 @@ def test_published_settings(name, expected):
                                                "strategy.chunk_embedding_size": 8, "strategy.chunk_size": 78000,
                                                "trainer.lr": 0.0001, "trainer.max_steps_per_task": 5000}),
         # chrhenning/posterior_replay_cl, prob_mnist/README and prob_cifar/README
-        ("split_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [10, 10, 10, 10], "strategy.chunk_size": 8000,
-                                      "strategy.beta": 10, "trainer.lr": 0.0005, "trainer.batch_size": 32}),
+        ("split_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [10, 10, 10, 10],
+                                      "strategy.chunk_size": 8000, "strategy.beta": 10, "trainer.lr": 0.0005, "trainer.batch_size": 32}),
         ("permuted_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [100, 100], "strategy.chunk_size": 750,
                                          "strategy.beta": 250, "trainer.clip_grad_norm": 1.0, "trainer.lr": 0.0005}),
         ("cifar100_task_hypernetwork", {"model.name": "resnet32", "strategy.hidden": [], "strategy.chunk_size": 7000,

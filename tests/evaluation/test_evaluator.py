@@ -153,7 +153,6 @@ def test_a_network_for_every_task_is_asked_one_task_at_a_time(small_trainer, mon
         trainer.learner, "predict_task", lambda x, task: asked.append((len(x), task)) or predict_task(x, task)
     )
     trainer.fit()
-    assert asked[-1] == (7, 4) or asked[-1][1] == 4
     assert {task for _, task in asked} == set(range(5))
     assert max(n for n, _ in asked) <= 7
     assert trainer.evaluator.passes([20, 3]) == [
