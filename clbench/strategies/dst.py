@@ -312,7 +312,7 @@ class DST(Strategy):
     def after_step(self, step: int) -> None:
         self._hold()
         if "momentum" in self._rules:
-            self.momentum.lerp_(self.dense_gradient, 1 - MOMENTUM)
+            self.momentum.mul_(MOMENTUM).add_(self.dense_gradient, alpha=1 - MOMENTUM)
         if step % self.options.update_every == 0:
             self._activate(self._updated(step))
             self._hold()
