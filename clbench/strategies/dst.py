@@ -51,9 +51,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.config import StrategyConfig, option
@@ -301,7 +299,7 @@ class DST(Strategy):
     # ---- within the loop ------------------------------------------------------------------------------------------
 
     def outputs(self, batch: Batch) -> Outputs:
-        return self._network(self._current(), batch.samples.x)
+        return Outputs(*self.model.with_weights(self._current(), batch.samples.x))
 
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
         if self._needs_dense_gradient:
@@ -329,13 +327,6 @@ class DST(Strategy):
                 weights[layer.name] = theta * mask
         return weights
 
-    def _network(self, state: dict[str, Tensor], x: Tensor) -> Outputs:
-        """Features and logits of images by the model with some of its parameters and buffers replaced."""
-        prefix = "backbone."
-        backbone = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        features = functional_call(self.model.backbone, backbone, (x,), tie_weights=False)
-        return Outputs(features, F.linear(features, state["head.weight"], state["head.bias"]))
-
     def _activate(self, mask: Tensor) -> None:
         """Make ``mask`` (P,) that of the task being learned."""
         self.active.copy_(mask)
@@ -348,7 +339,7 @@ class DST(Strategy):
             theta = parameters[layer.name]
             trainable, merged = (t[layer.part].view(layer.shape) for t in (self.trainable, self.merged))
             # merged is 0 where a weight is trained, so that this picks one of the two, exactly.
-            theta.copy_(torch.addcmul(merged, theta, trainable))
+            theta.mul_(trainable).add_(merged)
 
     def _updated(self, step: int) -> Tensor:
         """The mask (P,) after dropping and growing; counts what has grown."""
@@ -388,9 +379,9 @@ class DST(Strategy):
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
         """By the network of each sample's task: every network sees all samples."""
         assert task is not None, "the scenario gives each sample's task"
-        logits = self._network(self._current(), x).logits
+        logits = self.model.with_weights(self._current(), x)[1]
         for learned in range(self.tasks_learned):
-            of_task = self._network(self._stored(learned), x).logits
+            of_task = self.model.with_weights(self._stored(learned), x)[1]
             logits = torch.where((task == learned)[:, None], of_task, logits)
         return self.model.restrict(logits, task, predicting=True)
 
@@ -398,7 +389,7 @@ class DST(Strategy):
         """By the network of the task; one that is not learned yet has that of the task being learned."""
         state = self._stored(task) if task < self.tasks_learned else self._current()
         of_task = torch.full((len(x),), task, device=x.device)
-        return self.model.restrict(self._network(state, x).logits, of_task, predicting=True)
+        return self.model.restrict(self.model.with_weights(state, x)[1], of_task, predicting=True)
 
     def _stored(self, task: int) -> dict[str, Tensor]:
         """The network of a task that has been learned."""
