@@ -19,6 +19,7 @@ from clbench.evaluation import adaptive, evaluator
 from clbench.protocol import streams as protocol_streams
 from clbench.protocol.options import ProtocolConfig
 from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES
+from clbench.scenarios.scenario import EXAMPLES
 
 GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "protocol", "search_space")
 SETTING_LETTERS = {"class": "C", "task": "T", "domain": "D"}
@@ -84,6 +85,11 @@ def describe(name: str) -> None:
             console.print(escape(_module_docstring(STRATEGIES[name])), "", sep="\n", highlight=False)
             _print_needs(console, name)
             _print_options(console, STRATEGIES[name].config, file, group)
+            training = configuration.conf_dir() / "training" / f"{name}.yaml"
+            if training.exists():
+                console.print(
+                    "[bold]changes the schedule[/bold]", escape(training.read_text()), sep="\n", highlight=False
+                )
         elif group == "model":
             kind = OmegaConf.load(file).kind if file.exists() else name
             console.print(
@@ -176,6 +182,8 @@ def _command(group: str, name: str) -> str:
         return f"python -m clbench -m protocol={name} strategy=er,ewc"
     if group == "search_space":
         return f"python -m clbench -m protocol=two_phase search_space={name} strategy=er,ewc"
+    if group == "strategy" and "class" not in STRATEGIES[name].needs.settings:  # which the default scenario is
+        return f"python -m clbench strategy={name} scenario={EXAMPLES[STRATEGIES[name].needs.settings[0]]}"
     return f"python -m clbench {group}={name}"
 
 

@@ -29,7 +29,7 @@ from clbench.reports.curve_figure import draw_curves
 from clbench.scenarios.build import build
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
-from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.scenario import EXAMPLES, Scenario
 from clbench.seeding import stream_seed
 from clbench.strategies.base import Strategy
 from clbench.strategies.compilation import Compilation
@@ -298,7 +298,7 @@ def _strategy(options: Any, model: ContinualModel, scenario: Scenario) -> Strate
     if scenario.setting not in cls.needs.settings:
         raise ConfigError(
             f"strategy {options.name} is not defined for {scenario.setting}-incremental scenarios such as {scenario.name}. "
-            f"Valid choices: {', '.join(f'{s}-incremental' for s in cls.needs.settings)}"
+            f"Valid choices: {', '.join(f'{s}-incremental, e.g. scenario={EXAMPLES[s]}' for s in cls.needs.settings)}"
         )
     return cls(options, model, scenario)
 

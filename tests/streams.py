@@ -15,8 +15,8 @@ STREAMS = {
 }
 
 
-SMALL_OPTIONS = {"hypernetwork": ["strategy.chunk_size=300"]}
-"""What makes a strategy small beside a small network."""
+SMALL_OPTIONS = {"hypernetwork": ["strategy.chunk_size=300"], "dst": ["strategy.update_every=2"]}
+"""What makes a strategy small beside a small network and a few steps."""
 
 
 def small_options(name: str) -> list[str]:

@@ -77,7 +77,8 @@ def test_published_settings(name, expected):
                                                "trainer.lr": 0.0001, "trainer.max_steps_per_task": 5000}),
         # chrhenning/posterior_replay_cl, prob_mnist/README and prob_cifar/README
         ("split_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [10, 10, 10, 10],
-                                      "strategy.chunk_size": 8000, "strategy.beta": 10, "trainer.lr": 0.0005, "trainer.batch_size": 32}),
+                                      "strategy.chunk_size": 8000, "strategy.beta": 10, "trainer.lr": 0.0005,
+                                      "trainer.batch_size": 32}),
         ("permuted_mnist_hypernetwork", {"model.hidden": [100, 100], "strategy.hidden": [100, 100], "strategy.chunk_size": 750,
                                          "strategy.beta": 250, "trainer.clip_grad_norm": 1.0, "trainer.lr": 0.0005}),
         ("cifar100_task_hypernetwork", {"model.name": "resnet32", "strategy.hidden": [], "strategy.chunk_size": 7000,
@@ -100,7 +101,7 @@ def test_two_kinds_of_hypernetworks_at_the_same_budget():
         config = compose([f"experiment=split_mnist_task_{name}_hypernetwork"])
         strategy = config.strategy
         assert strategy.kind == kind
-        shape = (89610, strategy.embedding_size, strategy.chunk_embedding_size, strategy.chunk_size, None)
+        shape = (89610, strategy.embedding_size, strategy.chunk_embedding_size, strategy.chunk_size, 1.0, None)
         own = (list(strategy.hidden), strategy.activation) if kind == "chunked" else (strategy.state_size,)
         made = {"chunked": ChunkedHypernetwork, "recurrent": RecurrentHypernetwork}[kind](*shape, *own)
         sizes[kind] = sum(p.numel() for p in made.parameters())
@@ -113,6 +114,18 @@ def test_an_experiment_chooses_its_model_over_its_scenarios():
     config = compose(["experiment=cifar100_rehearsal_free_ewc"])
     assert (config.model.kind, config.model.name) == ("timm", "resnet18")
     assert (config.trainer.epochs, config.trainer.max_steps_per_task) == (250, None)
+
+
+def test_a_strategy_may_change_its_scenarios_schedule_but_no_experiments():
+    """conf/training/<strategy>.yaml stands between the scenario's file and the experiment's."""
+    for scenario in ("split_digits", "cifar100"):
+        config = compose([f"scenario={scenario}", "strategy=hypernetwork"])
+        assert (config.trainer.optimizer, config.trainer.lr) == ("adam", 0.001)
+        assert compose([f"scenario={scenario}", "strategy=er"]).trainer.optimizer == "sgd"
+    assert compose(["experiment=split_mnist_hypernetwork"]).trainer.lr == 0.0005
+    assert compose(["strategy=hypernetwork", "trainer.optimizer=sgd"]).trainer.optimizer == "sgd"
+    names = {file.stem for file in (conf_dir() / "training").glob("*.yaml")}
+    assert names <= set(group_choices("strategy"))
 
 
 def test_the_command_line_has_the_last_word():

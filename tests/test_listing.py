@@ -31,6 +31,16 @@ def test_describe_shows_equation_options_and_source(name, capsys, monkeypatch):
         assert f"strategy.{field}" in text
 
 
+def test_describe_gives_a_command_that_runs_and_names_a_changed_schedule(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    listing.describe("dst")
+    assert "python -m clbench strategy=dst scenario=split_digits_task" in capsys.readouterr().out
+    listing.describe("hypernetwork")
+    text = capsys.readouterr().out
+    assert "optimizer: adam" in text
+    assert text.rstrip().endswith("python -m clbench strategy=hypernetwork")
+
+
 @pytest.mark.parametrize("name", ["split_digits", "mlp", "digits", "kmnist", "split_mnist_er"])
 def test_describe_other_things(name, capsys):
     listing.describe(name)

@@ -96,7 +96,7 @@ class ContinualModel(nn.Module):
         ``weights`` need not name all of them; the rest is the network's own.
         """
         of_backbone = {n.removeprefix("backbone."): t for n, t in weights.items() if n.startswith("backbone.")}
-        features = functional_call(self.backbone, of_backbone, (x,))
+        features = functional_call(self.backbone, of_backbone, (x,), tie_weights=False)
         head = {name: weights.get(f"head.{name}", own) for name, own in self.head.named_parameters()}
         return features, F.linear(features, head["weight"], head["bias"])
 

@@ -37,18 +37,25 @@ class Hypernetwork(nn.Module):
         n_weights: N.
         embedding_size, chunk_embedding_size: entries of e and of c_i.
         chunk_size: weights per chunk.
+        chunk_embedding_std: standard deviation of the normal distribution that chunk embeddings are drawn from.
         start: with ``magnitude_invariant`` the weights (N,) that Θ₀ starts from, else None.
     """
 
     def __init__(
-        self, n_weights: int, embedding_size: int, chunk_embedding_size: int, chunk_size: int, start: Tensor | None
+        self,
+        n_weights: int,
+        embedding_size: int,
+        chunk_embedding_size: int,
+        chunk_size: int,
+        chunk_embedding_std: float,
+        start: Tensor | None,
     ) -> None:
         super().__init__()
         self.n_weights = n_weights
         self.n_chunks = math.ceil(n_weights / chunk_size)
         self.magnitude_invariant = start is not None
         self.n_inputs = (embedding_size + chunk_embedding_size) * (2 if self.magnitude_invariant else 1)
-        self.chunk_embeddings = nn.Parameter(torch.randn(self.n_chunks, chunk_embedding_size))
+        self.chunk_embeddings = nn.Parameter(chunk_embedding_std * torch.randn(self.n_chunks, chunk_embedding_size))
         if start is not None:
             self.start = nn.Parameter(start.detach().clone())
 
@@ -82,11 +89,12 @@ class ChunkedHypernetwork(Hypernetwork):
         embedding_size: int,
         chunk_embedding_size: int,
         chunk_size: int,
+        chunk_embedding_std: float,
         start: Tensor | None,
         hidden: Sequence[int],
         activation: str,
     ) -> None:
-        super().__init__(n_weights, embedding_size, chunk_embedding_size, chunk_size, start)
+        super().__init__(n_weights, embedding_size, chunk_embedding_size, chunk_size, chunk_embedding_std, start)
         self.activation = ACTIVATIONS["leaky_relu" if self.magnitude_invariant else activation]
         sizes = [self.n_inputs, *hidden, chunk_size]
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(sizes))
@@ -122,10 +130,11 @@ class RecurrentHypernetwork(Hypernetwork):
         embedding_size: int,
         chunk_embedding_size: int,
         chunk_size: int,
+        chunk_embedding_std: float,
         start: Tensor | None,
         state_size: int,
     ) -> None:
-        super().__init__(n_weights, embedding_size, chunk_embedding_size, chunk_size, start)
+        super().__init__(n_weights, embedding_size, chunk_embedding_size, chunk_size, chunk_embedding_std, start)
         self.state_size = state_size
         self.input_maps = nn.Linear(self.n_inputs, 4 * state_size)
         self.state_maps = nn.Linear(state_size, 4 * state_size)

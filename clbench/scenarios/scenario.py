@@ -18,6 +18,9 @@ from clbench.data.images import content_hash
 from clbench.data.store import Store
 from clbench.errors import TestStreamLocked
 
+EXAMPLES = {"class": "split_digits", "task": "split_digits_task", "domain": "rotated_mnist"}
+"""A small scenario of every setting, to name where a strategy asks for another."""
+
 
 class Samples(NamedTuple):
     """Inputs with their labels and tasks.

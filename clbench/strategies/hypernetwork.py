@@ -86,6 +86,7 @@ class HypernetworkConfig(StrategyConfig):
     embedding_size: int = option(help="entries of a task embedding", at_least=1)
     chunk_embedding_size: int = option(help="entries of a chunk embedding", at_least=1)
     chunk_size: int = option(help="weights made at a time", at_least=1)
+    chunk_embedding_std: float = option(help="standard deviation that chunk embeddings start with", at_least=0)
     beta: float = option(help="weight β of the output regulariser", at_least=0)
     regulariser: str = option(
         help="weights of its squares: equal, or by importance (our reading)", choices=("output", "importance")
@@ -128,7 +129,14 @@ class HypernetworkLearning(Strategy):
         start = self.flat_parameters().detach().clone() if config.magnitude_invariant else None
         model.requires_grad_(False)
         n, n_tasks = sum(parameter.numel() for parameter in own.values()), scenario.n_tasks
-        sizes = (n, config.embedding_size, config.chunk_embedding_size, config.chunk_size, start)
+        sizes = (
+            n,
+            config.embedding_size,
+            config.chunk_embedding_size,
+            config.chunk_size,
+            config.chunk_embedding_std,
+            start,
+        )
         self.embedding = nn.Parameter(torch.randn(config.embedding_size))
         self.hypernetwork: Hypernetwork = (
             ChunkedHypernetwork(*sizes, config.hidden, config.activation)

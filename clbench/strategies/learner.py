@@ -166,6 +166,13 @@ class Learner(nn.Module):
         maker = self._owner["outputs"]
         if not _overrides(maker, "outputs"):
             return
+        if (
+            maker is not self.strategies[0]
+        ):  # it may change what is trained, which the others have to find as it is then
+            raise ConfigError(
+                f"{maker.name} makes a network for every task and has to be the main strategy: strategy={maker.name} "
+                f"strategy.plus=[{','.join(s.name for s in self if s is not maker)}]"
+            )
         for strategy in self:
             if strategy is not maker and not strategy.needs.weights_only:
                 raise ConfigError(

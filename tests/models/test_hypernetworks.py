@@ -11,12 +11,12 @@ from torch import nn
 from clbench.models.hypernetworks import ChunkedHypernetwork, RecurrentHypernetwork, encoded
 
 
-def chunked(n=23, chunk=5, hidden=(4,), start=None, activation="elu"):
-    return ChunkedHypernetwork(n, 3, 2, chunk, start, hidden, activation).double()
+def chunked(n=23, chunk=5, hidden=(4,), start=None, activation="elu", std=1.0):
+    return ChunkedHypernetwork(n, 3, 2, chunk, std, start, hidden, activation).double()
 
 
 def recurrent(n=23, chunk=5, state=6, start=None):
-    return RecurrentHypernetwork(n, 3, 2, chunk, start, state).double()
+    return RecurrentHypernetwork(n, 3, 2, chunk, 1.0, start, state).double()
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,7 +89,8 @@ def test_initial_weights():
         assert layer.weight.abs().max() <= bound
         assert layer.weight.detach().std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
         assert not layer.bias.any()
-    assert chunked(4000, 1).chunk_embeddings.detach().std() == pytest.approx(1, rel=0.05)
+    for std in (1.0, 0.1):
+        assert chunked(4000, 1, std=std).chunk_embeddings.detach().std() == pytest.approx(std, rel=0.05)
     r = recurrent(state=400)
     for parameter in (r.state_maps.weight, r.input_maps.bias, r.output_map.weight):
         assert parameter.abs().max() <= 1 / 20

@@ -5,6 +5,7 @@ import functools
 import pandas as pd
 import pytest
 import torch
+from streams import setting_of, small_options
 
 from clbench.errors import ConfigError
 from clbench.strategies.compilation import Compilation
@@ -14,9 +15,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def options(name: str, *more: str) -> list[str]:
-    memory = ["strategy.memory_size=40"] if name in ("er", "gem") else []
-    return [f"strategy={name}", "model.hidden=[16]", "scenario.increment=3", "scenario.class_order=[0,1,2,3,4,5,6,7,8]",
-            "scenario.classes=[0,1,2,3,4,5,6,7,8]", *memory, *more]  # fmt: skip
+    stream = [f"scenario={'split_digits' if setting_of(name, 'class') == 'class' else 'split_digits_task'}"]
+    return [*small_options(name), *stream, "model.hidden=[16]", "scenario.increment=3", "scenario.class_order=[0,1,2,3,4,5,6,7,8]",
+            "scenario.classes=[0,1,2,3,4,5,6,7,8]", *more]  # fmt: skip
 
 
 def assert_same_curve(first, second) -> None:
@@ -51,7 +52,7 @@ def traced_only(monkeypatch):
     return compiled
 
 
-@pytest.mark.parametrize("name", ["er", "ewc", "gem"])
+@pytest.mark.parametrize("name", ["er", "ewc", "gem", "dst", pytest.param("hypernetwork", marks=pytest.mark.slow)])
 def test_the_same_curve_over_tasks(name, small_trainer, traced_only):
     eager, compiled = (
         small_trainer(*options(name), checkpoint="eager"),

@@ -73,12 +73,22 @@ def test_pairs_run(first, second, options, plus, small_trainer):
     ("first", "second", "reason"),
     [
         ("er", "joint", "er and joint cannot be combined: each of them decides the loss on the batch's samples"),
+        (
+            "l2",
+            "dst",
+            r"dst makes a network for every task and has to be the main strategy: strategy=dst strategy\.plus=\[l2\]",
+        ),
+        (
+            "dst",
+            "ewc",
+            "dst and ewc cannot be combined: dst makes a network for every task, and ewc would look at the model",
+        ),
         ("gem", "agem", "gem and agem cannot be combined: each of them decides the gradient's projection"),
     ],
 )
 def test_pairs_that_contradict_each_other_are_refused(first, second, reason, small_setup):
     with pytest.raises(ConfigError, match=reason):
-        small_setup(f"strategy={first}", f"strategy.plus=[{second}]")
+        small_setup(f"strategy={first}", f"strategy.plus=[{second}]", "scenario=split_digits_task")
 
 
 def test_options_of_an_added_strategy(small_setup):
