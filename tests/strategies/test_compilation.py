@@ -16,8 +16,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def options(name: str, *more: str) -> list[str]:
     stream = [f"scenario={'split_digits' if setting_of(name, 'class') == 'class' else 'split_digits_task'}"]
-    return [*small_options(name), *stream, "model.hidden=[16]", "scenario.increment=3", "scenario.class_order=[0,1,2,3,4,5,6,7,8]",
-            "scenario.classes=[0,1,2,3,4,5,6,7,8]", *more]  # fmt: skip
+    return [*small_options(name), *stream, "model.hidden=[16]", "scenario.increment=3",
+            "scenario.class_order=[0,1,2,3,4,5,6,7,8]", "scenario.classes=[0,1,2,3,4,5,6,7,8]", *more]  # fmt: skip
 
 
 def assert_same_curve(first, second) -> None:
