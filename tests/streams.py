@@ -31,4 +31,9 @@ def setting_of(name: str, preferred: str) -> str:
     return preferred if preferred in settings else settings[0]
 
 
+def digits_for(name: str) -> str:
+    """The scenario of digits that the strategy is defined for: the default one, or its task-incremental sister."""
+    return {"class": "split_digits", "task": "split_digits_task"}[setting_of(name, "class")]
+
+
 CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from streams import digits_for, small_options
 
 from clbench.registry import STRATEGIES
 from clbench.training.fleet import Fleet
@@ -10,8 +11,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def options(name: str, *more: str) -> list[str]:
-    memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
-    return [f"strategy={name}", "trainer.max_steps_per_task=10", *memory, *more]
+    return [*small_options(name), f"scenario={digits_for(name)}", "trainer.max_steps_per_task=10", *more]
 
 
 def refuse_syncs(owner, method: str, monkeypatch) -> None:

@@ -4,13 +4,11 @@ argument, or on its task-incremental sister."""
 import csv
 
 import pytest
-from streams import setting_of
+from streams import digits_for
 
 from clbench.config import catalogue_dir, compose
 from clbench.registry import STRATEGIES
 from clbench.run import run
-
-SCENARIOS = {"class": "split_digits", "task": "split_digits_task"}
 
 
 def rows(strategy: str, scenario: str) -> list[dict[str, str]]:
@@ -18,12 +16,8 @@ def rows(strategy: str, scenario: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["strategy"] == strategy]
 
 
-def scenario_of(strategy: str) -> str:
-    return SCENARIOS[setting_of(strategy, "class")]
-
-
 def check(strategy: str, tmp_path, scenario: str | None = None) -> None:
-    scenario = scenario or scenario_of(strategy)
+    scenario = scenario or digits_for(strategy)
     summary = run(compose([f"strategy={strategy}", f"scenario={scenario}", "progress=false"]), tmp_path)
     targets = rows(strategy, scenario)
     assert targets
@@ -33,7 +27,7 @@ def check(strategy: str, tmp_path, scenario: str | None = None) -> None:
 
 
 def test_every_strategy_has_a_target():
-    assert all(rows(name, scenario_of(name)) for name in STRATEGIES.names())
+    assert all(rows(name, digits_for(name)) for name in STRATEGIES.names())
 
 
 @pytest.mark.parametrize("strategy", ["er", "l2"])
