@@ -5,6 +5,7 @@ iteration, task_eval, n, correct, loss``; see the README), tables of runs are th
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -330,7 +331,8 @@ class QuantityMap:
         largest = max(map(abs, self.range))
         if max(next(iter(self.maps.values())).shape) > MOST_WRITTEN or largest >= 1000:
             return None
-        digits = next(digits for digits, least in enumerate((100, 10, 0.1, 0)) if largest >= least)
+        small = 1 - math.floor(math.log10(largest)) if largest > 0 else 0  # two digits that count
+        digits = next((digits for digits, least in enumerate((100, 10, 0.1)) if largest >= least), small)
         return {
             method: table.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}").to_numpy()
             for method, table in self.maps.items()

@@ -294,7 +294,8 @@ def test_maps_of_layers_and_of_earlier_tasks():
 
 
 @pytest.mark.parametrize(
-    ("largest", "text"), [(0.05, "0.050"), (0.5, "0.50"), (5, "5.00"), (50, "50.0"), (500, "500"), (5000, None)]
+    ("largest", "text"),
+    [(0.0014, "0.0014"), (0.05, "0.050"), (0.5, "0.50"), (5, "5.00"), (50, "50.0"), (500, "500"), (5000, None)],
 )
 def test_values_are_written_as_far_as_there_is_room(largest, text):
     shown = QuantityMap("q", False, {"er": pd.DataFrame([[largest, np.nan]], ["a"], [1, 2])})
