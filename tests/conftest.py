@@ -1,11 +1,14 @@
 """Shared fixtures: real data where there are any, and small runs built as a user's run is built."""
 
+import copy
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from clbench.config import compose
 from clbench.run import Setup, set_up
@@ -42,9 +45,15 @@ def small_setup() -> Callable[..., Setup]:
     def make(*overrides: str) -> Setup:
         is_mlp = all(override == "model=mlp" for override in overrides if override.startswith("model="))
         small = [option for option in SMALL if is_mlp or not option.startswith("model.")]
-        return set_up(compose([*small, *overrides]))
+        return set_up(copy.deepcopy(composed(*small, *overrides)))
 
     return make
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of overrides; most tests make several runs of one, and composing takes longer than a small run."""
+    return compose(list(overrides))
 
 
 @pytest.fixture
