@@ -5,7 +5,7 @@ import torch
 
 from clbench.config import check_fields, compose, conf_dir, group_choices, to_dataclass
 from clbench.errors import DataError
-from clbench.models.hypernetworks import ChunkedHypernetwork, RecurrentHypernetwork
+from clbench.models.hypernetworks import ChunkedHypernetwork, Pieces, RecurrentHypernetwork
 from clbench.run import set_up
 from clbench.training.trainer import Trainer
 
@@ -102,9 +102,9 @@ def test_two_kinds_of_hypernetworks_at_the_same_budget():
         config = compose([f"experiment=split_mnist_task_{name}_hypernetwork"])
         strategy = config.strategy
         assert strategy.kind == kind
-        shape = (89610, strategy.embedding_size, strategy.chunk_embedding_size, strategy.chunk_size, 1.0, None)
+        pieces = Pieces(89610, strategy.chunk_size, strategy.embedding_size, strategy.chunk_embedding_size)
         own = (list(strategy.hidden), strategy.activation) if kind == "chunked" else (strategy.state_size,)
-        made = {"chunked": ChunkedHypernetwork, "recurrent": RecurrentHypernetwork}[kind](*shape, *own)
+        made = {"chunked": ChunkedHypernetwork, "recurrent": RecurrentHypernetwork}[kind](pieces, *own)
         sizes[kind] = sum(p.numel() for p in made.parameters())
         budgets[kind] = (config.model, config.trainer, config.scenario, strategy.beta)
     assert sizes == {"chunked": 89364, "recurrent": 89064}

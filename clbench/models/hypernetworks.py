@@ -22,6 +22,7 @@ starts as its hidden layers do: the paper's separate initialisation for every ta
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,34 +31,38 @@ from torch import Tensor, nn
 ACTIVATIONS = {"relu": F.relu, "elu": F.elu, "sigmoid": torch.sigmoid, "leaky_relu": F.leaky_relu}
 
 
-class Hypernetwork(nn.Module):
-    """What both kinds share: chunk embeddings, the encoding of the inputs, and how chunks become weights.
+class Pieces(NamedTuple):
+    """What a hypernetwork makes, in which pieces, from what.
 
-    Args:
+    Attributes:
         n_weights: N.
-        embedding_size, chunk_embedding_size: entries of e and of c_i.
         chunk_size: weights per chunk.
+        embedding_size, chunk_embedding_size: entries of e and of c_i.
         chunk_embedding_std: standard deviation of the normal distribution that chunk embeddings are drawn from.
         start: with ``magnitude_invariant`` the weights (N,) that Θ₀ starts from, else None.
     """
 
-    def __init__(
-        self,
-        n_weights: int,
-        embedding_size: int,
-        chunk_embedding_size: int,
-        chunk_size: int,
-        chunk_embedding_std: float,
-        start: Tensor | None,
-    ) -> None:
+    n_weights: int
+    chunk_size: int
+    embedding_size: int
+    chunk_embedding_size: int
+    chunk_embedding_std: float = 1.0
+    start: Tensor | None = None
+
+
+class Hypernetwork(nn.Module):
+    """What both kinds share: chunk embeddings, the encoding of the inputs, and how chunks become weights."""
+
+    def __init__(self, pieces: Pieces) -> None:
         super().__init__()
-        self.n_weights = n_weights
-        self.n_chunks = math.ceil(n_weights / chunk_size)
-        self.magnitude_invariant = start is not None
-        self.n_inputs = (embedding_size + chunk_embedding_size) * (2 if self.magnitude_invariant else 1)
-        self.chunk_embeddings = nn.Parameter(chunk_embedding_std * torch.randn(self.n_chunks, chunk_embedding_size))
-        if start is not None:
-            self.start = nn.Parameter(start.detach().clone())
+        self.n_weights = pieces.n_weights
+        self.n_chunks = math.ceil(pieces.n_weights / pieces.chunk_size)
+        self.magnitude_invariant = pieces.start is not None
+        self.n_inputs = (pieces.embedding_size + pieces.chunk_embedding_size) * (2 if self.magnitude_invariant else 1)
+        drawn = torch.randn(self.n_chunks, pieces.chunk_embedding_size)
+        self.chunk_embeddings = nn.Parameter(pieces.chunk_embedding_std * drawn)
+        if pieces.start is not None:
+            self.start = nn.Parameter(pieces.start.detach().clone())
 
     def forward(self, embedding: Tensor) -> Tensor:
         """All weights (N,) of the target network for a task embedding (embedding_size,)."""
@@ -78,25 +83,15 @@ class ChunkedHypernetwork(Hypernetwork):
     """An MLP that makes every chunk by itself.
 
     Args:
+        pieces: what is made.
         hidden: units of each hidden layer; none makes a linear map.
         activation: after every hidden layer, a key of :data:`ACTIVATIONS`; LeakyReLU where ``magnitude_invariant``.
-        the others: see :class:`Hypernetwork`.
     """
 
-    def __init__(
-        self,
-        n_weights: int,
-        embedding_size: int,
-        chunk_embedding_size: int,
-        chunk_size: int,
-        chunk_embedding_std: float,
-        start: Tensor | None,
-        hidden: Sequence[int],
-        activation: str,
-    ) -> None:
-        super().__init__(n_weights, embedding_size, chunk_embedding_size, chunk_size, chunk_embedding_std, start)
+    def __init__(self, pieces: Pieces, hidden: Sequence[int], activation: str) -> None:
+        super().__init__(pieces)
         self.activation = ACTIVATIONS["leaky_relu" if self.magnitude_invariant else activation]
-        sizes = [self.n_inputs, *hidden, chunk_size]
+        sizes = [self.n_inputs, *hidden, pieces.chunk_size]
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(sizes))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
@@ -120,25 +115,16 @@ class RecurrentHypernetwork(Hypernetwork):
     output gate, and a bias on both sides.
 
     Args:
+        pieces: what is made.
         state_size: H, entries of the LSTM's state.
-        the others: see :class:`Hypernetwork`.
     """
 
-    def __init__(
-        self,
-        n_weights: int,
-        embedding_size: int,
-        chunk_embedding_size: int,
-        chunk_size: int,
-        chunk_embedding_std: float,
-        start: Tensor | None,
-        state_size: int,
-    ) -> None:
-        super().__init__(n_weights, embedding_size, chunk_embedding_size, chunk_size, chunk_embedding_std, start)
+    def __init__(self, pieces: Pieces, state_size: int) -> None:
+        super().__init__(pieces)
         self.state_size = state_size
         self.input_maps = nn.Linear(self.n_inputs, 4 * state_size)
         self.state_maps = nn.Linear(state_size, 4 * state_size)
-        self.output_map = nn.Linear(state_size, chunk_size)
+        self.output_map = nn.Linear(state_size, pieces.chunk_size)
         bound = 1 / math.sqrt(state_size)
         for layer in (self.input_maps, self.state_maps, self.output_map):
             nn.init.uniform_(layer.weight, -bound, bound)

@@ -32,7 +32,7 @@ neither made nor trained. Reported after every task:
 ``generated_parameters``       N, weights of the target network that h makes
 ``hypernetwork_parameters``    |θ|, without task embeddings
 ``parameters_per_task``        what every further task adds: its embedding, with ``growth`` also its maps
-``parameters_to_predict``      everything that predictions for all tasks so far need
+``parameters_to_predict``      of h and of all tasks so far: what their predictions need, BatchNorm's statistics apart
 ``compression``                ``parameters_to_predict`` / ``generated_parameters``; above 1 the target network is smaller
 ``output_drift`` of task j     ‖h(e_j; θ) − h(e_j; θ*)‖ / ‖h(e_j; θ*)‖, over the task that has just been learned
 =============================  ========================================================================================
@@ -49,7 +49,7 @@ from torch.func import functional_call, grad, vmap
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
-from clbench.models.hypernetworks import ChunkedHypernetwork, Hypernetwork, RecurrentHypernetwork
+from clbench.models.hypernetworks import ChunkedHypernetwork, Hypernetwork, Pieces, RecurrentHypernetwork
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
@@ -129,19 +129,19 @@ class HypernetworkLearning(Strategy):
         start = self.flat_parameters().detach().clone() if config.magnitude_invariant else None
         model.requires_grad_(False)
         n, n_tasks = sum(parameter.numel() for parameter in own.values()), scenario.n_tasks
-        sizes = (
-            n,
-            config.embedding_size,
-            config.chunk_embedding_size,
-            config.chunk_size,
-            config.chunk_embedding_std,
-            start,
+        pieces = Pieces(
+            n_weights=n,
+            chunk_size=config.chunk_size,
+            embedding_size=config.embedding_size,
+            chunk_embedding_size=config.chunk_embedding_size,
+            chunk_embedding_std=config.chunk_embedding_std,
+            start=start,
         )
         self.embedding = nn.Parameter(torch.randn(config.embedding_size))
         self.hypernetwork: Hypernetwork = (
-            ChunkedHypernetwork(*sizes, config.hidden, config.activation)
+            ChunkedHypernetwork(pieces, config.hidden, config.activation)
             if config.kind == "chunked"
-            else RecurrentHypernetwork(*sizes, config.state_size)
+            else RecurrentHypernetwork(pieces, config.state_size)
         )
         self.statistics = TaskStatistics(model, n_tasks)
         self.register_buffer("embeddings", torch.zeros(n_tasks, config.embedding_size))
@@ -226,9 +226,7 @@ class HypernetworkLearning(Strategy):
     def output_change(self, theta: dict[str, Tensor]) -> Tensor:
         """(1/J) Σ_j Σ_k F_jk (h(e_j; θ*)_k − h(e_j; θ)_k)² over J earlier tasks, for parameters θ of h by name."""
         tasks = self._regularised_tasks()
-        with torch.no_grad():
-            before = self.targets[tasks] if self.options.targets == "cached" else self.made_for(tasks, self._before())
-        squares = (self.made_for(tasks, theta) - before).square()
+        squares = (self.made_for(tasks, theta) - self.made_before(tasks)).square()
         if self.options.regulariser == "importance":
             squares = self.importance[tasks] * squares
         return squares.sum() / len(tasks)
@@ -240,6 +238,11 @@ class HypernetworkLearning(Strategy):
             return self._run(embedding, {**theta, **own})
 
         return vmap(made)(self.embeddings[tasks], self._own_of(tasks))
+
+    @torch.no_grad()
+    def made_before(self, tasks: Tensor) -> Tensor:
+        """The weights (J, N) that h made for earlier tasks (J,) when the last task began: h(e_j; θ*)."""
+        return self.targets[tasks] if self.options.targets == "cached" else self.made_for(tasks, self._before())
 
     def _regularised_tasks(self) -> Tensor:
         """int64 (J,): the earlier tasks that this step regularises."""
@@ -349,9 +352,7 @@ class HypernetworkLearning(Strategy):
         reported = [Measurement(name, "", float(value)) for name, value in values.items()]
         earlier = torch.arange(self.tasks_learned - 1, device=self.embedding.device)
         if len(earlier):
-            before = (
-                self.targets[earlier] if self.options.targets == "cached" else self.made_for(earlier, self._before())
-            )
+            before = self.made_before(earlier)
             drift = (self.made_for(earlier, self.parameters_of_h()) - before).norm(dim=1) / before.norm(dim=1)
             reported += [Measurement("output_drift", f"task {j}", value) for j, value in enumerate(drift.tolist())]
         return reported

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from clbench.models.hypernetworks import ChunkedHypernetwork, RecurrentHypernetwork, encoded
+from clbench.models.hypernetworks import ChunkedHypernetwork, Pieces, RecurrentHypernetwork, encoded
 
 
 def chunked(n=23, chunk=5, hidden=(4,), start=None, activation="elu", std=1.0):
-    return ChunkedHypernetwork(n, 3, 2, chunk, std, start, hidden, activation).double()
+    return ChunkedHypernetwork(Pieces(n, chunk, 3, 2, std, start), hidden, activation).double()
 
 
 def recurrent(n=23, chunk=5, state=6, start=None):
-    return RecurrentHypernetwork(n, 3, 2, chunk, 1.0, start, state).double()
+    return RecurrentHypernetwork(Pieces(n, chunk, 3, 2, start=start), state).double()
 
 
 @settings(max_examples=30, deadline=None)

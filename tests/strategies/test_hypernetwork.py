@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from clbench.errors import ConfigError
+from clbench.scenarios.task import Task
 from clbench.seeding import torch_generator
+from clbench.strategies.base import Batch
 
 SMALL = ["strategy=hypernetwork", "strategy.chunk_size=300", "strategy.hidden=[5]", "strategy.embedding_size=4",
          "strategy.chunk_embedding_size=3", "strategy.state_size=6"]  # fmt: skip
@@ -40,8 +42,6 @@ def learning(small_trainer, learn_tasks):
 
 def batch(trainer, step=0):
     """The batch of a step of the task being learned."""
-    from clbench.strategies.base import Batch
-
     ids, n_new, _ = trainer.steps[step]
     return Batch(trainer.inputs.training(trainer.scenario.train, ids, trainer.task, step), n_new)
 
@@ -257,8 +257,6 @@ def test_some_of_the_earlier_tasks_by_chance(learning):
 
 def test_importance_is_the_scaled_fisher_information(learning):
     trainer, strategy = learning(1, *KINDS["importance"], "trainer.max_steps_per_task=2")
-    from clbench.scenarios.task import Task
-
     task = Task(0, 5, [0, 1], trainer.config.trainer, trainer.config.seed, trainer.scenario.train, trainer.inputs)
     drawn = torch.randperm(len(task.ids), generator=torch_generator(trainer.config.seed, "importance", 0))[:40]
     x, y, _ = task.samples(task.ids[drawn])
