@@ -11,6 +11,7 @@ from clbench.errors import ConfigError, choose_from
 from clbench.reports import tables
 from clbench.reports.checks import Selection, select
 from clbench.reports.loading import MEASUREMENT_COLUMNS, Runs, load
+from clbench.reports.measurement_tables import measurement_tables
 from clbench.reports.protocols import ProtocolReport, Sensitivity, protocol_reports, sensitivities
 from clbench.reports.statistics import TESTS, AgainstBest, Ranking, against_best, rank_methods
 from clbench.reports.tables import METRICS, Table
@@ -133,7 +134,7 @@ def compare(
         results = tables.main_table(rows, methods, failures, seeds, metric, statistics.get(name))
         main.append(tables.with_footnotes(results, _notes(selection, name)))
         own = measurements[measurements.scenario == scenario]
-        reported += tables.measurement_tables(own, rows, methods)
+        reported += measurement_tables(own, rows, methods)
         costs.append(tables.costs_table(rows, methods))
         provenance.append(tables.provenance_table(rows, runs, seeds))
         hyperparameters.append(tables.hyperparameters_table(rows, runs, methods))

@@ -14,7 +14,8 @@ from clbench.reports.figure_data import (
     quantity_lines,
     quantity_maps,
 )
-from clbench.reports.tables import METRICS, quantity_heading
+from clbench.reports.measurement_tables import quantity_heading
+from clbench.reports.tables import METRICS
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from clbench.reports.figure_data import (
     with_unit,
 )
 from clbench.reports.figures import ReportFigure
+from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.palette import Look
-from clbench.reports.tables import Metric, quantity_heading
+from clbench.reports.tables import Metric
 
 MOST_POINTS = 2000
 """Points of one trace; longer curves are thinned out with their minima and maxima kept."""

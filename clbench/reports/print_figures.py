@@ -27,8 +27,9 @@ from clbench.reports.figure_data import (
     with_unit,
 )
 from clbench.reports.figures import figures_of, methods_of
+from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.palette import Look, looks
-from clbench.reports.tables import Metric, quantity_heading
+from clbench.reports.tables import Metric
 
 WIDTH = 7.5
 """Width of a figure in inches, about that of the text on a page, so that 8 pt are 8 pt."""

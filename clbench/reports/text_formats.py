@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
+from clbench.reports.measurement_tables import last_of_whole
 from clbench.reports.statistics import t_interval
-from clbench.reports.tables import FOOTNOTES_HEADING, MAIN, Cell, Table, last_of_whole
+from clbench.reports.tables import FOOTNOTES_HEADING, MAIN, Cell, Table
 
 # ---- Markdown -------------------------------------------------------------------------------------------------------
 

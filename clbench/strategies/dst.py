@@ -48,11 +48,9 @@ Reported after task t (|·| counts weights, U_t = M_0 ∪ … ∪ M_t; N: of the
 import logging
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
@@ -62,6 +60,7 @@ from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_uniform, stream_seed
 from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
+from clbench.strategies.masked_layers import fix_norm_layers, flops_by_layer, masked_layers
 from clbench.strategies.sparsity import (
     GROWTH_RULES,
     INITIALISATIONS,
@@ -78,8 +77,6 @@ log = logging.getLogger(__name__)
 
 MOMENTUM = 0.9
 """Decay of the average of gradients that ``growth=momentum`` looks at."""
-
-NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass
@@ -117,20 +114,6 @@ class DSTConfig(StrategyConfig):
     late_growth: str = option(help="growth after the switch", choices=GROWTH_RULES)
 
 
-class Layer(NamedTuple):
-    """A masked weight tensor.
-
-    Attributes:
-        name: of the parameter in the model.
-        part: its place in the flat weights (P,).
-        shape: (n_out, n_in, ...).
-    """
-
-    name: str
-    part: slice
-    shape: torch.Size
-
-
 @STRATEGIES.register("dst")
 class DST(Strategy):
     """A sparse subnetwork for each task, its connections found while it trains."""
@@ -157,16 +140,16 @@ class DST(Strategy):
     def __init__(self, config: DSTConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         if not config.norm_affine:
-            _fix_norm_layers(model)
+            fix_norm_layers(model)
         self._shapes = {name: parameter.shape for name, parameter in model.trained().items()}
-        self.layers = _masked_layers(self._shapes)
+        self.layers = masked_layers(self._shapes)
         self._masked = {layer.name for layer in self.layers}
         self._n_outputs = [len(classes) for classes in scenario.task_classes]
         self._refuse_nonsense()
         rules = {config.growth} if config.switch_below is None else {config.growth, config.late_growth}
         self._rules = rules
         self._needs_dense_gradient = bool(rules & {"gradient", "momentum"})
-        self._flops, self._other_flops = _flops_by_layer(model, scenario.input_shape, self.layers)
+        self._flops, self._other_flops = flops_by_layer(model, scenario.input_shape, self.layers)
 
         theta = self.flat_parameters().detach()
         n_own = sum(shape.numel() for name, shape in self._shapes.items() if name not in self._masked)
@@ -468,43 +451,3 @@ class DST(Strategy):
                     raise ConfigError(
                         f"strategy.density={options.density} is too low: it leaves no weight to {', '.join(empty)} (init={init})"
                     )
-
-
-def _masked_layers(shapes: dict[str, torch.Size]) -> list[Layer]:
-    """The tensors of more than one dimension: all but biases and the parameters of normalisation layers."""
-    layers, start = [], 0
-    for name, shape in shapes.items():
-        if len(shape) > 1:
-            layers.append(Layer(name, slice(start, start + shape.numel()), shape))
-        start += shape.numel()
-    return layers
-
-
-def _fix_norm_layers(model: nn.Module) -> None:
-    """Scale 1 and shift 0 in all normalisation layers, not trained."""
-    for module in model.modules():
-        if isinstance(module, NORM_LAYERS):
-            for parameter, value in ((module.weight, 1.0), (module.bias, 0.0)):
-                if parameter is not None:
-                    nn.init.constant_(parameter.requires_grad_(False), value)
-
-
-def _flops_by_layer(
-    model: ContinualModel, input_shape: tuple[int, int, int], layers: list[Layer]
-) -> tuple[list[int], int]:
-    """Floating-point operations of one image's forward pass: by each layer when dense, and by all else."""
-    was_training = model.training
-    model.eval()
-    x = torch.zeros(1, *input_shape, device=model.head.weight.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
-    model.train(was_training)
-    of_modules = counter.get_flop_counts()
-    modules = dict(model.named_modules())
-    flops = []
-    for layer in layers:
-        name = layer.name.rpartition(".")[0]
-        is_leaf = not any(True for _ in modules[name].children())  # a parameter beside layers (a position) takes none
-        of_module = of_modules.get(f"{type(model).__name__}.{name}", {})
-        flops.append(sum(of_module.values()) if is_leaf else 0)
-    return flops, counter.get_total_flops() - sum(flops)
