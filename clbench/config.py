@@ -267,10 +267,6 @@ def _shipped(in_checkout: str, in_wheel: str) -> Path:
     return checkout if is_checkout else package / in_wheel
 
 
-_stored: dict[tuple[str, str], type] = {}
-"""Group and name → the dataclass that Hydra's ConfigStore holds for it."""
-
-
 def store_schemas() -> None:
     """Put the dataclass of every group, and of every registered name, into Hydra's ConfigStore.
 
@@ -285,15 +281,11 @@ def store_schemas() -> None:
     store.store(group="protocol", name="schema", node=ProtocolConfig)
     for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
         for name in registry.names():
-            schema = registry[name].config
-            if _stored.get((group, name)) is schema:
-                continue  # a process that composes many configurations does this once: it takes a quarter of the time
-            _stored[group, name] = schema
-            store.store(group=f"{group}/schema", name=name, node=schema)
+            store.store(group=f"{group}/schema", name=name, node=registry[name].config)
             if not (conf_dir() / group / f"{name}.yaml").exists() and group != "scenario":
                 # Code of the user's, without a YAML file here: its dataclass has to have all defaults.
                 named = {"name": name} if group == "strategy" else {"kind": name, "name": name}
-                store.store(group=group, name=name, node=schema(**named))
+                store.store(group=group, name=name, node=registry[name].config(**named))
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -162,13 +162,12 @@ class Learner(nn.Module):
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
     def _refuse_to_be_bypassed(self) -> None:
-        """Refuse strategies that would send samples through the model past the one that makes its weights."""
+        """Refuse strategies that take the model for the network, beside one that makes a network for every task."""
         maker = self._owner["outputs"]
         if not _overrides(maker, "outputs"):
             return
-        if (
-            maker is not self.strategies[0]
-        ):  # it may change what is trained, which the others have to find as it is then
+        # The maker may change what is trained, and the others have to find it as it is then.
+        if maker is not self.strategies[0]:
             raise ConfigError(
                 f"{maker.name} makes a network for every task and has to be the main strategy: strategy={maker.name} "
                 f"strategy.plus=[{','.join(s.name for s in self if s is not maker)}]"
@@ -176,8 +175,8 @@ class Learner(nn.Module):
         for strategy in self:
             if strategy is not maker and not strategy.needs.weights_only:
                 raise ConfigError(
-                    f"{maker.name} and {strategy.name} cannot be combined: {maker.name} makes a network for every task, and "
-                    f"{strategy.name} would look at the model without it"
+                    f"{maker.name} and {strategy.name} cannot be combined: {maker.name} makes a network for every task, "
+                    f"which {strategy.name} knows nothing of"
                 )
 
 

@@ -337,7 +337,7 @@ class Trainer:
         self._loss_rows = [tuple(row) for row in state["losses"]]
         self._n_checked = len(self._loss_rows)
         self.diagnostics.restore(state["diagnostics"])
-        self._measurements = [tuple(row) for row in state["measurements"]]
+        self._measurements = [tuple(row) for row in state.get("measurements", [])]  # none in older checkpoints
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

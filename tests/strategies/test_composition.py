@@ -81,7 +81,7 @@ def test_pairs_run(first, second, options, plus, small_trainer):
         (
             "dst",
             "ewc",
-            "dst and ewc cannot be combined: dst makes a network for every task, and ewc would look at the model",
+            "dst and ewc cannot be combined: dst makes a network for every task, which ewc knows nothing of",
         ),
         ("gem", "agem", "gem and agem cannot be combined: each of them decides the gradient's projection"),
     ],
