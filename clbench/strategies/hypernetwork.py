@@ -124,6 +124,11 @@ class HypernetworkLearning(Strategy):
         super().__init__(config, model, scenario)
         if config.growth and config.kind != "recurrent":
             raise ConfigError(f"strategy.growth=true needs strategy.kind=recurrent, not {config.kind}")
+        if scenario.setting == "class" and scenario.n_tasks > 1 and min(map(len, scenario.task_classes)) == 1:
+            raise ConfigError(
+                f"{scenario.name} has tasks of a single class, of which every network is certain, so that strategy=hypernetwork "
+                "cannot infer the task: choose scenario.increment of at least 2, or a task-incremental scenario"
+            )
         own = model.trained()
         self._shapes = {name: parameter.shape for name, parameter in own.items()}
         start = self.flat_parameters().detach().clone() if config.magnitude_invariant else None

@@ -423,6 +423,10 @@ def test_training_looks_at_the_tasks_own_classes_whatever_the_scope(small_traine
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
+        (
+            ["scenario=split_digits", "scenario.increment=1"],
+            "split_digits has tasks of a single class, of which every network",
+        ),
         (["strategy.growth=true"], r"strategy\.growth=true needs strategy\.kind=recurrent, not chunked"),
         (["strategy.plus=[ewc]"], "ewc acts on trained weights of the network, of which there are none"),
         (["strategy.plus=[l2]"], "l2 acts on trained weights of the network, of which there are none"),
