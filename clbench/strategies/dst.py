@@ -328,7 +328,7 @@ class DST(Strategy):
         """The mask (P,) after dropping and growing; counts what has grown."""
         options = self.options
         rho = annealed(options.drop_schedule, self.drop_fraction, self.drop_fraction_end, step / self.n_steps.double())
-        goes_on = (step < self.n_steps) & (step < self.stop_fraction.double() * self.n_steps)
+        goes_on = step < self.stop_fraction.double() * self.n_steps  # with 1 too, not after the last step
         uniform = hashed_uniform(self.key ^ stream_seed(step, "growth"), len(self.owned)) * 2**30
         draws = uniform.to(torch.int32)
         more_draws = ((uniform - draws) * 2**23).to(torch.int32)  # 23 of the 53 bits, independent of the first 30

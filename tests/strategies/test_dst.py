@@ -158,6 +158,39 @@ def test_topology_update_by_brute_force(growth, make, monkeypatch):
     assert sum(changes) > 100
 
 
+def test_gradients_of_frozen_and_of_inactive_weights_are_zero(make, learn_tasks):
+    """Not only are these weights put back after the step: they take no part in the gradient's norm, which may be clipped."""
+    trainer = make("mlp", "strategy.density=0.4", "strategy.growth=gradient")
+    learn_tasks(trainer, 1)
+    trainer.begin_task()
+    strategy = strategy_of(trainer)
+    gradient = torch.randn(len(strategy.flat_parameters()))
+    edited = strategy.edit_gradients(gradient, None)
+    trained = (strategy.active > 0) & ~strategy.owned
+    assert ((strategy.active > 0) & strategy.owned).any()
+    assert torch.equal(edited, torch.where(trained, gradient, 0))
+    assert torch.equal(strategy.dense_gradient, gradient)
+
+
+def test_whatever_was_active_in_a_task_has_fired(make, after_every_step):
+    """A weight that was grown and dropped again has fired as one has that was there from the beginning."""
+    trainer = make("mlp", "strategy.growth=unfired", "strategy.density=0.2", "strategy.update_every=1",
+                   "trainer.max_steps_per_task=6")  # fmt: skip
+    strategy, seen = strategy_of(trainer), {}
+
+    def look(trainer):
+        seen[trainer.task] = seen.get(trainer.task, torch.zeros_like(strategy.owned)) | (strategy.active > 0)
+        assert torch.equal(strategy.fired & seen[trainer.task], seen[trainer.task])
+        gone = seen[trainer.task] & ~(strategy.active > 0)
+        counts.append(int(gone.sum()))
+
+    counts = []
+    after_every_step(trainer, look)
+    trainer.fit_task()
+    trainer.fit_task()
+    assert max(counts) > 100  # many were dropped
+
+
 def test_drop_fraction_over_a_task(make, monkeypatch):
     """ρ follows the schedule over the task's steps, up to stop_fraction."""
     taken = []

@@ -390,6 +390,18 @@ def test_it_infers_the_task_where_networks_are_sure_of_their_own_images(small_tr
     assert trainer.learner.predict(x, None).argmax(1).tolist() == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.parametrize(("temperature", "believed"), [(1.0, 0), (4.0, 1)])
+def test_the_temperature_can_decide_which_network_is_believed(temperature, believed, small_trainer):
+    """Of logits (−1, 1, −2) and (1, 1, −6) the first have the lower entropy at T = 1 (0.52, 0.70), not at T = 4 (1.05, 0.92)."""
+    trainer = small_trainer(*SMALL, "scenario=split_digits", "scenario.classes=[0,1,2,3,4,5]", "scenario.increment=3",
+                            "scenario.class_order=[0,1,2,3,4,5]", f"strategy.temperature={temperature}")  # fmt: skip
+    trainer.fit()
+    own = torch.tensor([[-1.0, 1.0, -2.0], [1.0, 1.0, -6.0]])
+    trainer.learner.strategies[0]._logits = lambda x, task: F.pad(own[task].expand(len(x), 3), (3 * task, 3 - 3 * task))
+    chosen = trainer.learner.eval().predict(torch.zeros(2, 1, 8, 8), None).argmax(1)
+    assert (chosen // 3 == believed).all()
+
+
 def test_a_given_task_takes_its_network_alone_or_in_a_mixed_batch(small_trainer):
     trainer = small_trainer(*TASK)
     trainer.fit()
