@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clbench.errors import ConfigError
+from clbench.models.hidden_layers import HEAD, HiddenLayer
 
 
 class ContinualModel(nn.Module):
@@ -99,6 +100,45 @@ class ContinualModel(nn.Module):
         features = functional_call(self.backbone, of_backbone, (x,), tie_weights=False)
         head = {name: weights.get(f"head.{name}", own) for name, own in self.head.named_parameters()}
         return features, F.linear(features, head["weight"], head["bias"])
+
+    # ---- hidden layers ----------------------------------------------------------------------------------------------
+
+    def hidden_layers(self) -> list[HiddenLayer]:
+        """The hidden layers from the input on, with names of modules within this network; [] where they are not known.
+
+        See :mod:`clbench.models.hidden_layers`, which also says what a unit is.
+        """
+        if not hasattr(type(self.backbone), "hidden_layers"):
+            return []
+
+        def within(name: str | None) -> str | None:
+            return name if name in (None, HEAD) else f"backbone.{name}"
+
+        return [
+            HiddenLayer(name, f"backbone.{activation}", within(incoming), within(norm), within(outgoing))
+            for name, activation, incoming, norm, outgoing in self.backbone.hidden_layers()
+        ]
+
+    def activations(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, n_classes) of images x, and the activations of every hidden layer by the layer's name.
+
+        Both come from one forward pass, so gradients flow through them, and BatchNorm in training mode moves its statistics
+        once. Not within :meth:`after_prefix`, where the first layers are not run.
+        """
+        assert not self._n_done, "the activations of the stages that are left out cannot be had"
+        found: dict[str, Tensor] = {}
+        hooks = [
+            self.get_submodule(layer.activation).register_forward_hook(
+                lambda _module, _inputs, h, name=layer.name: found.update({name: h})
+            )
+            for layer in self.hidden_layers()
+        ]
+        try:
+            logits = self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, found
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 

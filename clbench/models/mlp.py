@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
+from clbench.models.hidden_layers import HEAD, HiddenLayer
 from clbench.registry import MODELS
 
 
@@ -47,3 +48,12 @@ class MLP(nn.Module):
             return {"flatten": self.layers}
         ends = range(3, len(self.layers) + 1, 2)
         return {f"hidden{n}": self.layers[end - (3 if n == 1 else 2) : end] for n, end in enumerate(ends, start=1)}
+
+    def hidden_layers(self) -> list[HiddenLayer]:
+        """All of them, ``hidden1`` first."""
+        linear = range(1, len(self.layers), 2)
+        readers = [*(f"layers.{index}" for index in linear[1:]), HEAD]
+        return [
+            HiddenLayer(f"hidden{n}", f"layers.{index + 1}", f"layers.{index}", None, reader)
+            for n, (index, reader) in enumerate(zip(linear, readers[: len(linear)], strict=True), start=1)
+        ]

@@ -1,0 +1,57 @@
+"""The hidden units of a network: what measures of plasticity look at, and what some methods reset.
+
+A backbone may have a method ``hidden_layers()``: its hidden layers from the input on, with names relative to the backbone.
+A backbone without the method has none that are known. A unit is an output of a linear layer or a channel of a convolution.
+Where a layer names them, unit i of it is
+
+* row i of ``incoming.weight`` (and of its bias, if it has one),
+* row i of the weight, the bias and the running statistics of ``norm``,
+* column i of ``outgoing.weight`` viewed as (n_out, units, −1). This covers linear → linear, convolution → convolution, and
+  convolution → flatten → linear, where flattening puts all pixels of a channel side by side.
+
+With column i at zero, the logits do not depend on the unit's activation. LayerNorm still lets a unit's incoming weights
+act on the other units of its layer, by way of the mean and variance that they share.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+HEAD = "head"
+"""What a backbone writes for ``outgoing`` where the network's head, which is outside the backbone, reads the units."""
+
+
+class HiddenLayer(NamedTuple):
+    """One hidden layer; modules are given by name.
+
+    Attributes:
+        name: of the layer, as in records.
+        activation: the module whose output is the layer's activations h, (B, units) or (B, units, H, W): after the
+            non-linearity, and after max-pooling where that follows it, which is what the next layer reads.
+        incoming: the linear layer or convolution whose outputs the units are.
+        norm: the normalisation between the two, or None.
+        outgoing: the one linear layer or convolution that reads the units, which nothing else reads.
+
+    ``incoming``, ``norm`` and ``outgoing`` are None together where single units cannot be reset: after a residual sum,
+    whose units have several sources, and with CReLU, where one row of weights makes two units.
+    """
+
+    name: str
+    activation: str
+    incoming: str | None = None
+    norm: str | None = None
+    outgoing: str | None = None
+
+
+class CReLU(nn.Module):
+    """relu(x) and relu(−x), one behind the other along dimension 1 (Shang et al. 2016; Abbas et al. 2023, arXiv:2303.07507).
+
+    Twice as many features as inputs, of which half are active for every sample.
+    """
+
+    factor = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, …) → (B, 2n, …)."""
+        return torch.cat([x, -x], dim=1).relu()
