@@ -10,6 +10,11 @@ From the full test sets at task ends (``tasks``), R[k, i] = A(E_i, f_{e_k}):
 * forgetting_max = (1/(k−1)) Σ_{i<k} (max_{i≤l<k} R[l, i] − R[k, i])   best since learned minus final (Chaudhry et al. 2018)
 * FWT = (1/(k−1)) Σ_{i≥2} (R[i−1, i] − b_i), b_i at random initialisation (GEM); undefined where outputs grow
 * average_incremental = (1/k) Σ_j (1/j) Σ_{i≤j} R[j, i]   ("average accuracy" of the iCaRL / PyCIL literature)
+* LA = (1/k) Σ_i R[i, i], each task when it was just learned (learning accuracy, Riemer et al. 2019, arXiv:1810.11910). Where a
+  task is evaluated on its training samples, as on random labels, it is the trainability of Kumar et al. 2023
+  (arXiv:2308.11958) and Lewandowski et al. 2024 (arXiv:2406.06811); on test samples their generalisation
+* LA_slope = the least-squares slope of R[i, i] on i over the tasks 2..k, in accuracy per task; below 0 where plasticity is
+  lost. Undefined below three tasks. The first task is left out, since it is learned from the initial weights
 
 From the per-iteration table on fixed subsets (``curve``):
 
@@ -99,6 +104,8 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bo
         "BWT": backward_transfer(matrix),
         "FWT": forward_transfer(matrix, untrained_accuracy(tasks)),
         "average_incremental": average_incremental(matrix),
+        "LA": learning_accuracy(matrix),
+        "LA_slope": learning_accuracy_slope(matrix),
         "min_ACC": minimum,
         "min_ACC_stderr": stderr,
         "WC_ACC": worst_case_accuracy(curve),
@@ -192,6 +199,25 @@ def forward_transfer(R: np.ndarray, untrained: np.ndarray | None) -> float:
 def average_incremental(R: np.ndarray) -> float:
     """Mean over task ends of the mean accuracy on the tasks seen by then."""
     return float(np.mean([R[j, : j + 1].mean() for j in range(len(R))])) if len(R) else math.nan
+
+
+def learning_accuracy(R: np.ndarray) -> float:
+    """LA: mean over the tasks of the accuracy on a task when it was just learned."""
+    return float(_just_learned(R).mean()) if len(R) else math.nan
+
+
+def learning_accuracy_slope(R: np.ndarray) -> float:
+    """LA_slope: least-squares slope, per task, of the accuracy on a task when it was just learned; without the first task."""
+    accuracy = _just_learned(R)[1:]
+    if len(accuracy) < 2:
+        return math.nan
+    task = np.arange(len(accuracy)) - (len(accuracy) - 1) / 2  # centred, so that the intercept drops out
+    return float((task * accuracy).sum() / (task**2).sum())
+
+
+def _just_learned(R: np.ndarray) -> np.ndarray:
+    """(k,): R[i, i]."""
+    return np.diagonal(R)
 
 
 # ---- per-iteration table on subsets -----------------------------------------------------------------------------------

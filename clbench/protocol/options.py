@@ -9,7 +9,7 @@ from clbench.errors import ConfigError, choose_from
 KINDS = ("two_phase", "conventional", "first_task", "first_k")
 """How the values are tuned that are then evaluated; see :mod:`clbench.protocol.streams`."""
 
-CHEAP_METRICS = ("average_incremental", "ACC")
+CHEAP_METRICS = ("average_incremental", "ACC", "LA")
 """Metrics that need accuracies at task ends only, so that nothing is evaluated in between while tuning."""
 
 METRICS = (*CHEAP_METRICS, "AAA", "min_ACC", "WC_ACC")

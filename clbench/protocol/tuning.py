@@ -218,7 +218,7 @@ def chance_level(scenario: dict[str, Any], metric: str) -> float:
 
     After task k a guess is right with probability 1 / (classes seen so far) in class-incremental streams, 1 / (classes of the
     task) where the task is given, 1 / classes in domain-incremental ones. Metrics that average over the stream average these;
-    ACC has the last one. Worst-case metrics count 0, the lowest there is, so that no configuration gains by diverging.
+    ACC has the last one, LA that of each task itself. Worst-case metrics count 0, the lowest there is, so that no configuration gains by diverging.
     """
     if metric in ("min_ACC", "WC_ACC"):
         return 0.0
@@ -226,7 +226,7 @@ def chance_level(scenario: dict[str, Any], metric: str) -> float:
     match scenario["setting"]:
         case "class":
             chances = [1 / sum(sizes[: k + 1]) for k in range(len(sizes))]
-        case "task":
+        case "task" if metric != "LA":
             chances = [sum(1 / n for n in sizes[: k + 1]) / (k + 1) for k in range(len(sizes))]
         case _:
             chances = [1 / n for n in sizes]

@@ -20,6 +20,7 @@ ROWS: list[tuple[str, str, str]] = [
     ("BWT", "BWT", FULL),
     ("FWT", "FWT", FULL),
     ("average_incremental", "average incremental accuracy", FULL),
+    ("LA", "LA (when just learned)", FULL),
     ("min_ACC", "min-ACC", SUBSET),
     ("WC_ACC", "WC-ACC", SUBSET),
     ("WF10", "WF10", SUBSET),

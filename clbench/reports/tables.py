@@ -101,6 +101,8 @@ METRICS = {
         Metric("forgetting_max", "FORG (from the best)", FULL, False),
         Metric("BWT", "BWT", FULL, True),
         Metric("FWT", "FWT", FULL, True),
+        Metric("LA", "LA", FULL, True),
+        Metric("LA_slope", "LA slope (points per task)", FULL, True, digits=2),
         Metric("min_ACC", "min-ACC", SUBSETS, True),
         Metric("WC_ACC", "WC-ACC", SUBSETS, True),
         Metric("WF10", "WF10", SUBSETS, False),

@@ -55,21 +55,24 @@ def test_window_that_a_shortcut_gets_wrong():
         (
             [[0.9]],
             None,
-            {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental": 0.9},
+            {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental": 0.9,
+             "LA": 0.9, "LA_slope": None},
         ),
         (
             [[0.9], [0.5, 0.8]],
             None,
-            {"ACC": 0.65, "FORG": 0.4, "forgetting_max": 0.4, "BWT": -0.4, "FWT": None, "average_incremental": 0.775},
+            {"ACC": 0.65, "FORG": 0.4, "forgetting_max": 0.4, "BWT": -0.4, "FWT": None, "average_incremental": 0.775,
+             "LA": 0.85, "LA_slope": None},
         ),
         (
             # task 1: .8 → .9 → .6, task 2: .7 → .5; before learning: .3 on task 2, .2 on task 3; at initialisation: .1
             [[0.8, 0.3, 0.1], [0.9, 0.7, 0.2], [0.6, 0.5, 0.4]],
             [0.1, 0.1, 0.1],
-            {"ACC": 0.5, "FORG": 0.2, "forgetting_max": 0.25, "BWT": -0.2, "FWT": 0.15, "average_incremental": 2.1 / 3},
+            {"ACC": 0.5, "FORG": 0.2, "forgetting_max": 0.25, "BWT": -0.2, "FWT": 0.15, "average_incremental": 2.1 / 3,
+             "LA": 1.9 / 3, "LA_slope": -0.3},
         ),
     ],
-)
+)  # fmt: skip
 def test_matrices_worked_by_hand(matrix, untrained, expected):
     """One, two and three tasks; the last task never enters forgetting, and the denominators are k − 1."""
     tasks = task_table(matrix, untrained)
@@ -338,6 +341,10 @@ def test_matrix_metrics_equal_their_definitions(counts):
     assert metrics.final_accuracy(matrix) == pytest.approx(sum(R[k - 1, i] for i in range(k)) / k)
     incremental = sum(sum(R[j, i] for i in range(j + 1)) / (j + 1) for j in range(k)) / k
     assert metrics.average_incremental(matrix) == pytest.approx(incremental)
+    assert metrics.learning_accuracy(matrix) == pytest.approx(sum(R[i, i] for i in range(k)) / k)
+    if k > 2:
+        slope = np.polyfit(range(2, k + 1), [R[i, i] for i in range(1, k)], 1)[0]
+        assert metrics.learning_accuracy_slope(matrix) == pytest.approx(slope, abs=1e-12)
     if k > 1:
         assert metrics.forgetting(matrix) == pytest.approx(sum(R[i, i] - R[k - 1, i] for i in range(k - 1)) / (k - 1))
         best = [max(R[j, i] for j in range(i, k - 1)) - R[k - 1, i] for i in range(k - 1)]

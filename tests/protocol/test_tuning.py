@@ -331,6 +331,9 @@ def test_chance_level_by_hand():
     assert chance_level(stream("class", [2] * 5), "ACC") == pytest.approx(0.1)
     assert chance_level(stream("task", [2] * 5), "average_incremental") == 0.5
     assert chance_level(stream("domain", [10] * 3), "AAA") == pytest.approx(0.1)
+    # Each task when it was just learned: 1/2 and 1/3 where it is given, 1/2 and 1/5 where all classes seen compete.
+    assert chance_level(stream("task", [2, 3]), "LA") == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert chance_level(stream("class", [2, 3]), "LA") == pytest.approx((1 / 2 + 1 / 5) / 2)
 
 
 @pytest.mark.parametrize(
