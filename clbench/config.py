@@ -276,16 +276,26 @@ def store_schemas() -> None:
     from clbench.protocol.options import ProtocolConfig
     from clbench.registry import MODELS, SCENARIOS, STRATEGIES
 
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    store.store(group="protocol", name="schema", node=ProtocolConfig)
+    _store(None, "run_schema", RunConfig)
+    _store("protocol", "schema", ProtocolConfig)
     for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
         for name in registry.names():
-            store.store(group=f"{group}/schema", name=name, node=registry[name].config)
+            schema = registry[name].config
+            _store(f"{group}/schema", name, schema)
             if not (conf_dir() / group / f"{name}.yaml").exists() and group != "scenario":
                 # Code of the user's, without a YAML file here: its dataclass has to have all defaults.
                 named = {"name": name} if group == "strategy" else {"kind": name, "name": name}
-                store.store(group=group, name=name, node=registry[name].config(**named))
+                _store(group, name, schema(**named))
+
+
+_STORED: dict[tuple[str | None, str], Any] = {}
+
+
+def _store(group: str | None, name: str, node: Any) -> None:
+    """Put a schema into the ConfigStore, once: that takes a third of the time of composing a configuration."""
+    if _STORED.get((group, name)) != node:
+        _STORED[group, name] = node
+        ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -100,11 +100,13 @@ class ContinualEvaluator:
     def begin_task(self) -> None:
         """Compute what the frozen first stages of the network make of the subsets; called in training mode.
 
-        Nothing in training changes it, so that every evaluation of the task can start from there. Not where a strategy
-        makes predictions of its own, which may look at the images.
+        Nothing in training changes it, so that every evaluation of the task can start from there. Not where a strategy's
+        predictions may look at the images by themselves.
         """
         model = self.learner.model
-        n = model.frozen_prefix() if self.learner.predicts_by_model else 0
+        n = 0
+        if self.learner.predicts_from_features:
+            n = model.frozen_prefix() if self.learner.learns_by_gradient else len(model.stages())
         self._stages_done, self._after_stages = 0, None
         if n == 0:
             return

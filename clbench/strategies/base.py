@@ -9,7 +9,9 @@ A strategy overrides only what it needs of
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
 ``penalty``               a further loss term (regularisation, distillation)
 ``edit_gradients``        change the gradient before the optimizer sees it (projection, masks)
-``after_step``            update buffers after the optimizer's step
+``after_step``            update buffers after the optimizer's step, or draw weights anew
+``learn``                 learn from a batch without a gradient, in place of loss and optimizer, in tasks where the method
+                          does not ``learns_by_gradient``
 ``end_task``              consolidate: Fisher, anchors, memories
 ``prepare_for_eval``      derive what prediction needs (class means, merged adapters); never touches training state
 ``predict``               logits per sample; default: the model's
@@ -19,8 +21,8 @@ A strategy overrides only what it needs of
 ========================  =============================================================================================
 
 Everything a strategy remembers is a parameter or a buffer, and that includes its real-valued options: each float field of
-its config is a 0-d buffer of the same name. ``outputs``, ``data_loss``, ``penalty``, ``edit_gradients`` and ``after_step``
-are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same method runs
+its config is a 0-d buffer of the same name. ``outputs``, ``data_loss``, ``penalty``, ``edit_gradients``, ``after_step`` and
+``learn`` are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same method runs
 eagerly, compiled, or ``vmap``-ped over seeds and options.
 
 A strategy may have parameters of its own, which are trained beside the model's (a hypernetwork); those that are not to be
@@ -131,6 +133,8 @@ class Strategy(nn.Module):
 
     config: ClassVar[type[StrategyConfig]] = StrategyConfig
     needs: ClassVar[Needs] = Needs()
+    renews_weights: ClassVar[bool] = False
+    """Whether ``after_step`` draws weights anew and says which."""
     model: ContinualModel
 
     def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
@@ -186,8 +190,26 @@ class Strategy(nn.Module):
         """Whether ``edit_gradients`` wants ``batch.update`` in the task being learned."""
         return False
 
-    def after_step(self, step: int) -> None:
-        """Called after every optimizer step; ``step`` of the task have been taken."""
+    def after_step(self, step: int, batch: Batch) -> Tensor | None:
+        """Called after every optimizer step, made for ``batch``; ``step`` of the task have been taken.
+
+        May change weights in place. A strategy that ``renews_weights`` returns which of the trained weights, boolean (P,) in
+        the order of :meth:`flat_parameters`, have been drawn anew: what the optimizer remembers of them (momentum, moments,
+        and how many steps Adam has averaged over) starts from nothing.
+        """
+        return None
+
+    @property
+    def learns_by_gradient(self) -> bool:
+        """Whether the task being learned is: where not, :meth:`learn` takes the place of losses and optimizer."""
+        return True
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from the batch without a gradient; returns named losses (scalars) for the record.
+
+        Called with the network in evaluation mode.
+        """
+        raise NotImplementedError(f"{self.name} learns by gradient")
 
     def end_task(self, task: Task) -> None:
         """Called once after a task's last step, in evaluation mode."""
@@ -201,6 +223,14 @@ class Strategy(nn.Module):
         ``task`` (B,) is None where the scenario hides it. Per sample: the answer for one image never depends on the others.
         """
         return self.model.restrict(self.model(x), task, predicting=True)
+
+    @property
+    def predicts_from_features(self) -> bool:
+        """Whether ``predict``, where it is overridden, looks at images through ``model.features`` alone.
+
+        Evaluations then start from what the network's frozen stages made of them.
+        """
+        return False
 
     def predict_task(self, x: Tensor, task: int) -> Tensor:
         """Logits (B, n_classes) of images that are all of the one ``task``, which the scenario gives.

@@ -290,7 +290,7 @@ class DST(Strategy):
         return gradient * self.trainable
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, batch: Batch) -> None:
         self._hold()
         if "momentum" in self._rules:
             self.momentum.mul_(MOMENTUM).add_(self.dense_gradient, alpha=1 - MOMENTUM)

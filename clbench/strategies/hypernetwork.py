@@ -209,7 +209,7 @@ class HypernetworkLearning(Strategy):
         theta = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         return gradient + grad(penalty)(theta + batch.update)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, batch: Batch) -> None:
         self.draw_key.add_(1)
 
     @torch.no_grad()

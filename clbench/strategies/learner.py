@@ -20,6 +20,7 @@ EXCLUSIVE = {
     "outputs": "the weights of the network",
     "data_loss": "the loss on the batch's samples",
     "edit_gradients": "the gradient's projection",
+    "learn": "what is learned without gradients",
     "predict": "the prediction",
 }
 
@@ -45,6 +46,7 @@ class Learner(nn.Module):
         self.strategies = nn.ModuleList(strategies)
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
         self._refuse_to_be_bypassed()
+        self._refuse_what_needs_gradients()
 
     def __iter__(self):
         return iter(self.strategies)
@@ -96,10 +98,24 @@ class Learner(nn.Module):
         """Whether a strategy does anything after a step."""
         return any(_overrides(strategy, "after_step") for strategy in self)
 
-    def after_step(self, step: int) -> None:
-        """Call every strategy's hook."""
-        for strategy in self:
-            strategy.after_step(step)
+    @property
+    def renews_weights(self) -> bool:
+        """Whether a strategy draws weights anew while training."""
+        return any(strategy.renews_weights for strategy in self)
+
+    def after_step(self, step: int, batch: Batch) -> Tensor | None:
+        """Call every strategy's hook; returns which weights (P,) have been drawn anew, see :meth:`Strategy.after_step`."""
+        renewed = [mask for strategy in self if (mask := strategy.after_step(step, batch)) is not None]
+        return torch.stack(renewed).any(0) if renewed else None
+
+    @property
+    def learns_by_gradient(self) -> bool:
+        """Whether the task being learned is learned by gradients; if not, by :meth:`learn`."""
+        return self._owner["learn"].learns_by_gradient
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from the batch without a gradient; named losses for the record."""
+        return self._owner["learn"].learn(batch)
 
     def end_task(self, task: Task) -> None:
         """Call every strategy's hook, in evaluation mode."""
@@ -137,6 +153,11 @@ class Learner(nn.Module):
         """Whether predictions depend on the model alone: no strategy prepares or makes them."""
         hooks = ("prepare_for_eval", "outputs", "predict", "predict_task")
         return not any(_overrides(strategy, hook) for strategy in self for hook in hooks)
+
+    @property
+    def predicts_from_features(self) -> bool:
+        """Whether predictions look at images through the model's features alone."""
+        return self.predicts_by_model or self._owner["predict"].predicts_from_features
 
     def prepare_and_predict(self, x: Tensor, task: Tensor | int) -> Tensor:
         """Logits (B, n_classes), after :meth:`prepare_for_eval`; with a whole number for ``task``, of that task alone."""
@@ -177,6 +198,18 @@ class Learner(nn.Module):
                 raise ConfigError(
                     f"{maker.name} and {strategy.name} cannot be combined: {maker.name} makes a network for every task, "
                     f"which {strategy.name} knows nothing of"
+                )
+
+    def _refuse_what_needs_gradients(self) -> None:
+        """Refuse strategies that act on samples or gradients, beside one that learns without gradients."""
+        free = self._owner["learn"]
+        if not _overrides(free, "learn"):
+            return
+        for strategy in self:
+            if strategy is not free and not strategy.needs.weights_only:
+                raise ConfigError(
+                    f"{free.name} and {strategy.name} cannot be combined: {free.name} learns without gradients and in one pass, "
+                    f"where {strategy.name} has nothing to act on"
                 )
 
 

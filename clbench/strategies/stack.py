@@ -111,14 +111,25 @@ class Stack:
 
         return _over_rows(edit, self.weights, self.rest, gradients, samples, reference, updates).detach()
 
-    def after_step(self, step: int) -> None:
-        """Every strategy's hook, which changes weights and buffers in place."""
+    def after_step(self, step: int, samples: Samples, n_new: int, reference: Samples | None) -> Tensor | None:
+        """Every strategy's hook, which changes weights and buffers in place; which weights (R, P) were drawn anew, or None."""
 
-        def act(weights: Tensor, rest: dict[str, Tensor]) -> Tensor:
-            self.call("after_step", weights, rest, step)
-            return weights.new_zeros(())  # vmap wants a result
+        def act(weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None) -> Tensor:
+            renewed = self.call("after_step", weights, rest, step, Batch(samples, n_new, reference))
+            return weights.new_zeros(()) if renewed is None else renewed  # vmap wants a result
 
-        _over_rows(act, self.weights, self.rest)
+        renewed = _over_rows(act, self.weights, self.rest, samples, reference)
+        return renewed if renewed.dim() == 2 else None
+
+    def learn(self, samples: Samples, n_new: int, reference: Samples | None) -> dict[str, Tensor]:
+        """What is learned from batches (R, B, ...) without gradients, in place; losses (R,) by name."""
+
+        def learn(
+            weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None
+        ) -> dict[str, Tensor]:
+            return self.call("learn", weights, rest, Batch(samples, n_new, reference))
+
+        return _over_rows(learn, self.weights, self.rest, samples, reference)
 
     def predict(self, x: Tensor, task: Tensor | int, shared_inputs: bool) -> Tensor:
         """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows.

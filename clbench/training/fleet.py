@@ -124,6 +124,23 @@ class Fleet:
         samples = self._inputs.training(rows, index, [s.ids for s in steps], self._task, step)
         reference = self._reference_samples(rows, index, steps, step)
         precision, learner = members[0].precision, self._stacked.learner
+        if learner.learns_by_gradient:
+            terms = self._follow_gradients(stack, index, samples, n_new, reference, step)
+        else:
+            with torch.no_grad(), precision.autocast():
+                terms = stack.learn(samples, n_new, reference)
+        if index is not None:
+            self._stacked.put(index, stack)
+        for member in members:
+            member.step += 1
+            member.iteration += 1
+        self._losses.append((members, [member.iteration for member in members], terms))
+
+    def _follow_gradients(
+        self, stack: Stack, index: Tensor | None, samples: Samples, n_new: int, reference: Samples | None, step: int
+    ) -> dict[str, Tensor]:
+        """One optimizer step of the rows ``index`` (None for all); returns their loss terms."""
+        precision, learner = self._living[0].precision, self._stacked.learner
         with precision.autocast():
             terms, gradients = stack.losses_and_gradients(samples, n_new, reference)
             if learner.edits_gradients:
@@ -136,13 +153,10 @@ class Fleet:
         self._optimizer.step(stack.weights, gradients, step, index)
         if learner.acts_after_steps:
             with torch.no_grad():
-                stack.after_step(step + 1)
-        if index is not None:
-            self._stacked.put(index, stack)
-        for member in members:
-            member.step += 1
-            member.iteration += 1
-        self._losses.append((members, [member.iteration for member in members], terms))
+                renewed = stack.after_step(step + 1, samples, n_new, reference)
+            if renewed is not None:
+                self._optimizer.forget(renewed, index)
+        return terms
 
     def _index(self, rows: list[int]) -> Tensor | None:
         """``rows`` on the device, where a copy has to be waited for only once; None for all."""

@@ -8,10 +8,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from clbench.config import TrainerConfig
+from clbench.training.elementwise_adam import ElementwiseAdam
 
 
-def make_optimizer(config: TrainerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of ``config``."""
+def make_optimizer(
+    config: TrainerConfig, parameters: Iterable[nn.Parameter], renewed: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer of ``config``; where weights are ``renewed`` while training, Adam counts the steps of each by itself."""
+    if renewed and config.optimizer != "sgd":
+        return ElementwiseAdam(parameters, config.lr, config.weight_decay, decoupled=config.optimizer == "adamw")
     common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **common)
@@ -47,6 +52,18 @@ def next_update(optimizer: torch.optim.Optimizer, gradient: Tensor) -> Tensor:
     assign_gradients(moved, gradient)
     twin.step()
     return torch.cat([parameter.detach().reshape(-1) for parameter in moved]) - before
+
+
+def forget(optimizer: torch.optim.Optimizer, renewed: Tensor) -> None:
+    """Set to 0 what the optimizer remembers of the weights that are True in ``renewed``, boolean (P,)."""
+    start = 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            kept = ~renewed[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+            for remembered in optimizer.state[parameter].values():
+                if remembered.shape == parameter.shape:
+                    remembered.mul_(kept)
 
 
 def assign_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:

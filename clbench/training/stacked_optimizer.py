@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import TrainerConfig
-
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+from clbench.training.elementwise_adam import BETA_1, BETA_2, EPSILON, ElementwiseAdam
 
 NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**62}
 """Weights updated at a time: on a processor as many as its cache holds through an update's passes, on a GPU all."""
@@ -48,8 +47,13 @@ class StackedOptimizer:
         self._members = list(zip(parameters, optimizers, strict=True))
         names = ("momentum_buffer",) if self.kind == "sgd" else ("exp_avg", "exp_avg_sq")
         self._moments = {name: torch.stack([_flat(p, o, name) for p, o in self._members]) for name in names}
-        counts = [float(o.state[p[0]]["step"]) if "step" in o.state[p[0]] else 0.0 for p, o in self._members]
-        self._steps_taken = like.new_tensor(counts)
+        # How many steps Adam has averaged over: (R, 1), or (R, P) where it counts those of every weight by itself.
+        self._counts_each = isinstance(optimizers[0], ElementwiseAdam)
+        if self._counts_each:
+            self._steps_taken = torch.stack([_flat(p, o, "step") for p, o in self._members])
+        else:
+            counts = [float(o.state[p[0]]["step"]) if "step" in o.state[p[0]] else 0.0 for p, o in self._members]
+            self._steps_taken = like.new_tensor(counts)[:, None]
 
     def step(self, weights: Tensor, gradients: Tensor, step: int, rows: Tensor | None = None) -> None:
         """Update weights (R, P) in place by gradients (R, P), at step ``step`` of the task.
@@ -67,6 +71,15 @@ class StackedOptimizer:
             part = slice(start, start + at_once)
             moments = {name: moment[part] for name, moment in self._moments.items()}
             self._update(weights[part], gradients[part], moments, part, step)
+
+    def forget(self, renewed: Tensor, rows: Tensor | None = None) -> None:
+        """Set to 0 what is remembered of the weights that are True in ``renewed``, boolean (R, P), or (n, P) of some rows."""
+        remembered = list(self._moments.values()) + ([self._steps_taken] if self._counts_each else [])
+        for moment in remembered:
+            if rows is None:
+                moment.mul_(~renewed)
+            else:
+                moment[rows] *= ~renewed
 
     def next_update(self, weights: Tensor, gradients: Tensor, step: int, rows: Tensor | None = None) -> Tensor:
         """The changes (R, P) that :meth:`step` would make; nothing is changed by asking."""
@@ -93,7 +106,7 @@ class StackedOptimizer:
             weights.addcmul_(lr, moment, value=-1)
             return
         self._steps_taken[rows] += 1
-        taken = self._steps_taken[rows, None]
+        taken = self._steps_taken[rows]
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
         first.lerp_(gradients, 1 - BETA_1)
         second.mul_(BETA_2).addcmul_(gradients, gradients, value=1 - BETA_2)
@@ -109,7 +122,8 @@ class StackedOptimizer:
                 start += parameter.numel()
                 state = {name: m[row, piece].view_as(parameter).clone() for name, m in self._moments.items()}
                 if self.kind != "sgd":
-                    state["step"] = self._steps_taken[row].clone()
+                    steps = self._steps_taken[row]
+                    state["step"] = steps[piece].view_as(parameter).clone() if self._counts_each else steps[0].clone()
                 optimizer.state[parameter] = state
 
 

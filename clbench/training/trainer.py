@@ -1,7 +1,8 @@
 """The training loop: the only one.
 
 One step is: take the plan's samples, let the learner name its loss terms, differentiate their sum, let the learner edit the
-gradient, step the optimizer, evaluate where due. Nothing in a step reads a device tensor on the host.
+gradient, step the optimizer, evaluate where due. Where a method learns without gradients, it learns from the samples by itself
+instead. Nothing in a step reads a device tensor on the host.
 """
 
 import time
@@ -24,7 +25,7 @@ from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, save_checkpoint
-from clbench.training.optimizers import assign_gradients, learning_rates, make_optimizer, next_update
+from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
 
 PROGRESS_SECONDS = 0.25
 """The display is refreshed, and the losses are checked for NaN, this often."""
@@ -75,7 +76,7 @@ class Trainer:
         self.device = next(learner.parameters()).device
         self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
         self.parameters = list(learner.trainable().values())
-        self.optimizer = make_optimizer(config.trainer, self.parameters)
+        self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
         self.precision = evaluator.precision
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
         self.steps: list[Step] = []
@@ -152,7 +153,7 @@ class Trainer:
                           self.scenario.train, self.inputs)  # fmt: skip
         if not self._begun:
             if config.reset_optimizer and index > 0:
-                self.optimizer = make_optimizer(config, self.parameters)
+                self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
             self.learner.begin_task(self._task)
         self._begun = False
         self.steps = self._placed(self.learner.plan(self._task))
@@ -211,6 +212,17 @@ class Trainer:
         samples = self.inputs.training(self.scenario.train, ids, task, self.step)
         reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
         batch = Batch(samples, n_new, reference)
+        learn = self._follow_gradient if self.learner.learns_by_gradient else self._learn_without_gradient
+        terms = learn(task, batch)
+        kept = self.learner.compilation.kept
+        self._losses.append((task, self.iteration + 1, {name: kept(term) for name, term in terms.items()}))
+
+    def _learn_without_gradient(self, task: int, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad(), self.precision.autocast():
+            return self.learner.learn(batch)
+
+    def _follow_gradient(self, task: int, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step for the batch; returns its loss terms."""
         with self.precision.autocast():
             terms = self.learner.compilation.run("losses", self.learner.loss, batch)
             total = sum(terms.values())
@@ -231,11 +243,14 @@ class Trainer:
         if self.config.trainer.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad_norm)
         self.precision.step(self.optimizer)
-        self.learner.after_step(self.step + 1)
+        if self.learner.acts_after_steps:
+            with torch.no_grad():
+                renewed = self.learner.after_step(self.step + 1, batch)
+            if renewed is not None:
+                forget(self.optimizer, renewed)
         if look:
             self.diagnostics.after_step()
-        kept = self.learner.compilation.kept
-        self._losses.append((task, self.iteration + 1, {name: kept(term) for name, term in terms.items()}))
+        return terms
 
     def _placed(self, plan: Plan) -> list[Step]:
         """The steps of a plan, ids where the store wants them."""
@@ -261,6 +276,9 @@ class Trainer:
 
     def train_mode(self) -> None:
         """Training mode, with BatchNorm as ``trainer.batch_norm`` says."""
+        if not self.learner.learns_by_gradient:
+            self.learner.eval()
+            return
         self.learner.train()
         policy = self.config.trainer.batch_norm
         if policy == "frozen" or (policy == "freeze_after_first_task" and self.task > 0):

@@ -246,7 +246,7 @@ def test_some_of_the_earlier_tasks_by_chance(learning):
     for _ in range(600):
         tasks = strategy._regularised_tasks()
         counts[tuple(sorted(tasks.tolist()))] += 1
-        strategy.after_step(1)
+        strategy.after_step(1, None)
     assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 20.5  # χ², 5 degrees of freedom, p = 0.001
     tasks = strategy._regularised_tasks().tolist()
     targets = strategy.targets

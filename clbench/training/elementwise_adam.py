@@ -1,0 +1,49 @@
+"""Adam whose bias correction counts the steps of every weight by itself.
+
+    m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  t ← t + 1;  θ ← θ − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+
+For methods that draw single weights anew while training (continual backpropagation, Dohare et al. 2024, whose code has such
+an optimizer too). A weight whose m, v and t are set to 0 then starts as all did. With one t for all, as in
+``torch.optim.Adam``, its first steps would be 3 to 7 times as long as the learning rate.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class ElementwiseAdam(torch.optim.Optimizer):
+    """Adam or AdamW; the same as torch's as long as nothing is set to 0.
+
+    Args:
+        parameters: what is updated.
+        lr: learning rate η.
+        weight_decay: added to the gradient, λθ, or with ``decoupled`` taken off the weights, ηλθ.
+        decoupled: AdamW.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, decoupled: bool) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "decoupled": decoupled})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                gradient, state = parameter.grad, self.state[parameter]
+                if not state:
+                    state.update({name: torch.zeros_like(parameter) for name in ("step", "exp_avg", "exp_avg_sq")})
+                if group["decoupled"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                elif group["weight_decay"]:
+                    gradient = gradient + group["weight_decay"] * parameter
+                taken = state["step"].add_(1)
+                first = state["exp_avg"].lerp_(gradient, 1 - BETA_1)
+                second = state["exp_avg_sq"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+                size = (second / (1 - BETA_2**taken)).sqrt_().add_(EPSILON)
+                parameter.sub_(group["lr"] / (1 - BETA_1**taken) * first / size)
