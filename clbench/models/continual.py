@@ -24,6 +24,7 @@ changes need not be computed again, which is exact in evaluation mode::
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
@@ -74,6 +75,11 @@ class ContinualModel(nn.Module):
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
         self.frozen = frozen
         self._n_done = 0  # stages that the inputs of features() have been through
+        self._found: dict[str, Tensor] | None = None  # what activations() collects while it runs
+        for layer in self.hidden_layers():
+            # For good, since torch.compile cannot trace that a hook is added and removed.
+            keep = partial(self._keep_activations, layer.name)
+            self.get_submodule(layer.activation).register_forward_hook(keep)
         self._check_stages()
         for stage in islice(self.stages().values(), frozen):
             stage.requires_grad_(False)
@@ -126,19 +132,16 @@ class ContinualModel(nn.Module):
         once. Not within :meth:`after_prefix`, where the first layers are not run.
         """
         assert not self._n_done, "the activations of the stages that are left out cannot be had"
-        found: dict[str, Tensor] = {}
-        hooks = [
-            self.get_submodule(layer.activation).register_forward_hook(
-                lambda _module, _inputs, h, name=layer.name: found.update({name: h})
-            )
-            for layer in self.hidden_layers()
-        ]
+        self._found = found = {}
         try:
-            logits = self(x)
+            return self(x), found
         finally:
-            for hook in hooks:
-                hook.remove()
-        return logits, found
+            self._found = None
+
+    def _keep_activations(self, layer: str, _module: nn.Module, _inputs: tuple[Tensor], h: Tensor) -> None:
+        """Forward hook of the layer's activation module."""
+        if self._found is not None:
+            self._found[layer] = h
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ A backbone without the method has none that are known. A unit is an output of a 
 Where a layer names them, unit i of it is
 
 * row i of ``incoming.weight`` (and of its bias, if it has one),
-* row i of the weight, the bias and the running statistics of ``norm``,
+* entry i (along the first dimension) of the weight, the bias and the running statistics of ``norm``,
 * column i of ``outgoing.weight`` viewed as (n_out, units, −1). This covers linear → linear, convolution → convolution, and
   convolution → flatten → linear, where flattening puts all pixels of a channel side by side.
 
@@ -50,8 +50,31 @@ class CReLU(nn.Module):
     Twice as many features as inputs, of which half are active for every sample.
     """
 
-    factor = 2
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, …) → (B, 2n, …)."""
         return torch.cat([x, -x], dim=1).relu()
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "crelu": CReLU}
+"""What ``model.activation`` may name."""
+
+FEATURES_PER_OUTPUT = {"relu": 1, "crelu": 2}
+"""How many features each of them makes of one output of a linear layer or one channel of a convolution."""
+
+
+def residual_layers(network: nn.Module, *groups: str) -> list[HiddenLayer]:
+    """The hidden layers of a ResNet of two-convolution blocks.
+
+    Args:
+        network: has the stem's ``relu`` and sequences of blocks, whose modules are called conv1, bn1, relu1, conv2 and relu2.
+        groups: names of the sequences.
+    """
+    layers = [HiddenLayer("stem", "relu")]
+    for group in groups:
+        for block, _ in network.get_submodule(group).named_children():
+            of = f"{group}.{block}"
+            layers += [
+                HiddenLayer(f"{of}.conv1", f"{of}.relu1", f"{of}.conv1", f"{of}.bn1", f"{of}.conv2"),
+                HiddenLayer(of, f"{of}.relu2"),
+            ]
+    return layers

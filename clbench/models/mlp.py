@@ -1,12 +1,15 @@
-"""Multi-layer perceptron; 2 × 400 ReLU is the network of the Split-, Rotated- and Permuted-MNIST literature."""
+"""Multi-layer perceptron; 2 × 400 ReLU is the network of the Split-, Rotated- and Permuted-MNIST literature.
+
+Two changes of it are baselines against loss of plasticity, as in Kumar et al. 2023 (arXiv:2308.11958): LayerNorm before each
+hidden non-linearity, and CReLU in place of ReLU (Abbas et al. 2023, arXiv:2303.07507).
+"""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
-from clbench.models.hidden_layers import HEAD, HiddenLayer
+from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer
 from clbench.registry import MODELS
 
 
@@ -14,12 +17,18 @@ from clbench.registry import MODELS
 class MLPConfig(ModelConfig):
     """Options of ``model=mlp``."""
 
-    hidden: list[int] = option(help="units of each hidden layer")
+    hidden: list[int] = option(
+        help="units of each hidden layer; with activation=crelu a layer makes twice as many features"
+    )
+    activation: str = option("relu", help="non-linearity of the hidden layers", choices=("relu", "crelu"))
+    norm: str | None = option(
+        None, help="normalisation before each non-linearity: LayerNorm or none", choices=(None, "layer")
+    )
 
 
 @MODELS.register("mlp")
 class MLP(nn.Module):
-    """Fully connected layers with ReLU, on the flattened image.
+    """Fully connected layers with a non-linearity, on the flattened image.
 
     Args:
         config: the hidden layers.
@@ -31,29 +40,51 @@ class MLP(nn.Module):
     def __init__(self, config: MLPConfig, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = input_shape
-        sizes = [channels * height * width, *config.hidden]
+        n_in = channels * height * width
         layers: list[nn.Module] = [nn.Flatten()]
-        for n_in, n_out in pairwise(sizes):
-            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        for n_out in config.hidden:
+            layers.append(nn.Linear(n_in, n_out))
+            if config.norm is not None:
+                layers.append(nn.LayerNorm(n_out))
+            layers.append(ACTIVATIONS[config.activation]())
+            n_in = FEATURES_PER_OUTPUT[config.activation] * n_out
         self.layers = nn.Sequential(*layers)
-        self.n_features = sizes[-1]
+        self.n_features = n_in
+        self.options = config
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, last hidden size) of images (B, C, H, W)."""
+        """Features (B, n_features) of images (B, C, H, W)."""
         return self.layers(x)
 
     def stages(self) -> dict[str, nn.Module]:
-        """Each hidden layer with its ReLU; the first one flattens the image as well."""
-        if len(self.layers) == 1:
+        """Each hidden layer with its non-linearity; the first one flattens the image as well."""
+        if not self.options.hidden:
             return {"flatten": self.layers}
-        ends = range(3, len(self.layers) + 1, 2)
-        return {f"hidden{n}": self.layers[end - (3 if n == 1 else 2) : end] for n, end in enumerate(ends, start=1)}
+        return {
+            f"hidden{n}": self.layers[0 if n == 1 else start : start + self._modules_per_layer]
+            for n, start in enumerate(self._starts, start=1)
+        }
 
     def hidden_layers(self) -> list[HiddenLayer]:
         """All of them, ``hidden1`` first."""
-        linear = range(1, len(self.layers), 2)
-        readers = [*(f"layers.{index}" for index in linear[1:]), HEAD]
-        return [
-            HiddenLayer(f"hidden{n}", f"layers.{index + 1}", f"layers.{index}", None, reader)
-            for n, (index, reader) in enumerate(zip(linear, readers[: len(linear)], strict=True), start=1)
-        ]
+        layers = []
+        for n, start in enumerate(self._starts, start=1):
+            end = start + self._modules_per_layer
+            layer = HiddenLayer(f"hidden{n}", f"layers.{end - 1}")
+            if self.options.activation == "relu":
+                layer = layer._replace(
+                    incoming=f"layers.{start}",
+                    norm=None if self.options.norm is None else f"layers.{start + 1}",
+                    outgoing=HEAD if n == len(self._starts) else f"layers.{end}",
+                )
+            layers.append(layer)
+        return layers
+
+    @property
+    def _modules_per_layer(self) -> int:
+        return 2 if self.options.norm is None else 3
+
+    @property
+    def _starts(self) -> range:
+        """Where in ``layers`` the linear layers are."""
+        return range(1, len(self.layers), self._modules_per_layer)

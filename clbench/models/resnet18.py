@@ -14,10 +14,10 @@ model.name=resnet18``.
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
+from clbench.models.hidden_layers import HiddenLayer, residual_layers
 from clbench.models.stages import Stage, numbered
 from clbench.registry import MODELS
 
@@ -39,16 +39,18 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(n_out)
+        self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(n_out)
+        self.relu2 = nn.ReLU()
         self.downsample = nn.Sequential()
         if stride != 1 or n_in != n_out:
             self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in, H, W) → (B, n_out, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
 @MODELS.register("resnet18")
@@ -69,6 +71,7 @@ class ResNet18(nn.Module):
         channels, height, width = input_shape
         self.conv1 = nn.Conv2d(channels, config.width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)
+        self.relu = nn.ReLU()
         self.layer1 = _stage(config.width, config.width, 1)
         self.layer2 = _stage(config.width, 2 * config.width, 2)
         self.layer3 = _stage(2 * config.width, 4 * config.width, 2)
@@ -88,7 +91,7 @@ class ResNet18(nn.Module):
     def stages(self) -> dict[str, nn.Module]:
         """The stem, every block, the pooling."""
         return {
-            "stem": Stage(self._stem, conv1=self.conv1, bn1=self.bn1),
+            "stem": Stage(self._stem, conv1=self.conv1, bn1=self.bn1, relu=self.relu),
             **numbered("layer1", self.layer1),
             **numbered("layer2", self.layer2),
             **numbered("layer3", self.layer3),
@@ -96,8 +99,12 @@ class ResNet18(nn.Module):
             "pool": Stage(self._pooled),
         }
 
+    def hidden_layers(self) -> list[HiddenLayer]:
+        """The stem, and of every block the first convolution, whose units can be reset, and the sum."""
+        return residual_layers(self, "layer1", "layer2", "layer3", "layer4")
+
     def _stem(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn1(self.conv1(x)))
 
     def _pooled(self, x: Tensor) -> Tensor:
         return self.pool(x).flatten(1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
 from clbench.errors import ConfigError
+from clbench.models.hidden_layers import HiddenLayer, residual_layers
 from clbench.models.stages import Stage, numbered
 from clbench.registry import MODELS
 
@@ -31,19 +32,21 @@ class OptionABlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(n_out)
+        self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(n_out)
+        self.relu2 = nn.ReLU()
         self.stride = stride
         self.added_channels = n_out - n_in
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in, H, W) → (B, n_out, ⌈H / stride⌉, ⌈W / stride⌉)."""
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.added_channels:
             before = self.added_channels // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added_channels - before))
-        return F.relu(y + x)
+        return self.relu2(y + x)
 
 
 @MODELS.register("resnet32")
@@ -69,6 +72,7 @@ class ResNet32(nn.Module):
             raise ConfigError(f"model.depth={config.depth} is not of the form 6n + 2. Valid choices: 20, 32, 44, 56, …")
         self.conv1 = nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
         self.layer1 = _stage(16, 16, n_blocks, 1)
         self.layer2 = _stage(16, 32, n_blocks, 2)
         self.layer3 = _stage(32, 64, n_blocks, 2)
@@ -84,15 +88,19 @@ class ResNet32(nn.Module):
     def stages(self) -> dict[str, nn.Module]:
         """The stem, every block, the pooling."""
         return {
-            "stem": Stage(self._stem, conv1=self.conv1, bn1=self.bn1),
+            "stem": Stage(self._stem, conv1=self.conv1, bn1=self.bn1, relu=self.relu),
             **numbered("layer1", self.layer1),
             **numbered("layer2", self.layer2),
             **numbered("layer3", self.layer3),
             "pool": Stage(self._pooled),
         }
 
+    def hidden_layers(self) -> list[HiddenLayer]:
+        """The stem, and of every block the first convolution, whose units can be reset, and the sum."""
+        return residual_layers(self, "layer1", "layer2", "layer3")
+
     def _stem(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn1(self.conv1(x)))
 
     def _pooled(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
