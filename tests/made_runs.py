@@ -11,8 +11,8 @@ STREAM = "0123456789abcdef0123456789abcdef"
 METRICS = {
     "ACC": 0.8, "FORG": 0.1, "forgetting_max": 0.1, "BWT": -0.1, "FWT": None, "average_incremental": 0.9, "LA": 0.88,
     "LA_slope": None, "min_ACC": 0.5, "min_ACC_stderr": 0.02, "WC_ACC": 0.6, "gap_depth": 0.2, "WF10": 0.3, "WF100": 0.3,
-    "WP10": 0.7, "WP100": 0.8, "LCA": 0.6, "AAA": 0.85, "recovery_iterations": 12.5, "gap_area": 1.5, "switches": 1, "switches_recovered": 1, "tasks_learned": 2,
-    "every": 1, "smallest_subset": 70,
+    "WP10": 0.7, "WP100": 0.8, "LCA": 0.6, "AAA": 0.85, "recovery_iterations": 12.5, "gap_area": 1.5, "switches": 1,
+    "switches_recovered": 1, "tasks_learned": 2, "every": 1, "smallest_subset": 70,
 }  # fmt: skip
 COSTS = {
     "seconds": 2.0, "evaluation_seconds": 0.5, "iterations": 100, "peak_memory_bytes": 2**30, "parameters": 1000,

@@ -235,7 +235,12 @@ def scenario_of(composed: DictConfig, seed: int) -> Scenario:
 
 
 def _class_names(scenario: Scenario) -> list[str]:
-    """Names of the classes, without the task that a domain-incremental stream adds where each task has labels of its own."""
+    """Names of the classes, without the task that a domain-incremental stream adds where each task has labels of its own.
+
+    Where a label stands for another class in every task, they are the classes that the tasks show.
+    """
+    if "classes_shown" in scenario.recipe:
+        return sorted({name for of_task in scenario.recipe["classes_shown"] for name in of_task})
     names = scenario.class_names
     for task in scenario.task_names:
         names = [name.removesuffix(f" ({task})") for name in names]

@@ -218,7 +218,8 @@ def chance_level(scenario: dict[str, Any], metric: str) -> float:
 
     After task k a guess is right with probability 1 / (classes seen so far) in class-incremental streams, 1 / (classes of the
     task) where the task is given, 1 / classes in domain-incremental ones. Metrics that average over the stream average these;
-    ACC has the last one, LA that of each task itself. Worst-case metrics count 0, the lowest there is, so that no configuration gains by diverging.
+    ACC has the last one, LA that of each task by itself. Worst-case metrics count 0, the lowest there is, so that no
+    configuration gains by diverging.
     """
     if metric in ("min_ACC", "WC_ACC"):
         return 0.0

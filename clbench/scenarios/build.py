@@ -1,5 +1,6 @@
 """From a scenario's configuration to index tensors: the only place where data are split."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
@@ -25,17 +26,27 @@ class Part:
         domain: only images of this domain, or None for all.
         render: changes the pixels, uint8 (n, C, H, W) → the same shape (a rotation), or None.
         permutation: int64 (C·H·W,), the order in which this task shows the pixels, or None.
+        relabel: labels (n,) of the task's images, ordered by their content → the labels (n,) that the task gives them
+            instead, or None.
     """
 
     classes: dict[int, int]
     domain: int | None = None
     render: Callable[[np.ndarray], np.ndarray] | None = None
     permutation: np.ndarray | None = None
+    relabel: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What a scenario kind decides; :func:`build` turns it into splits."""
+    """What a scenario kind decides; :func:`build` turns it into splits.
+
+    Attributes:
+        images: training images of each task, a subset that is drawn once; None for all. A task's images are those among its
+            own that come first in an order of all images, so that tasks with the same images have the same subset.
+        images_seed: seed of that order; None for the run's seed.
+        judged_on_training: evaluation shows the training samples, since there is nothing to generalise to.
+    """
 
     setting: str
     class_names: list[str]
@@ -43,6 +54,9 @@ class StreamPlan:
     task_classes: list[list[int]]
     parts: list[Part]
     recipe: dict = field(default_factory=dict)
+    images: int | None = None
+    images_seed: int | None = None
+    judged_on_training: bool = False
 
 
 def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: torch.device) -> Scenario:
@@ -65,14 +79,20 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         )
     source, data = read_source(config, replace(data_config, image_size=config.image_size))
     plan = _first_tasks(kind.plan(config, data, seed), config)
-    fit, held_out = _hold_out(source.train, config.validation, seed)
+    shown = _shown(plan, source.train, seed)
     place = data_config.placement
     # The digests are those of the source's own images, so that they do not depend on how a library rounds when it resizes.
-    train = _cut(plan, data.train, source.train.digests, fit, device, place)
-    validation = None
-    if config.validation:
-        validation = _cut(plan, data.train, source.train.digests, held_out, device, place, like=train)
-    test = _cut(plan, data.test, source.test.digests, _by_content(source.test), device, place)
+    if plan.judged_on_training:
+        train = _cut(plan, data.train, source.train.digests, shown, device, place)
+        validation, test = train if config.validation else None, train
+    else:
+        held_out = _held_out(source.train, plan, shown, config.validation, seed)
+        fit, kept_back = ([rows[mask[rows]] for rows in shown] for mask in (~held_out, held_out))
+        train = _cut(plan, data.train, source.train.digests, fit, device, place)
+        validation = None
+        if config.validation:
+            validation = _cut(plan, data.train, source.train.digests, kept_back, device, place, like=train)
+        test = _cut(plan, data.test, source.test.digests, _rows_of_tasks(plan, source.test), device, place)
     _refuse_empty_tasks(config, plan, train, "training samples")
     _refuse_empty_tasks(config, plan, test, "test samples")
     if validation is not None:
@@ -91,7 +111,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         train=train,
         validation=validation,
         _test=test,
-        recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe},
+        recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe, **_labelling(plan, train)},
         note=data.note,
     )
 
@@ -163,21 +183,68 @@ def _by_content(images: ImageSet) -> np.ndarray:
     return np.lexsort((images.digests[:, 1], images.digests[:, 0], domains))
 
 
-def _hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers kept for training and held out, both in :func:`_by_content` order.
+def _rows_of_tasks(plan: StreamPlan, images: ImageSet) -> list[np.ndarray]:
+    """Row numbers of every task's images, in :func:`_by_content` order."""
+    rows = _by_content(images)
+    of_tasks = []
+    for part in plan.parts:
+        chosen = rows[np.isin(images.labels[rows], list(part.classes))]
+        if part.domain is not None:
+            assert images.domains is not None
+            chosen = chosen[images.domains[chosen] == part.domain]
+        of_tasks.append(chosen)
+    return of_tasks
 
-    Held out is ``fraction`` (rounded) of every class, in every domain by itself, drawn from (seed, "validation_split").
+
+def _shown(plan: StreamPlan, images: ImageSet, seed: int) -> list[np.ndarray]:
+    """Row numbers of the training images that every task shows, held out ones among them, in :func:`_by_content` order.
+
+    Raises:
+        ConfigError: a task has fewer images than ``plan.images``.
+    """
+    of_tasks = _rows_of_tasks(plan, images)
+    if plan.images is None:
+        return of_tasks
+    images_seed = seed if plan.images_seed is None else plan.images_seed
+    place = np.empty(len(images), np.int64)  # of every image in the order that is drawn
+    place[_by_content(images)] = numpy_generator(images_seed, "images").permutation(len(images))
+    shown = []
+    for name, rows in zip(plan.task_names, of_tasks, strict=True):
+        if plan.images > len(rows):
+            raise ConfigError(
+                f"scenario.images={plan.images} is more than the {len(rows)} training images of task {name!r}"
+            )
+        first = np.argsort(place[rows])[: plan.images]
+        shown.append(rows[np.sort(first)])
+    return shown
+
+
+def _held_out(images: ImageSet, plan: StreamPlan, shown: list[np.ndarray], fraction: float, seed: int) -> np.ndarray:
+    """Boolean (images,): those that are held out for validation.
+
+    ``fraction`` (rounded) of every class, in every domain by itself, drawn from (seed, "validation_split"); where
+    ``plan.images`` chooses among them, of the images that are shown.
     """
     rows = _by_content(images)
+    if plan.images is not None:
+        rows = rows[np.isin(rows, np.concatenate(shown))]
     rng = numpy_generator(seed, "validation_split")
-    held_out = np.zeros(len(rows), bool)
+    held_out = np.zeros(len(images), bool)
     if fraction:
         domains = np.zeros_like(images.labels) if images.domains is None else images.domains
         strata = (domains * (1 + images.labels.max()) + images.labels)[rows]
         for stratum in np.unique(strata):
             members = np.flatnonzero(strata == stratum)
-            held_out[rng.permutation(members)[: round(fraction * len(members))]] = True
-    return rows[~held_out], rows[held_out]
+            held_out[rows[rng.permutation(members)[: round(fraction * len(members))]]] = True
+    return held_out
+
+
+def _labelling(plan: StreamPlan, train: Split) -> dict[str, list[str]]:
+    """For the recipe, where tasks give images other labels than their own: a digest of every task's labels."""
+    if all(part.relabel is None for part in plan.parts):
+        return {}
+    labels = train.labels.cpu().numpy().astype("<i8")
+    return {"labels": [hashlib.blake2b(labels[a:b].tobytes(), digest_size=16).hexdigest() for a, b in train.bounds]}
 
 
 def _refuse_empty_tasks(config: ScenarioConfig, plan: StreamPlan, split: Split, what: str) -> None:
@@ -190,25 +257,21 @@ def _cut(
     plan: StreamPlan,
     images: ImageSet,
     image_digests: np.ndarray,
-    usable: np.ndarray,
+    shown: list[np.ndarray],
     device: torch.device,
     placement: str,
     like: Split | None = None,
 ) -> Split:
-    """Collect the samples of every task, in the order of ``usable``. Rendered tasks get rows of their own.
+    """Collect the samples of every task, in the order of ``shown``. Rendered tasks get rows of their own.
 
     ``like`` shares the store of a split cut from the same images (train and validation), where nothing is rendered.
     """
     rows: list[np.ndarray] = []
     labels, tasks, rendered, digests = [], [], [], []
     renders = any(part.render for part in plan.parts)
-    for task, part in enumerate(plan.parts):
+    for task, (part, chosen) in enumerate(zip(plan.parts, shown, strict=True)):
         label_of = np.full(1 + max(int(images.labels.max()), *part.classes), -1)
         label_of[list(part.classes)] = list(part.classes.values())
-        chosen = usable[label_of[images.labels[usable]] >= 0]
-        if part.domain is not None:
-            assert images.domains is not None
-            chosen = chosen[images.domains[chosen] == part.domain]
         if renders:
             pixels = np.asarray(images.pixels[chosen])
             rendered.append(part.render(pixels) if part.render else pixels)
@@ -216,7 +279,8 @@ def _cut(
             rows.append(np.arange(len(chosen)) + sum(len(r) for r in rows))
         else:
             rows.append(chosen)
-        labels.append(label_of[images.labels[chosen]])
+        own = label_of[images.labels[chosen]]
+        labels.append(own if part.relabel is None else part.relabel(own))
         tasks.append(np.full(len(chosen), task))
     permutations = None
     if any(part.permutation is not None for part in plan.parts):

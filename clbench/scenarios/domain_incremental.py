@@ -1,5 +1,5 @@
 """Streams whose tasks show the same classes in different domains: rotated, with permuted pixels, from different folders,
-or through different subclasses.
+through different subclasses, or classes of their own under the same labels.
 
 Every kind here takes ``setting``. With ``domain`` the labels are shared and the task is hidden, which is
 domain-incremental learning; with ``task`` or ``class`` each task's classes count as classes of their own, so that the
@@ -40,6 +40,12 @@ class DomainIncrementalConfig(ScenarioConfig):
     classes: list[int] | None = option(
         None, help="use only these classes of the source (kind=superclass: these superclasses); null: all"
     )
+    images: int | None = option(
+        None,
+        help="training images of each task, a fixed subset that is drawn once and that tasks of the same images share; null: all",
+        at_least=1,
+    )
+    images_seed: int | None = option(None, help="seed of that draw; null: the run's seed", at_least=0)
 
 
 @dataclass
@@ -75,7 +81,7 @@ class Rotation:
             parts.append(Part(labels, render=render))
         names = [f"{angle:g}°" for angle in config.angles]
         recipe = {"angles": list(config.angles), "interpolation": config.interpolation}
-        return _stream(config, [data.class_names[c] for c in pool], names, parts, recipe)
+        return shared_labels(config, [data.class_names[c] for c in pool], names, parts, recipe)
 
 
 @dataclass
@@ -119,7 +125,7 @@ class Permutation:
             )
             names.append(f"permutation {task}")
             orders.append(hashlib.blake2b(order.astype("<i8").tobytes(), digest_size=16).hexdigest())
-        return _stream(config, [data.class_names[c] for c in pool], names, parts, {"permutations": orders})
+        return shared_labels(config, [data.class_names[c] for c in pool], names, parts, {"permutations": orders})
 
 
 @dataclass
@@ -158,7 +164,7 @@ class Domains:
         pool = used_classes(config.classes, len(data.class_names))
         labels = {source_class: label for label, source_class in enumerate(pool)}
         parts = [Part(labels, domain=data.domain_names.index(name)) for name in names]
-        return _stream(config, [data.class_names[c] for c in pool], list(names), parts, {"domains": list(names)})
+        return shared_labels(config, [data.class_names[c] for c in pool], list(names), parts, {"domains": list(names)})
 
 
 @dataclass
@@ -202,12 +208,68 @@ class Superclass:
             )
         shown = np.stack(members, axis=1)  # (tasks, superclasses): the class that stands for each superclass
         fine_names = [[data.class_names[c] for c in classes] for classes in shown]
-        return _stream(
+        return shared_labels(
             config,
             [", ".join(data.class_names[c] for c in sorted(m)) for m in members],
             [range_of_names(names) for names in fine_names],
             [Part({int(c): label for label, c in enumerate(classes)}) for classes in shown],
             {"classes_shown": fine_names},
+        )
+
+
+@dataclass
+class ClassGroupsConfig(DomainIncrementalConfig):
+    """Options of ``kind: class_groups``."""
+
+    n_tasks: int = option(help="number of tasks", at_least=1)
+    classes_per_task: int = option(2, help="classes that a task shows, and outputs of the head", at_least=2)
+    class_order: str = option(
+        "shuffled",
+        help="order in which the classes are dealt out, again and again: natural (as the source numbers them, in every round) or "
+        "shuffled (drawn from the run's seed, anew for every round)",
+        choices=("natural", "shuffled"),
+    )
+
+
+@SCENARIOS.register("class_groups")
+class ClassGroups:
+    """Task t tells a few classes of its own apart, always under the labels 0, 1, … (Continual ImageNet, Dohare et al. 2024).
+
+    The classes are dealt out in rounds. Within a round no class comes twice, and one that does not fill a task is left out.
+    Round r's order comes from the stream (seed, "class_order", r), so that it does not depend on the number of tasks.
+    """
+
+    config = ClassGroupsConfig
+
+    @staticmethod
+    def plan(config: ClassGroupsConfig, data: SourceData, seed: int) -> StreamPlan:
+        """As many rounds as the tasks need.
+
+        Raises:
+            ConfigError: there are fewer classes than one task shows.
+        """
+        pool = used_classes(config.classes, len(data.class_names))
+        size = config.classes_per_task
+        if size > len(pool):
+            raise ConfigError(
+                f"scenario.classes_per_task={size} is out of range: it has to be at most {len(pool)}, the number of classes"
+            )
+        groups: list[list[int]] = []
+        while len(groups) < config.n_tasks:
+            order = pool
+            if config.class_order == "shuffled":
+                order = (
+                    numpy_generator(seed, "class_order", len(groups) // (len(pool) // size)).permutation(pool).tolist()
+                )
+            groups += [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+        groups = groups[: config.n_tasks]
+        names = [[data.class_names[c] for c in group] for group in groups]
+        return shared_labels(
+            config,
+            [f"class {label + 1} of the task" for label in range(size)],
+            [range_of_names(of_task) for of_task in names],
+            [Part({c: label for label, c in enumerate(group)}) for group in groups],
+            {"classes_shown": names},
         )
 
 
@@ -233,18 +295,26 @@ def rotated(images: np.ndarray, angle: float, interpolation: str) -> np.ndarray:
     return np.concatenate(parts) if parts else images
 
 
-def _stream(
+def shared_labels(
     config: DomainIncrementalConfig, class_names: list[str], task_names: list[str], parts: list[Part], recipe: dict
 ) -> StreamPlan:
     """The plan of a stream whose parts share labels, numbered anew for every task unless the setting is ``domain``."""
     n = len(class_names)
-    if config.setting == "domain":
-        return StreamPlan("domain", class_names, task_names, [list(range(n)) for _ in parts], parts, recipe)
-    own = [
-        dataclasses.replace(part, classes={c: label + task * n for c, label in part.classes.items()})
-        for task, part in enumerate(parts)
-    ]
-    names = [f"{name} ({task})" for task in task_names for name in class_names]
+    task_classes = [list(range(n)) for _ in parts]
+    if config.setting != "domain":
+        task_classes = [[label + task * n for label in range(n)] for task in range(len(parts))]
+        class_names = [f"{name} ({task})" for task in task_names for name in class_names]
+        parts = [
+            dataclasses.replace(part, classes={c: label + task * n for c, label in part.classes.items()})
+            for task, part in enumerate(parts)
+        ]
     return StreamPlan(
-        config.setting, names, task_names, [list(range(t * n, (t + 1) * n)) for t in range(len(parts))], own, recipe
+        config.setting,
+        class_names,
+        task_names,
+        task_classes,
+        parts,
+        recipe,
+        images=config.images,
+        images_seed=config.images_seed,
     )

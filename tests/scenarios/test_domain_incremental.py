@@ -1,13 +1,16 @@
-"""Rotations, permutations, domains and superclasses: what each task shows."""
+"""Rotations, permutations, domains, superclasses and groups of classes: what each task shows."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from clbench.data.images import ImageSet
 from clbench.errors import ConfigError
 from clbench.scenarios.domain_incremental import rotated
+from clbench.scenarios.frozen import stream_content
 
 
 def shown(split, task):
@@ -192,6 +195,50 @@ def test_superclasses_have_to_exist_and_be_equally_large(make_source, build_stre
         build_stream(make_source(superclass=superclass), "superclass")
 
 
+# ---- groups of classes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["natural", "shuffled"])
+@pytest.mark.parametrize(("size", "n_tasks"), [(2, 3), (2, 7), (4, 3), (6, 2)])
+def test_every_task_tells_classes_of_its_own_apart(make_source, build_stream, order, size, n_tasks):
+    """Under the labels 0, 1, …; within a round of six // size tasks no class comes twice."""
+    data = make_source()
+    scenario = build_stream(
+        data, "class_groups", n_tasks=n_tasks, classes_per_task=size, class_order=order, validation=0.2
+    )
+    groups = [[int(name[1:]) for name in names] for names in scenario.recipe["classes_shown"]]
+    assert (scenario.n_tasks, scenario.n_classes) == (n_tasks, size)
+    assert scenario.task_classes == [list(range(size))] * n_tasks
+    if order == "natural":
+        assert groups == [[size * (t % (6 // size)) + i for i in range(size)] for t in range(n_tasks)]
+    for start in range(0, n_tasks, 6 // size):
+        shown_in_round = [c for group in groups[start : start + 6 // size] for c in group]
+        assert len(set(shown_in_round)) == len(shown_in_round)
+    for task, group in enumerate(groups):
+        mine = np.isin(data.test.labels, group)
+        expected = as_set(data.test.pixels[mine], [group.index(c) for c in data.test.labels[mine]])
+        assert as_set(*shown(scenario.test, task)) == expected
+        mine = np.isin(data.train.labels, group)
+        expected = as_set(data.train.pixels[mine], [group.index(c) for c in data.train.labels[mine]])
+        assert sorted(as_set(*shown(scenario.train, task)) + as_set(*shown(scenario.validation, task))) == expected
+
+
+def test_every_round_and_every_seed_has_an_order_of_its_own(make_source, build_stream):
+    def groups(seed, n_tasks):
+        scenario = build_stream(make_source(), "class_groups", seed, n_tasks=n_tasks)
+        return [tuple(names) for names in scenario.recipe["classes_shown"]]
+
+    drawn = groups(0, 12)
+    assert groups(0, 5) == drawn[:5]  # whatever comes later
+    assert groups(1, 12) != drawn
+    assert len({tuple(drawn[start : start + 3]) for start in (0, 3, 6, 9)}) == 4
+
+
+def test_more_classes_per_task_than_there_are(make_source, build_stream):
+    with pytest.raises(ConfigError, match=r"scenario.classes_per_task=4 is out of range: it has to be at most 3"):
+        build_stream(make_source(), "class_groups", n_tasks=1, classes_per_task=4, classes=[0, 3, 5])
+
+
 # ---- what the kinds share -------------------------------------------------------------------------------------------
 
 KINDS = {
@@ -199,7 +246,11 @@ KINDS = {
     "permutation": {"n_tasks": 2, "identity_first": True},
     "domains": {},
     "superclass": {},
+    "class_groups": {"n_tasks": 2},
+    "random_label": {"n_tasks": 2},
+    "label_permutation": {"n_tasks": 2, "identity_first": False},
 }
+DRAWN = ("permutation", "class_groups", "random_label", "label_permutation")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -222,4 +273,52 @@ def test_other_settings_number_the_classes_of_every_task_anew(make_source, build
 def test_only_drawn_streams_depend_on_the_seed(make_source, build_stream, kind):
     data = make_source(n_domains=2, superclass=np.array([0, 0, 1, 1, 2, 2]))
     hashes = {build_stream(data, kind, seed, **KINDS[kind]).hash for seed in (0, 1)}
-    assert len(hashes) == (2 if kind == "permutation" else 1)
+    assert len(hashes) == (2 if kind in DRAWN else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subset_of_the_training_images_is_drawn_once(make_source, build_stream, kind):
+    """Every task shows so many of its images, those of them that it shares with another task the same ones."""
+    data = make_source(n_domains=2, superclass=np.array([0, 0, 1, 1, 2, 2]))
+    whole = build_stream(data, kind, **KINDS[kind])
+
+    def subset(seed, n=12, **options):
+        return build_stream(data, kind, seed, images=n, **KINDS[kind], **options)
+
+    scenario = subset(0)
+    for task in range(2):
+        assert len(scenario.train.ids(task)) == 12
+        assert (
+            set(as_set(*shown(scenario.train, task))) <= set(as_set(*shown(whole.train, task)))
+            or kind == "random_label"
+        )
+    assert scenario.test.hashes == (scenario.train.hashes if kind == "random_label" else whole.test.hashes)
+    assert subset(0).train.hashes == scenario.train.hashes != subset(1).train.hashes
+    held_out = subset(0, validation=0.5)
+    if kind != "random_label":
+        assert stream_content(held_out)["tasks"] == stream_content(scenario)["tasks"]
+    if kind not in ("domains", "superclass", "class_groups"):  # the tasks have the same images
+        assert scenario.train.hashes[0] == scenario.train.hashes[1]
+    if kind not in DRAWN:
+        assert subset(0, images_seed=3).hash == subset(1, images_seed=3).hash
+    n = len(whole.train.ids(0))
+    with pytest.raises(ConfigError, match=f"scenario.images={n + 1} is more than the {n} training images of task"):
+        subset(0, n + 1)
+
+
+def test_a_subset_of_the_images_does_not_depend_on_how_they_are_packed(make_source, build_stream):
+    data = make_source()
+    order = np.random.default_rng(0).permutation(len(data.train))
+    repacked = dataclasses.replace(data, train=ImageSet(data.train.pixels[order], data.train.labels[order]))
+    for kind in ("permutation", "random_label"):
+        hashes = {build_stream(source, kind, images=20, **KINDS[kind]).hash for source in (data, repacked)}
+        assert len(hashes) == 1
+
+
+def test_the_share_that_is_held_out_of_a_subset_is_exact(make_source, build_stream):
+    """Of every class, rounded: half of what is shown of it."""
+    options = {"images": 30, "n_tasks": 2, "identity_first": True}
+    whole = build_stream(make_source(), "permutation", **options)
+    split = build_stream(make_source(), "permutation", validation=0.5, **options)
+    counts = [np.bincount(shown(part, 1)[1], minlength=6) for part in (whole.train, split.validation)]
+    assert counts[1].tolist() == [round(0.5 * n) for n in counts[0].tolist()]

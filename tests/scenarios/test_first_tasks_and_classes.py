@@ -17,6 +17,9 @@ KINDS = {
     "permutation": {"n_tasks": 3, "identity_first": True},
     "domains": {},
     "superclass": {},
+    "class_groups": {"n_tasks": 3},
+    "random_label": {"n_tasks": 3, "images": 15},
+    "label_permutation": {"n_tasks": 3, "identity_first": False},
 }
 """Options of every kind, on a source of six classes, three domains and two superclasses."""
 
@@ -79,8 +82,9 @@ def test_all_tasks_are_the_whole_stream(stream, kind, options):
 
 @pytest.mark.parametrize(
     ("kind", "shorter"),
-    [("rotation", {"angles": [0.0, 90.0]}), ("permutation", {"n_tasks": 2}), ("domains", {"domains": ["d0", "d1"]})],
-)
+    [("rotation", {"angles": [0.0, 90.0]}), ("permutation", {"n_tasks": 2}), ("domains", {"domains": ["d0", "d1"]}),
+     *((kind, {"n_tasks": 2}) for kind in ("class_groups", "random_label", "label_permutation"))],
+)  # fmt: skip
 def test_equal_streams_have_equal_hashes_however_they_were_asked_for(stream, kind, shorter):
     """Two of three rotations are the stream of those two rotations."""
     by_tasks, by_options = stream(kind, tasks=2), stream(kind, **shorter)
