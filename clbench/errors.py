@@ -26,6 +26,10 @@ class Diverged(ClbenchError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
+class BatchDependence(ClbenchError):
+    """A method's prediction for an image depends on the other images of its batch."""
+
+
 class RunFailed(ClbenchError):
     """A run of a sweep that was trained elsewhere has failed; the message says why."""
 

@@ -190,6 +190,10 @@ class ContinualEvaluator:
         self.seconds += time.perf_counter() - started
         return as_table(np.array(rows, np.float64).reshape(-1, len(COLUMNS)))
 
+    def first_images(self, task: int, n: int) -> Samples:
+        """The first ``n`` samples of a task's subset, as images."""
+        return self.inputs.plain(self.split, self.subset_ids[task][:n])
+
     def feature_drift_probe(self, task_learning: int) -> Tensor | None:
         """Penultimate features of the seen tasks' subsets, for drift between two moments (diagnostics).
 

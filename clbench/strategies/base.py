@@ -22,8 +22,8 @@ A strategy overrides only what it needs of
 
 Everything a strategy remembers is a parameter or a buffer, and that includes its real-valued options: each float field of
 its config is a 0-d buffer of the same name. ``outputs``, ``data_loss``, ``penalty``, ``edit_gradients``, ``after_step`` and
-``learn`` are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same method runs
-eagerly, compiled, or ``vmap``-ped over seeds and options.
+``learn`` are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same
+method runs eagerly, compiled, or ``vmap``-ped over seeds and options.
 
 A strategy may have parameters of its own, which are trained beside the model's (a hypernetwork); those that are not to be
 trained (a teacher) say ``requires_grad_(False)``.

@@ -19,6 +19,7 @@ from clbench.config import RunConfig
 from clbench.errors import Diverged
 from clbench.evaluation.diagnostics import Diagnostics
 from clbench.evaluation.evaluator import ContinualEvaluator, as_table
+from clbench.evaluation.per_sample import refuse_batch_dependence
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
@@ -189,6 +190,8 @@ class Trainer:
     def end_task(self) -> None:
         """Call the learner's hooks, evaluate on full test sets, save."""
         self.learner.end_task(self._task)
+        if self.task in (0, 1, self.scenario.n_tasks - 1):
+            refuse_batch_dependence(self.evaluator, self.task)
         self._measurements += [(self.task, name, *reported) for name, reported in self.learner.measurements()]
         self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None

@@ -1,0 +1,109 @@
+"""What methods share that fit a classifier to the features of a frozen extractor, without gradients.
+
+    φ(x)    features of the backbone, in evaluation mode and float64
+    learn   statistics ← statistics of the batch's (φ(x), y); every sample of a task is seen once
+    scores  (B, n_classes) from φ(x), in closed form
+
+``extractor`` says where the backbone comes from:
+
+* ``frozen``       as the run starts: pretrained (``model.checkpoint``, ``model.pretrained``), or random;
+* ``first_task``   trained on the first task by gradient, with the network's own head, as finetuning is; then frozen. The
+                   classifier gets the first task's features when its training has ended.
+
+Only the statistics are kept of earlier data.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench.config import StrategyConfig, option
+from clbench.models.continual import ContinualModel
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Plan, Strategy
+
+
+@dataclass
+class FrozenFeaturesConfig(StrategyConfig):
+    """The option that all methods on frozen features share."""
+
+    extractor: str = option(
+        help="the features' network: as the run starts (pretrained, or random), or trained on the first task and then frozen",
+        choices=("frozen", "first_task"),
+    )
+
+
+class FrozenFeatures(Strategy):
+    """Base of methods that learn a classifier on frozen features: they override ``absorb`` and ``scores``."""
+
+    options: FrozenFeaturesConfig
+
+    def __init__(self, config: FrozenFeaturesConfig, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__(config, model, scenario)
+        if config.extractor == "frozen":
+            model.backbone.requires_grad_(False)
+
+    # ---- what a method says ---------------------------------------------------------------------------------------
+
+    def absorb(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Take in features, float64 (B, n_features), and labels (B,), in place; returns a loss (scalar) for the record.
+
+        Pure in the sense of :mod:`clbench.strategies.base`.
+        """
+        raise NotImplementedError
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores (B, n_classes) of features, float64 (B, n_features)."""
+        raise NotImplementedError
+
+    # ---- what follows from it ---------------------------------------------------------------------------------------
+
+    @property
+    def learns_by_gradient(self) -> bool:
+        """Only while the extractor is trained."""
+        return self.options.extractor == "first_task" and self.tasks_learned == 0
+
+    def plan(self, task: Task, plan: Plan) -> Plan:
+        """Without gradients, the first of the plan's passes over the task: more would count samples twice."""
+        return plan if self.learns_by_gradient else Plan(new=first_pass(plan.new, len(task.ids)))
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """Take in the batch."""
+        return {"new": self.absorb(self.features(batch.samples.x), batch.samples.y)}
+
+    def end_task(self, task: Task) -> None:
+        """Give the classifier the task on which the extractor was trained, in an order of its own."""
+        if not self.learns_by_gradient:
+            return
+        order = torch.randperm(len(task.ids), generator=task.torch_generator("absorb"))
+        with torch.no_grad():
+            for samples in task.batches(task.ids[order], task.budget.batch_size):
+                self.absorb(self.features(samples.x), samples.y)
+
+    def features(self, x: Tensor) -> Tensor:
+        """float64 (B, n_features) of images (B, C, H, W)."""
+        return self.model.features(x).double()
+
+    def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
+        """The classifier's scores; while the extractor is trained, the network's logits."""
+        if self.learns_by_gradient:
+            return super().predict(x, task)
+        return self.model.restrict(self.scores(self.features(x)), task, predicting=True)
+
+    @property
+    def predicts_from_features(self) -> bool:
+        """Images are seen through the backbone alone."""
+        return True
+
+
+def first_pass(batches: list[Tensor], n_samples: int) -> list[Tensor]:
+    """The first of ``batches`` that hold ``n_samples`` ids, or all where they are fewer."""
+    chosen, n_left = [], n_samples
+    for batch in batches:
+        if n_left <= 0:
+            break
+        chosen.append(batch)
+        n_left -= len(batch)
+    return chosen

@@ -1,0 +1,52 @@
+"""A method whose predictions depend on the batch they come in is refused, whatever accuracy it would have."""
+
+import pytest
+import torch
+
+from clbench.errors import BatchDependence
+from clbench.evaluation.per_sample import refuse_batch_dependence
+from clbench.strategies.finetune import Finetune
+
+
+def centred_over_the_batch(self, x, task):
+    """As published code does that fits its min-max ranges to the test images it is given."""
+    logits = self.model(x)
+    return self.model.restrict(logits - logits.mean(0), task, predicting=True)
+
+
+def looks_at_the_first_image(self, x, task):
+    return self.model.restrict(self.model(x[:1].expand_as(x)), task, predicting=True)
+
+
+@pytest.mark.parametrize("predict", [centred_over_the_batch, looks_at_the_first_image])
+def test_statistics_of_the_batch_are_refused(predict, small_trainer, monkeypatch):
+    monkeypatch.setattr(Finetune, "predict", predict)
+    trainer = small_trainer("strategy=finetune")
+    with pytest.raises(BatchDependence, match="finetune predicts otherwise for the same images"):
+        trainer.fit()
+    assert trainer.task == 0  # at once: the first task's results are not even recorded
+
+
+def test_one_network_for_batches_of_one_task_and_another_for_mixed_ones_is_refused(small_trainer, monkeypatch):
+    """What a vote over the batch would do: it shows only where a batch is of one task, after the second."""
+
+    def vote(self, x, task):
+        logits = self.model(x)
+        winner = logits.mean(0).argmax()  # the batch's most likely class wins everywhere
+        bonus = torch.zeros_like(logits).index_fill(1, winner, 10.0) * (len(x) > 1)
+        return self.model.restrict(logits + bonus, task, predicting=True)
+
+    monkeypatch.setattr(Finetune, "predict", vote)
+    with pytest.raises(BatchDependence):
+        small_trainer("strategy=finetune").fit()
+
+
+def test_it_disturbs_nothing(small_trainer):
+    """The check neither draws a number nor moves a weight."""
+    trainer = small_trainer("strategy=finetune", "scenario.tasks=1")
+    trainer.fit()
+    before = {name: tensor.clone() for name, tensor in trainer.learner.state_dict().items()}
+    state = torch.get_rng_state()
+    refuse_batch_dependence(trainer.evaluator, 0)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.learner.state_dict().items())
