@@ -128,6 +128,11 @@ class TrainerConfig:
     )
     gamma: float = option(0.1, help="scheduler=step: factor by which lr drops", above=0)
     reset_optimizer: bool = option(True, help="new optimizer state (momentum, moments) for every task")
+    zero_head: bool = option(
+        False,
+        help="set the head's weights and biases to 0 at the start of every task but the first (Dohare et al. 2024); the "
+        "optimizer's state of them is kept unless reset_optimizer",
+    )
     clip_grad_norm: float | None = option(None, help="largest L2 norm of the applied gradient", above=0)
     batch_norm: str = option(
         "train",

@@ -80,6 +80,11 @@ def set_up(composed: DictConfig) -> Setup:
     model = _model(config, scenario).to(device)
     compilation = Compilation(config.trainer.compile, device)
     learner = Learner(model, _strategies(strategies, model, scenario, config.seed), compilation).to(device)
+    if config.trainer.zero_head and not learner.predicts_by_model:
+        raise ConfigError(
+            f"trainer.zero_head=true is for methods that predict with the network's own head, which {config.strategy.name} does "
+            "not: set trainer.zero_head=false"
+        )
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, _memory_format(model, device))
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
@@ -311,7 +316,12 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
         if config.model.checkpoint is not None:
             load_backbone(backbone, config.model.checkpoint)
         return ContinualModel(
-            backbone, scenario.task_classes, scenario.setting, config.scenario.logit_scope, config.model.frozen
+            backbone,
+            scenario.task_classes,
+            scenario.setting,
+            config.scenario.logit_scope,
+            config.model.frozen,
+            config.trainer.zero_head,
         )
 
 

@@ -45,6 +45,7 @@ class ContinualModel(nn.Module):
         setting: ``class``, ``task`` or ``domain``.
         logit_scope: class-incremental only: ``all``, ``seen`` or ``current``.
         frozen: number of stages, counted from the input, that are not trained and stay in evaluation mode.
+        zero_head: whether every task but the first begins with a head of zeros.
 
     Raises:
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages.
@@ -60,6 +61,7 @@ class ContinualModel(nn.Module):
         setting: str,
         logit_scope: str = "seen",
         frozen: int = 0,
+        zero_head: bool = False,
     ) -> None:
         super().__init__()
         n_classes = 1 + max(label for labels in task_classes for label in labels)
@@ -73,7 +75,7 @@ class ContinualModel(nn.Module):
                 class_task[labels] = task
         self.register_buffer("class_task", class_task)
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
-        self.frozen = frozen
+        self.frozen, self.zero_head = frozen, zero_head
         self._n_done = 0  # stages that the inputs of features() have been through
         self._found: dict[str, Tensor] | None = None  # what activations() collects while it runs
         for layer in self.hidden_layers():
@@ -207,8 +209,16 @@ class ContinualModel(nn.Module):
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
-        """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation)."""
+        """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation).
+
+        With ``zero_head`` all of the head is set to 0 instead.
+        """
         self.current_task.fill_(task)
+        if task > 0 and self.zero_head:
+            with torch.no_grad():
+                self.head.weight.zero_()
+                self.head.bias.zero_()
+            return
         if task == 0 or self._head_is_fixed:
             return
         new = self.class_task == task

@@ -65,6 +65,7 @@ SETTINGS = {
     "adamw": ["trainer.optimizer=adamw", "trainer.lr=0.001", "trainer.weight_decay=0.1"],
     "schedule": ["trainer.scheduler=cosine", "trainer.reset_optimizer=false"],
     "clipped": ["trainer.clip_grad_norm=0.1"],
+    "zero_head": ["trainer.zero_head=true", "trainer.reset_optimizer=false"],
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from clbench.errors import ConfigError
 from clbench.scenarios.task import Task
 
 
@@ -73,6 +74,30 @@ def test_optimizer_state_between_tasks(reset, kept, small_trainer, monkeypatch):
     trainer.fit()
     assert states[0] == 0
     assert all((n > 0) == kept for n in states[1:])
+
+
+def test_a_head_of_zeros_begins_every_task_but_the_first(small_trainer, monkeypatch):
+    """Before the strategy's hook, so that what it keeps of the weights has it; the optimizer's state stays."""
+    trainer = small_trainer("strategy=finetune", "trainer.zero_head=true", "trainer.reset_optimizer=false")
+    head, strategy = trainer.learner.model.head, trainer.learner.strategies[0]
+    non_zero, momentum = [], []
+
+    def look(_task):
+        non_zero.append([bool(p.any()) for p in (head.weight, head.bias)])
+        momentum.append([bool(state["momentum_buffer"].any()) for state in trainer.optimizer.state.values()])
+
+    monkeypatch.setattr(strategy, "begin_task", look)
+    trainer.fit()
+    assert non_zero == [[True, True]] + [[False, False]] * 4
+    assert momentum == [[]] + [[True] * len(trainer.parameters)] * 4
+    assert head.weight.any()  # it has been trained since
+
+
+def test_a_head_of_zeros_that_nobody_predicts_with_is_refused(small_setup):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.zero_head=true is for methods that predict with the network's own"
+    ):
+        small_setup("strategy=hypernetwork", "scenario=split_digits_task", "trainer.zero_head=true")
 
 
 def test_clipped_gradient(small_trainer, monkeypatch):
