@@ -1,7 +1,7 @@
 """Convolutions with max-pooling, then fully connected layers: the networks of work on loss of plasticity.
 
 * ``model=cnn``: the network of Continual ImageNet (Dohare et al. 2024, Nature 632, 768–774; layers as in the authors' code).
-* ``model=cnn_small``: that of Kumar et al. 2023 (arXiv:2308.11958), who also define the two changes of it: LayerNorm before each
+* ``model=cnn_small``: that of Kumar et al. 2023 (arXiv:2308.11958), who also use two changes of it: LayerNorm before each
   non-linearity, and CReLU in place of ReLU (Abbas et al. 2023, arXiv:2303.07507).
 
 Convolutions are not padded, pooling takes the maximum of 2×2 pixels and drops a last odd row or column, and weights start from
