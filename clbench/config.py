@@ -180,6 +180,12 @@ class EvaluatorConfig:
     diagnostics_every: int = option(
         0, help="record gradient norms and feature drift every this many steps; 0 never", at_least=0
     )
+    plasticity_every: int = option(
+        0,
+        help="record dormant units, ranks, norms and training accuracy every this many steps and at every task's start and end; "
+        "0 never",
+        at_least=0,
+    )
 
 
 @dataclass

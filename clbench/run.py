@@ -263,6 +263,8 @@ def write_tables(folder: RunFolder, trainer: Trainer) -> None:
         folder.write_table("method.parquet", trainer.method)
     if trainer.diagnostics.every:
         folder.write_table("diagnostics.parquet", trainer.diagnostics.table())
+    if trainer.plasticity.every:
+        folder.write_table("plasticity.parquet", trainer.plasticity.table())
 
 
 def _added_strategies(config: RunConfig) -> list[Any]:

@@ -271,13 +271,13 @@ class ContinualEvaluator:
         return scores(logits.float(), samples.y)
 
     @contextmanager
-    def undisturbed(self):
-        """Evaluation mode, no gradients; afterwards every module is in the mode it was in."""
+    def undisturbed(self, inference: bool = True):
+        """Evaluation mode, no gradients (unless ``inference`` is False); afterwards every module is in the mode it was in."""
         modes = [module.training for module in self._modules]
         self.learner.prepare_for_eval()
         self.learner.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(inference):
                 yield
         finally:
             for module, mode in zip(self._modules, modes, strict=True):

@@ -149,6 +149,11 @@ class Learner(nn.Module):
         return self.model.setting == "task" and _overrides(self._owner["predict"], "predict_task")
 
     @property
+    def makes_weights(self) -> bool:
+        """Whether a strategy makes the network's weights, so that the model's own are not what predicts."""
+        return _overrides(self._owner["outputs"], "outputs")
+
+    @property
     def predicts_by_model(self) -> bool:
         """Whether predictions depend on the model alone: no strategy prepares or makes them."""
         hooks = ("prepare_for_eval", "outputs", "predict", "predict_task")

@@ -103,6 +103,9 @@ class Fleet:
             if member.step > step
         ]
         self._evaluation.after_step(self._stacked, places)
+        for member in self._living:
+            if member.step > step:
+                member.look_at_plasticity()
 
     def evaluate(self, task_learning: int) -> Tensor:
         """Sums (R, tasks, 2: correct, loss) of all members as they are now, on the tasks up to ``task_learning``."""

@@ -20,6 +20,7 @@ from clbench.errors import Diverged
 from clbench.evaluation.diagnostics import Diagnostics
 from clbench.evaluation.evaluator import ContinualEvaluator, as_table
 from clbench.evaluation.per_sample import refuse_batch_dependence
+from clbench.evaluation.plasticity import Plasticity
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
@@ -76,6 +77,7 @@ class Trainer:
         self.on_progress, self.on_task_end = on_progress, on_task_end
         self.device = next(learner.parameters()).device
         self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
+        self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
         self.parameters = list(learner.trainable().values())
         self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
         self.precision = evaluator.precision
@@ -163,6 +165,8 @@ class Trainer:
         self.evaluator.begin_task()
         if index == 0 and self.step == 0:
             self.evaluator.evaluate(0, 0)
+        if self.step == 0:
+            self.look_at_plasticity()
 
     def _run_task(self) -> None:
         """Take the task's remaining steps."""
@@ -186,6 +190,12 @@ class Trainer:
         self.step += 1
         self.iteration += 1
         self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
+        self.look_at_plasticity()
+
+    def look_at_plasticity(self) -> None:
+        """Take measures of plasticity, where it is time to."""
+        if self.plasticity.due(self.step, len(self.steps)):
+            self.plasticity.look(self.task, self.iteration)
 
     def end_task(self) -> None:
         """Call the learner's hooks, evaluate on full test sets, save."""
@@ -334,6 +344,7 @@ class Trainer:
                 "tasks": torch.from_numpy(self.tasks.to_numpy(np.float64)),
                 "losses": list(self._loss_rows),
                 "diagnostics": self.diagnostics.rows(),
+                "plasticity": self.plasticity.rows(),
                 "measurements": list(self._measurements),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -358,6 +369,7 @@ class Trainer:
         self._loss_rows = [tuple(row) for row in state["losses"]]
         self._n_checked = len(self._loss_rows)
         self.diagnostics.restore(state["diagnostics"])
+        self.plasticity.restore(state.get("plasticity", []))  # none in older checkpoints
         self._measurements = [tuple(row) for row in state.get("measurements", [])]  # none in older checkpoints
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
