@@ -191,10 +191,10 @@ class Overlap:
 
 def overlap(tuning: Scenario, evaluation: Scenario) -> Overlap:
     """Compare the classes and the images of two streams, all splits of each; neither is trained on or looked into otherwise."""
-    known = set(_class_names(tuning))
+    known = set(classes_of(tuning))
     ours, theirs = _image_digests(tuning), _image_digests(evaluation)
     return Overlap(
-        [name for name in _class_names(evaluation) if name in known], len(ours & theirs), min(len(ours), len(theirs))
+        [name for name in classes_of(evaluation) if name in known], len(ours & theirs), min(len(ours), len(theirs))
     )
 
 
@@ -234,8 +234,8 @@ def scenario_of(composed: DictConfig, seed: int) -> Scenario:
     return build(config.scenario, config.data, seed, torch.device("cpu"))
 
 
-def _class_names(scenario: Scenario) -> list[str]:
-    """Names of the classes, without the task that a domain-incremental stream adds where each task has labels of its own.
+def classes_of(scenario: Scenario) -> list[str]:
+    """Names of the classes that a stream shows, without the task that a domain-incremental one adds to labels of its own.
 
     Where a label stands for another class in every task, they are the classes that the tasks show.
     """

@@ -29,7 +29,7 @@ from clbench.protocol.journal import TrialLog, open_journal
 from clbench.protocol.methods import Method
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import Values, as_overrides
-from clbench.protocol.streams import Compose, Streams, plan_streams, refuse_leak, scenario_of
+from clbench.protocol.streams import Compose, Streams, classes_of, plan_streams, refuse_leak, scenario_of
 from clbench.protocol.tuned_values import write_tuned_values
 from clbench.protocol.tuning import ENDED, RunRequest, TrialResult, Tuning, run_record
 from clbench.records.run_folder import RunFolder
@@ -159,7 +159,7 @@ class Study:
             common = refuse_leak(tuning, evaluation)
             self._overlaps[method.scenario] = {
                 "tuning_scenario": tuning.name,
-                "classes": {"tuning": tuning.class_names, "evaluation": evaluation.class_names},
+                "classes": {"tuning": classes_of(tuning), "evaluation": classes_of(evaluation)},
                 "common_classes": common.classes,
                 "common_samples": common.images,
                 "samples_compared": common.n_images,

@@ -12,7 +12,7 @@ from clbench.config import typed, without_hydra
 from clbench.data.images import ImageSet, SourceData
 from clbench.errors import ConfigError, TestStreamLocked
 from clbench.protocol.options import ProtocolConfig
-from clbench.protocol.streams import halves, overlap, plan_streams, refuse_leak, scenario_of
+from clbench.protocol.streams import classes_of, halves, overlap, plan_streams, refuse_leak, scenario_of
 from clbench.registry import SOURCES
 from clbench.run import set_up
 from clbench.scenarios.class_incremental import ClassIncrementalConfig
@@ -471,6 +471,40 @@ def test_classes_are_the_same_in_whatever_task_they_are_shown(compose):
     evaluation = scenario_of(compose([*rotated, "scenario.angles=[100,140]"]), 0)
     with pytest.raises(ConfigError, match="classes of the evaluation stream"):
         refuse_leak(tuning, evaluation)
+
+
+RANDOM_LABELS = ["scenario=random_label_mnist", "scenario.source=digits", "scenario.n_tasks=2", "scenario.images=100"]
+
+
+def test_random_labels_are_tuned_on_other_images_of_other_classes(streams):
+    """Two phases: the labels of either half are those of its own classes, so that neither stream repeats the other's."""
+    tuning, evaluation, note = streams(RANDOM_LABELS, **TWO_PHASE, validation=0.001)
+    assert (tuning().class_names, evaluation().class_names, note) == (list("01234"), list("56789"), "")
+    common = refuse_leak(tuning(), evaluation())
+    assert (common.classes, common.images, common.n_images) == ([], 0, 100)
+    with pytest.raises(ConfigError, match="classes of the evaluation stream"):
+        refuse_leak(tuning(seed=0), tuning(seed=1))
+
+
+def test_random_labels_are_tuned_on_other_labels_of_other_seeds(streams):
+    """Conventional: judged on what was trained on, under labels that the evaluation does not have."""
+    tuning, evaluation, _ = streams(RANDOM_LABELS, kinds=["conventional"])
+    tuned, evaluated = tuning("conventional"), evaluation()
+    assert tuned.validation is tuned.train
+    assert evaluated.test is evaluated.train
+    assert not set(tuned.recipe["labels"]) & set(evaluated.recipe["labels"])
+
+
+def test_groups_of_classes_are_compared_by_the_classes_that_they_show(streams):
+    """Their labels have the same names in both halves, and say nothing."""
+    binary = ["scenario=binary_cifar100", "scenario.source=digits", "scenario.n_tasks=3", "model=mlp"]
+    tuning, evaluation, _ = streams(binary, **TWO_PHASE)
+    assert set(classes_of(tuning())) <= set("01234")
+    assert set(classes_of(evaluation())) <= set("56789")
+    assert tuning().class_names == evaluation().class_names
+    assert refuse_leak(tuning(), evaluation()).images == 0
+    with pytest.raises(ConfigError, match="classes of the evaluation stream"):
+        refuse_leak(tuning(seed=0), tuning(seed=1))
 
 
 @pytest.mark.parametrize(
