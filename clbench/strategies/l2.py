@@ -6,7 +6,10 @@
 the Fisher information replaced by the identity. With ``from_start`` the first task is held to the initial weights too, as
 in the authors' code; ``where=backbone`` leaves the classifier free, as there.
 
-Stores one copy of the penalised weights.
+``towards=zero`` is another method, the plain weight penalty λ ‖θ‖² that the literature on loss of plasticity calls L2 (Kumar et
+al. 2023, arXiv:2308.11958): θ* is 0, from the first task on.
+
+Stores one copy of the penalised weights, or none with ``towards=zero``.
 """
 
 from dataclasses import dataclass
@@ -28,12 +31,15 @@ class L2Config(StrategyConfig):
 
     lam: float = option(help="weight λ of the penalty", at_least=0)
     where: str = option(help="which parameters are penalised", choices=("all", "backbone"))
-    from_start: bool = option(help="hold the first task to the initial weights")
+    from_start: bool = option(help="towards=previous: hold the first task to the initial weights")
+    towards: str = option(
+        "previous", help="θ*: the weights at the start of the task, or 0", choices=("previous", "zero")
+    )
 
 
 @STRATEGIES.register("l2")
 class L2(Strategy):
-    """Squared distance to the weights at the start of the task."""
+    """Squared distance to the weights at the start of the task, or to 0."""
 
     config = L2Config
     needs = Needs(weights_only=True)
@@ -43,13 +49,16 @@ class L2(Strategy):
 
     def __init__(self, config: L2Config, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        self.register_buffer("anchor", self.flat_parameters(config.where).detach().clone())
+        theta = self.flat_parameters(config.where).detach()
+        self.register_buffer("anchor", theta.clone() if config.towards == "previous" else theta.new_zeros(()))
 
     def begin_task(self, task: Task) -> None:
-        with torch.no_grad():
-            self.anchor.copy_(self.flat_parameters(self.options.where))
+        if self.options.towards == "previous":
+            with torch.no_grad():
+                self.anchor.copy_(self.flat_parameters(self.options.where))
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
-        if self.tasks_learned == 0 and not self.options.from_start:
+        in_first_task = self.options.from_start or self.options.towards == "zero"
+        if self.tasks_learned == 0 and not in_first_task:
             return None
         return self.lam * (self.flat_parameters(self.options.where) - self.anchor).square().sum()
