@@ -15,7 +15,21 @@ STREAMS = {
 }
 
 
-SMALL_OPTIONS = {"hypernetwork": ["strategy.chunk_size=300"], "dst": ["strategy.update_every=2"]}
+SMALL_OPTIONS = {
+    "acil": ["strategy.width=30"],
+    "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=1"],
+    "dst": ["strategy.update_every=2"],
+    "hypernetwork": ["strategy.chunk_size=300"],
+    "if2net": [
+        "strategy.n_windows=2",
+        "strategy.window=4",
+        "strategy.n_expand=12",
+        "strategy.n_out=20",
+        "strategy.admm_iter=5",
+    ],
+    "ranpac": ["strategy.projection=30"],
+    "redo": ["strategy.period_unit=steps", "strategy.period=2", "strategy.threshold=0.5"],
+}
 """What makes a strategy small beside a small network and a few steps."""
 
 

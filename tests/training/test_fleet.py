@@ -104,11 +104,21 @@ def test_real_valued_options_of_a_member_are_its_own(name, small_trainer):
 
 
 VARIANTS = {
+    "continual_backprop": {"adam": ["strategy.utility=contribution", "trainer.optimizer=adam"]},
     "hypernetwork": {
         "recurrent": ["strategy.kind=recurrent", "strategy.state_size=6", "strategy.targets=online"],
         "growing": ["strategy.kind=recurrent", "strategy.state_size=6", "strategy.growth=true"],
         "some tasks": ["strategy.regularised_tasks=1", "strategy.magnitude_invariant=true", "strategy.lookahead=false"],
         "importance": ["strategy.regulariser=importance", "strategy.importance_samples=10", "trainer.optimizer=adam"],
+    },
+    "redo": {
+        "adam": ["trainer.optimizer=adam"],
+        "initial weights": ["strategy.reinit=initial", "strategy.period_unit=tasks", "strategy.period=1",
+                            "trainer.optimizer=adamw", "trainer.reset_optimizer=false"],
+    },
+    "shrink_perturb": {
+        "adam": ["trainer.optimizer=adam"],
+        "gaussian": ["strategy.noise=gaussian", "strategy.every=task"],
     },
 }
 """Options of a strategy under which it takes other paths."""
