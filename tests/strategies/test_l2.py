@@ -41,3 +41,17 @@ def test_large_weight_keeps_the_backbone(setting, small_trainer, learn_tasks):
 def test_negative_weight_is_refused(small_setup):
     with pytest.raises(ConfigError, match=r"strategy\.lam=-0\.1 is out of range: it has to be at least 0"):
         small_setup("strategy=l2", "strategy.lam=-0.1")
+
+
+def test_towards_zero(small_setup, task_of, batch_of):
+    """λ ‖θ‖² of all weights, in the first task as in later ones."""
+    setup = small_setup(
+        "strategy=l2", "strategy.towards=zero", "strategy.where=all", "strategy.from_start=false", "strategy.lam=0.3"
+    )
+    learner = setup.learner
+    for index in (0, 1):
+        task = task_of(setup, index)
+        learner.begin_task(task)
+        term = learner.loss(batch_of(setup, task.ids[:4]))["l2"]
+        torch.testing.assert_close(term, 0.3 * sum(p.square().sum() for p in learner.model.parameters()))
+        learner.end_task(task)
