@@ -4,13 +4,11 @@ Every trace that belongs to a method carries its name in ``meta``, by which the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from clbench.reports.figure_data import (
     COSTS,
@@ -24,16 +22,22 @@ from clbench.reports.figure_data import (
     shortened_parts,
     sides,
     stability_at,
-    thin_out,
     with_unit,
 )
 from clbench.reports.figures import ReportFigure
+from clbench.reports.interactive_traces import (
+    add_points,
+    band_trace,
+    cut,
+    gap_trace,
+    line_trace,
+    literal,
+    make_panels,
+    named,
+)
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.palette import Look
 from clbench.reports.tables import Metric
-
-MOST_POINTS = 2000
-"""Points of one trace; longer curves are thinned out with their minima and maxima kept."""
 
 Looks = Mapping[str, Look]
 
@@ -43,24 +47,26 @@ def draw(figure: ReportFigure, looks: Looks) -> dict[str, go.Figure]:
     drawn = DRAW[figure.kind](looks=looks, **figure.data)
     if isinstance(drawn, dict):
         return drawn
-    named = {trace.name for trace in drawn.data if trace.name and trace.showlegend is not False}
-    legend_rows = -(-sum(70 + 7 * len(name) for name in named) // 900)
+    listed = {trace.name for trace in drawn.data if trace.name and trace.showlegend is not False}
+    legend_rows = -(-sum(70 + 7 * len(name) for name in listed) // 900)
     drawn.layout.height += 26 * legend_rows
     return {figure.method: drawn}
 
 
 def accuracy_curves(curves: Curves, looks: Looks) -> go.Figure:
     """Accuracy in percent against training time, a panel each for single tasks and for the mean over the tasks seen."""
-    figure, cells = _panels([panel.title for panel in curves.panels], 2, 270)
+    figure, cells = make_panels([panel.title for panel in curves.panels], 2, 270)
     for (row, column), panel in zip(cells, curves.panels, strict=True):
         where = {"row": row, "col": column}
         for method, line in panel.lines.groupby("method", sort=False):
             look = looks[str(method)]
-            figure.add_trace(_band(str(method), line, look, curves.switches), **where)
+            figure.add_trace(band_trace(str(method), line, look, curves.switches), **where)
             gaps = panel.gaps[panel.gaps.method == method]
             if len(gaps):
-                figure.add_trace(_hatched(str(method), line, gaps, look), **where)
-            figure.add_trace(_line(str(method), line, look, curves.switches, legend=(row, column) == (1, 1)), **where)
+                figure.add_trace(gap_trace(str(method), line, gaps, look), **where)
+            figure.add_trace(
+                line_trace(str(method), line, look, curves.switches, legend=(row, column) == (1, 1)), **where
+            )
         figure.update_yaxes(range=[-3, 103], title_text="accuracy (%)" if column == 1 else None, **where)
         is_lowest = row == cells[-1][0] or (row, column) == cells[len(cells) - 2]
         figure.update_xaxes(range=[0, curves.end], title_text=curves.x_label if is_lowest else None, **where)
@@ -77,11 +83,11 @@ def accuracy_curves(curves: Curves, looks: Looks) -> go.Figure:
 
 def switch_zoom(lines: pd.DataFrame, looks: Looks) -> go.Figure:
     """Accuracy in percent on the task just learned against iterations since the switch."""
-    figure, _ = _panels([""], 1, 340)
+    figure, _ = make_panels([""], 1, 340)
     for method, line in lines.groupby("method", sort=False):
         look = looks[str(method)]
-        figure.add_trace(_band(str(method), line, look))
-        figure.add_trace(_line(str(method), line, look, legend=True))
+        figure.add_trace(band_trace(str(method), line, look))
+        figure.add_trace(line_trace(str(method), line, look, legend=True))
     figure.update_xaxes(title_text="iterations since the task switch")
     figure.update_yaxes(title_text="accuracy (%)")
     return figure
@@ -93,7 +99,7 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], looks: Looks) -> dict[
     figures = {}
     for method, matrix in matrices.items():
         written = matrix.shape[1] <= MOST_WRITTEN
-        figure, _ = _panels([_shown(method, 40)], 1, 330)
+        figure, _ = make_panels([cut(method, 40)], 1, 330)
         figure.add_trace(
             go.Heatmap(
                 x=np.arange(1, matrix.shape[1] + 1), y=np.arange(1, matrix.shape[0] + 1), z=(100 * matrix).round(1),
@@ -111,20 +117,20 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], looks: Looks) -> dict[
 
 def quantities(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.Figure:
     """What methods report of the whole network against the tasks learned, a panel per quantity."""
-    figure, cells = _panels([_shown(quantity_heading(quantity), 60) for quantity in lines], 2, 250)
-    named: set[str] = set()
+    figure, cells = make_panels([cut(quantity_heading(quantity), 60) for quantity in lines], 2, 250)
+    in_legend: set[str] = set()
     for (row, column), line in zip(cells, lines.values(), strict=True):
         where = {"row": row, "col": column}
         for method, own in line.groupby("method", sort=False):
             name, look = str(method), looks[str(method)]
-            trace = _line(name, own, look, legend=name not in named, scale=1)
+            trace = line_trace(name, own, look, legend=name not in in_legend, scale=1)
             trace.update(
                 mode="lines+markers", marker={"symbol": look.plotly_marker, "size": 6},
-                hovertemplate=f"{_literal(name)}: %{{y:.4~g}} after task %{{x}}<extra></extra>",
+                hovertemplate=f"{literal(name)}: %{{y:.4~g}} after task %{{x}}<extra></extra>",
             )  # fmt: skip
-            figure.add_trace(_band(name, own, look, scale=1), **where)
+            figure.add_trace(band_trace(name, own, look, scale=1), **where)
             figure.add_trace(trace, **where)
-            named.add(name)
+            in_legend.add(name)
         is_lowest = row == cells[-1][0] or (row, column) == cells[len(cells) - 2]
         ticks = {"tick0": 1, "dtick": -(-int(line.x.max()) // 10)}
         figure.update_xaxes(title_text="tasks learned" if is_lowest else None, **ticks, **where)
@@ -138,15 +144,15 @@ def quantity_maps(shown: QuantityMap, looks: Looks) -> dict[str, go.Figure]:
     lowest, highest = shown.range
     for method, table in shown.maps.items():
         rows = list(table.index) if shown.of_tasks else shortened_parts(list(table.index))
-        names = [_literal(str(name)) for name in rows]
-        figure, _ = _panels([_shown(method, 40)], 1, max(330, 60 + 17 * len(table)))
+        names = [literal(str(name)) for name in rows]
+        figure, _ = make_panels([cut(method, 40)], 1, max(330, 60 + 17 * len(table)))
         between = "with task %{x} after task %{y}" if shown.of_tasks else "of %{y} after task %{x}"
         figure.add_trace(
             go.Heatmap(
                 x=[str(task) for task in table.columns], y=names, z=table.to_numpy().astype(np.float32), zmin=lowest,
                 zmax=highest, colorscale="Blues", hoverongaps=False, meta=method, colorbar={"thickness": 10, "outlinewidth": 0},
                 text=shown.texts[method] if shown.texts else None, texttemplate="%{text}" if shown.texts else None,
-                hovertemplate=f"{_literal(quantity_heading(shown.quantity))} {between}: %{{z:.4~g}}<extra></extra>",
+                hovertemplate=f"{literal(quantity_heading(shown.quantity))} {between}: %{{z:.4~g}}<extra></extra>",
             )
         )  # fmt: skip
         figure.update_xaxes(
@@ -162,7 +168,7 @@ def quantity_maps(shown: QuantityMap, looks: Looks) -> dict[str, go.Figure]:
 
 def stability_plasticity(points: pd.DataFrame, n_tasks: int | None, looks: Looks) -> go.Figure:
     """Stability against plasticity in percent: seeds faint, means large, lines of equal ACC where all runs have ``n_tasks``."""
-    figure, _ = _panels([""], 1, 420)
+    figure, _ = make_panels([""], 1, 420)
     x_range, y_range = (_padded(100 * points[name]) for name in ("plasticity", "stability"))
     if n_tasks:
         x = np.array(x_range)
@@ -189,7 +195,7 @@ def stability_plasticity(points: pd.DataFrame, n_tasks: int | None, looks: Looks
                 )
             )  # fmt: skip
     for method, rows in points.groupby("method", sort=False):
-        _add_points(figure, str(method), 100 * rows.plasticity, 100 * rows.stability, looks[str(method)])
+        add_points(figure, str(method), 100 * rows.plasticity, 100 * rows.stability, looks[str(method)])
     figure.update_xaxes(title_text="plasticity: accuracy just after learning (%)", range=x_range)
     figure.update_yaxes(title_text="stability: 1 − FORG (%)", range=y_range)
     return figure
@@ -199,7 +205,7 @@ def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks) -> go.Figure:
     """The metric against one cost, chosen by buttons, with the Pareto front of the means."""
     table = costs(runs, metric)
     shown = [cost for cost in COSTS if table[cost].notna().any()]
-    figure, _ = _panels([""], 1, 420)
+    figure, _ = make_panels([""], 1, 420)
     methods = list(table.method.unique())
     means = table.groupby("method", sort=False)[["score", *shown]].mean()
 
@@ -217,7 +223,7 @@ def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks) -> go.Figure:
     line = {"color": "#888", "width": 1, "shape": "hv"}
     figure.add_trace(go.Scatter(mode="lines", line=line, name="not beaten in both", hoverinfo="skip"))
     for method in methods:
-        _add_points(
+        add_points(
             figure, method, table.score[table.method == method], table.score[table.method == method], looks[method]
         )
     buttons = []
@@ -246,7 +252,7 @@ def critical_difference(
     n = len(average_ranks)
     first_label = 0.45 + 0.25 * len(cliques)
     depth = first_label + 0.45 * (-(-n // 2) - 1) + 0.4
-    figure, _ = _panels([""], 1, int(90 + 42 * depth))
+    figure, _ = make_panels([""], 1, int(90 + 42 * depth))
     black = {"color": "black", "width": 1}
 
     def lines(x: list[Any], y: list[Any], **more: Any) -> None:
@@ -277,7 +283,7 @@ def critical_difference(
                 marker={"symbol": look.plotly_marker, "size": [9, 0, 0], "color": look.colour, "opacity": 1},
             )
         )  # fmt: skip
-        name = _shown(method, 26)
+        name = cut(method, 26)
         text = f"{name}  {rank:.2f}" if side == "left" else f"{rank:.2f}  {name}"
         texts([end], [height], [text], f"middle {side}", meta=method)
     # The labels stand outside the axis: its share of the width, 720 pixels on a narrow screen, is what they leave.
@@ -291,7 +297,7 @@ def critical_difference(
 def rank_changes(results: pd.DataFrame, kinds: Sequence[str], looks: Looks) -> go.Figure:
     """Rank of every method while tuning and on the evaluation stream, a panel per protocol kind."""
     n_methods = results.method.nunique()
-    figure, cells = _panels([_literal(kind) for kind in kinds], 3, 110 + 30 * n_methods)
+    figure, cells = make_panels([literal(kind) for kind in kinds], 3, 110 + 30 * n_methods)
     for (row, column), kind in zip(cells, kinds, strict=True):
         for place, found in enumerate(results[results.kind == kind].itertuples()):
             look = looks[found.method]
@@ -299,9 +305,9 @@ def rank_changes(results: pd.DataFrame, kinds: Sequence[str], looks: Looks) -> g
                 go.Scatter(
                     x=["tuning", "evaluation"], y=[found.tuning_rank, found.evaluation_rank], mode="lines+markers",
                     line={"color": look.colour, "dash": look.plotly_dash, "width": 2},
-                    marker={"symbol": look.plotly_marker, "size": 10}, cliponaxis=False, **_named(found.method),
+                    marker={"symbol": look.plotly_marker, "size": 10}, cliponaxis=False, **named(found.method),
                     showlegend=(row, column) == (1, 1), legendrank=place + 1,
-                    hovertemplate=f"{_literal(found.method)}: rank %{{y:g}}<extra></extra>",
+                    hovertemplate=f"{literal(found.method)}: rank %{{y:g}}<extra></extra>",
                 ),
                 row=row, col=column,
             )  # fmt: skip
@@ -315,7 +321,7 @@ def rank_changes(results: pd.DataFrame, kinds: Sequence[str], looks: Looks) -> g
 
 def optimism_gaps(gaps: pd.DataFrame, metric: Metric, looks: Looks) -> go.Figure:
     """Optimism gap of every method with its interval, in the unit that the metric is shown in."""
-    figure, _ = _panels([""], 1, 110 + 32 * len(gaps))
+    figure, _ = make_panels([""], 1, 110 + 32 * len(gaps))
     figure.add_vline(0, line={"color": "#999", "width": 1}, layer="below")
     for row in gaps.itertuples():
         look = looks[row.method]
@@ -325,7 +331,7 @@ def optimism_gaps(gaps: pd.DataFrame, metric: Metric, looks: Looks) -> go.Figure
         }  # fmt: skip
         figure.add_trace(
             go.Scatter(
-                x=[metric.scale * row.gap], y=[_shown(row.method, 40)], mode="markers", **_named(row.method),
+                x=[metric.scale * row.gap], y=[cut(row.method, 40)], mode="markers", **named(row.method),
                 marker={"color": look.colour, "symbol": look.plotly_marker, "size": 10},
                 error_x=interval if np.isfinite(row.low) else None, showlegend=False,
                 hovertemplate="%{x:.2f}<extra></extra>",
@@ -340,14 +346,14 @@ def sensitivity(scores: pd.DataFrame, importance: pd.Series | None, metric: Metr
     """Tuning score by value, a panel per hyperparameter, and the importance of each."""
     del looks  # about one method
     parameters = list(scores.parameter.unique())
-    figure, cells = _panels([""] * (len(parameters) + (importance is not None)), 3, 250)
+    figure, cells = make_panels([""] * (len(parameters) + (importance is not None)), 3, 250)
     figure.update_layout(showlegend=False)
     for (row, column), parameter in zip(cells, parameters, strict=False):
         where = {"row": row, "col": column}
         points, are_categories = score_by_value(scores, parameter)
         dots = {"color": "#0072B2", "size": 8, "opacity": 0.6}
         hover = "%{x}: %{y:.1f}<extra></extra>"
-        x = points.value.map(_literal) if are_categories else points.value
+        x = points.value.map(literal) if are_categories else points.value
         figure.add_trace(
             go.Scatter(x=x, y=metric.scale * points.score, mode="markers", marker=dots, hovertemplate=hover), **where
         )
@@ -364,13 +370,13 @@ def sensitivity(scores: pd.DataFrame, importance: pd.Series | None, metric: Metr
             figure.update_xaxes(type="category", **where)
         elif points.value.min() > 0 and points.value.max() > 100 * points.value.min():
             figure.update_xaxes(type="log", **where)
-        figure.update_xaxes(title_text=_literal(parameter), **where)
+        figure.update_xaxes(title_text=literal(parameter), **where)
         figure.update_yaxes(title_text=with_unit(metric) if column == 1 else None, **where)
     if importance is not None:
         where = dict(zip(("row", "col"), cells[-1], strict=True))
         ordered = importance.sort_values()  # names on the bars: beside them there would be no room for the panel
         bar = go.Bar(
-            x=100 * ordered, y=[_shown(str(name), 36) for name in ordered.index], orientation="h",
+            x=100 * ordered, y=[cut(str(name), 36) for name in ordered.index], orientation="h",
             marker={"color": "#ccc"}, hovertemplate="%{y}: %{x:.0f} %<extra></extra>",
         )  # fmt: skip
         figure.add_trace(bar, **where)
@@ -389,119 +395,7 @@ DRAW: dict[str, Callable[..., Any]] = {
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""
 
 
-def _panels(titles: Sequence[str], columns: int, row_height: int) -> tuple[go.Figure, list[tuple[int, int]]]:
-    """A figure with a panel per title, at most ``columns`` beside each other, and the (row, column) of each from 1."""
-    columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)
-    cells = [(place // columns + 1, place % columns + 1) for place in range(len(titles))]
-    figure = make_subplots(
-        rows, columns, subplot_titles=titles if any(titles) else None, horizontal_spacing=0.09,
-        vertical_spacing=min(0.3, 70 / (row_height * rows)), specs=[
-            [{} if row * columns + column < len(titles) else None for column in range(columns)] for row in range(rows)
-        ],
-    )  # fmt: skip
-    for number, title in enumerate(
-        figure.layout.annotations, start=1
-    ):  # at the left, where the mode bar does not cover them
-        left = figure.layout[f"xaxis{'' if number == 1 else number}"].domain[0]
-        title.update(x=left, xanchor="left", font_size=13)
-    figure.update_layout(
-        template="plotly_white", height=rows * row_height + 40, margin={"l": 60, "r": 15, "t": 30, "b": 50},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#222"}, hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "xref": "paper", "x": 0},
-    )  # fmt: skip
-    axis = {"showline": True, "linecolor": "#444", "ticks": "outside", "gridcolor": "#eee", "zeroline": False}
-    figure.update_xaxes(**axis, title_font_size=13)
-    figure.update_yaxes(**axis, title_font_size=13, title_standoff=8)
-    return figure, cells
-
-
-def _named(method: str) -> dict[str, Any]:
-    """Name and group of a trace in the legend, and ``meta``, by which the page finds it."""
-    return {"name": _shown(method, 40), "legendgroup": method, "meta": method}
-
-
-def _line(
-    method: str,
-    line: pd.DataFrame,
-    look: Look,
-    switches: np.ndarray | None = None,
-    legend: bool = True,
-    scale: float = 100,
-) -> go.Scatter:
-    x, y = line.x.to_numpy(), line["mean"].to_numpy()
-    kept = thin_out(x, y, MOST_POINTS - 2 * (0 if switches is None else len(switches)), switches)
-    return go.Scatter(
-        x=_compact(x[kept]), y=_compact(scale * y[kept]), mode="lines", **_named(method), showlegend=legend,
-        line={"color": look.colour, "dash": look.plotly_dash, "width": 1.8},
-        hovertemplate=f"{_literal(method)}: %{{y:.1f}} % at %{{x}}<extra></extra>",
-    )  # fmt: skip
-
-
-def _band(
-    method: str, line: pd.DataFrame, look: Look, switches: np.ndarray | None = None, scale: float = 100
-) -> go.Scatter:
-    """Lowest to highest seed as one closed shape: along the upper edge and back along the lower."""
-    x = line.x.to_numpy()
-    most = MOST_POINTS // 2 - 2 * (0 if switches is None else len(switches))
-    edges = []
-    for edge in (line.high.to_numpy(), line.low.to_numpy()):
-        kept = thin_out(x, edge, most, switches)
-        edges.append((x[kept], scale * edge[kept]))
-    (upper_x, upper), (lower_x, lower) = edges
-    return go.Scatter(
-        x=_compact(np.concatenate([upper_x, lower_x[::-1]])), y=_compact(np.concatenate([upper, lower[::-1]])),
-        mode="lines", fill="toself", fillcolor=look.faint(0.15), line={"width": 0}, hoverinfo="skip",
-        **_named(method), showlegend=False,
-    )  # fmt: skip
-
-
-def _hatched(method: str, line: pd.DataFrame, gaps: pd.DataFrame, look: Look) -> go.Scatter:
-    """The stability gaps as closed shapes: along the accuracy at the switch and back along the curve."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    most = max(10, MOST_POINTS // len(gaps) - 4)
-    for gap in gaps.itertuples():
-        within = line[line.x.between(gap.start, gap.stop)]
-        below = np.minimum(within["mean"].to_numpy(), gap.level)
-        kept = thin_out(within.x.to_numpy(), below, most)
-        x += [gap.start, gap.stop, *within.x.to_numpy()[kept][::-1], None]
-        y += [100 * gap.level, 100 * gap.level, *(100 * below[kept][::-1]), None]
-    return go.Scatter(
-        x=x[:-1], y=y[:-1], mode="lines", fill="toself", line={"width": 0}, hoverinfo="skip",
-        fillpattern={"shape": "/", "fgcolor": look.colour, "bgcolor": look.faint(0.25), "size": 6, "solidity": 0.25},
-        **_named(method), showlegend=False,
-    )  # fmt: skip
-
-
-def _add_points(figure: go.Figure, method: str, x: pd.Series, y: pd.Series, look: Look) -> None:
-    """Seeds faint, their mean large."""
-    marker = {"color": look.colour, "symbol": look.plotly_marker}
-    hover = f"{_literal(method)}: %{{x:.3~g}}, %{{y:.1f}} %<extra>seed</extra>"
-    seeds = go.Scatter(x=x, y=y, mode="markers", marker=marker | {"size": 6, "opacity": 0.35}, hovertemplate=hover)
-    mean = go.Scatter(
-        x=[x.mean()], y=[y.mean()], mode="markers", hovertemplate=hover.replace("seed", "mean"),
-        marker=marker | {"size": 13, "line": {"color": "white", "width": 1}},
-    )  # fmt: skip
-    figure.add_traces([seeds.update(**_named(method), showlegend=False), mean.update(**_named(method))])
-
-
-def _compact(values: np.ndarray) -> np.ndarray:
-    """Four bytes a number: more than a screen can show, and half the page."""
-    return values.astype(np.float32)
-
-
 def _padded(values: pd.Series) -> list[float]:
     low, high = float(values.min()), float(values.max())
     room = 0.12 * max(high - low, 1.0)
     return [low - room, high + room]
-
-
-def _shown(text: str, most: int) -> str:
-    """Text for a place with room for so many characters."""
-    return _literal(text if len(text) <= most else text[: most - 1] + "…")
-
-
-def _literal(text: str) -> str:
-    """Text that plotly draws as it is: a few HTML tags would be markup, and $…$ a formula."""
-    return escape(text).replace("$", "&#36;")

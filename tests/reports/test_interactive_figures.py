@@ -11,7 +11,6 @@ from made_comparison import METHODS, Shape, made_comparison, made_curve
 from clbench.reports.figure_data import curves, quantity_lines, quantity_maps
 from clbench.reports.figures import figures_of
 from clbench.reports.interactive_figures import (
-    MOST_POINTS,
     accuracy_curves,
     accuracy_matrices,
     cost_fronts,
@@ -26,6 +25,7 @@ from clbench.reports.interactive_figures import (
 from clbench.reports.interactive_figures import (
     quantity_maps as draw_maps,
 )
+from clbench.reports.interactive_traces import MOST_POINTS
 from clbench.reports.palette import looks
 from clbench.reports.tables import METRICS
 
