@@ -28,6 +28,7 @@ SMALL_OPTIONS = {
         "strategy.admm_iter=5",
     ],
     "ranpac": ["strategy.projection=30"],
+    "slda": ["strategy.shrinkage=0.1"],  # a few samples leave the covariance singular
     "redo": ["strategy.period_unit=steps", "strategy.period=2", "strategy.threshold=0.5"],
 }
 """What makes a strategy small beside a small network and a few steps."""

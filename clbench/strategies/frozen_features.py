@@ -82,6 +82,12 @@ class FrozenFeatures(Strategy):
             for samples in task.batches(task.ids[order], task.budget.batch_size):
                 self.absorb(self.features(samples.x), samples.y)
 
+    def targets(self, labels: Tensor) -> Tensor:
+        """One-hot float64 (B, n_classes) of labels (B,)."""
+        n_classes = self.model.head.out_features
+        # F.one_hot looks at the labels' values on the host.
+        return (labels[:, None] == torch.arange(n_classes, device=labels.device)).double()
+
     def features(self, x: Tensor) -> Tensor:
         """float64 (B, n_features) of images (B, C, H, W)."""
         return self.model.features(x).double()
@@ -90,7 +96,8 @@ class FrozenFeatures(Strategy):
         """The classifier's scores; while the extractor is trained, the network's logits."""
         if self.learns_by_gradient:
             return super().predict(x, task)
-        return self.model.restrict(self.scores(self.features(x)), task, predicting=True)
+        scores = self.scores(self.features(x)).to(self.model.head.weight.dtype)
+        return self.model.restrict(scores, task, predicting=True)
 
     @property
     def predicts_from_features(self) -> bool:
