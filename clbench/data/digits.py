@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 images of 8×8 pixels that ship with the package (UCI ML, Alpaydin & Kaynak)."""
 
+import functools
+
 import numpy as np
 
 from clbench.config import DataConfig
@@ -11,6 +13,11 @@ from clbench.registry import SOURCES
 @SOURCES.register("digits")
 def digits(config: DataConfig) -> SourceData:
     """8×8 digits, grey levels 0..16 scaled to 0..255; every fifth image of a class is a test image."""
+    return _read()
+
+
+@functools.cache
+def _read() -> SourceData:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
