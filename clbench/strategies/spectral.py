@@ -1,11 +1,11 @@
 """Spectral: pull every layer's largest singular value to 1 (Lewandowski et al., ICLR 2025, arXiv:2406.06811).
 
-    L = CE(new) + λ [ Σ_l (σ_max(W_l)^k − t_l)² + Σ_l (‖b_l‖^k)² + Σ_n Σ_i (γ_ni^k − 1)² ],    k = 2 in the paper
+    L = CE(new) + λ [ Σ_l (σ_max(W_l)^k − t_l)² + Σ_l (‖b_l‖^k)² + Σ_n Σ_i (γ_ni^k − 1)² ],    k = 2
 
 against loss of plasticity. W_l are the trained weights of linear and convolutional layers, the head included; a filter bank
 (n_out, n_in, kernel…) is the matrix (n_out, n_in · kernel), and the fused ``qkv`` weights of timm's attention are three
 layers, with three biases. γ_n are the scales of normalisation layers, whose shifts count as biases b_l. What belongs to no such
-layer (class token, position and other embeddings) is left alone.
+layer (class token, position and other embeddings) is left alone, which is our choice.
 
     sigma_target  one: t_l = 1;  initial: t_l = σ_max(W_l)^k of the initial weights
     bias_form     squared: (‖b‖^k)², as above;  plain: ‖b‖^k
