@@ -113,8 +113,13 @@ VARIANTS = {
     },
     "redo": {
         "adam": ["trainer.optimizer=adam"],
-        "initial weights": ["strategy.reinit=initial", "strategy.period_unit=tasks", "strategy.period=1",
-                            "trainer.optimizer=adamw", "trainer.reset_optimizer=false"],
+        "initial weights": [
+            "strategy.reinit=initial",
+            "strategy.period_unit=tasks",
+            "strategy.period=1",
+            "trainer.optimizer=adamw",
+            "trainer.reset_optimizer=false",
+        ],
     },
     "shrink_perturb": {
         "adam": ["trainer.optimizer=adam"],
