@@ -1,5 +1,6 @@
 """A comparison made from closed-form curves, for tests of figures and pages: no training, every number known."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
+from clbench.reports.loading import MEASUREMENT_COLUMNS, PLASTICITY_COLUMNS
 from clbench.reports.protocols import ProtocolReport, Sensitivity
 from clbench.reports.statistics import Ranking
 from clbench.reports.tables import Cell, Column, Table
@@ -18,7 +20,8 @@ N = 1000
 METHODS = ["er", "ewc", "finetune"]
 
 LAYERS = ["backbone.conv1.weight", "backbone.conv2.weight", "head.weight"]
-MEASURED = ["scenario", "method", "seed", "folder", "task_learning", "strategy", "quantity", "part", "value"]
+RUN = ["scenario", "method", "seed", "folder"]
+MEASURED = [*RUN, *MEASUREMENT_COLUMNS]
 """Columns of a comparison's measurements."""
 
 
@@ -65,11 +68,13 @@ def made_comparison(
     title: str = "Made comparison",
     failures: bool = True,
     reporting: tuple[str, ...] = (),
+    plasticity: tuple[str, ...] = (),
 ) -> Comparison:
     """Every part of a comparison filled; method i has the look and curve of ``METHODS[i % 3]`` and the name ``methods[i]``.
 
     Args:
         reporting: the methods that report something of themselves, see :func:`made_measurements`.
+        plasticity: the methods of whose networks plasticity was measured, see :func:`made_plasticity`.
     """
     methods = METHODS if methods is None else methods
     curves, rows = {}, []
@@ -88,13 +93,18 @@ def made_comparison(
     runs: Any = SimpleNamespace(
         table=included, curve=curves.__getitem__, tasks=lambda folder: task_ends(curves[folder]), studies=[]
     )
-    measured = [
-        made_measurements(n_tasks, 0.1 * methods.index(row.method) + 0.01 * row.seed).assign(
-            scenario=row.scenario, method=row.method, seed=row.seed, folder=row.folder
-        )
-        for row in included[included.method.isin(reporting)].itertuples()
-    ]
-    measurements = pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(columns=MEASURED)
+
+    def of_runs(
+        make: Callable[[int, float], pd.DataFrame], chosen: tuple[str, ...], columns: list[str]
+    ) -> pd.DataFrame:
+        tables = [
+            make(n_tasks, 0.1 * methods.index(row.method) + 0.01 * row.seed).assign(
+                scenario=row.scenario, method=row.method, seed=row.seed, folder=row.folder
+            )
+            for row in included[included.method.isin(chosen)].itertuples()
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
     ranks = pd.Series({method: 1.0 + index for index, method in enumerate(methods)})
     return Comparison(
         title=title,
@@ -105,8 +115,12 @@ def made_comparison(
         by=["method"],
         metric="ACC",
         main=[_table(f"Results: {scenario}", methods, scenario) for scenario in scenarios],
-        measurements=measurements,
+        measurements=of_runs(made_measurements, reporting, MEASURED),
         reported=[_table(f"Reported: {scenario}", list(reporting), scenario) for scenario in scenarios if reporting],
+        plasticity=of_runs(made_plasticity, plasticity, [*RUN, *PLASTICITY_COLUMNS]),
+        plasticity_tables=[
+            _table(f"Plasticity: {scenario}", methods, scenario) for scenario in scenarios if plasticity
+        ],
         costs=[_table(f"Costs: {scenario}", methods, scenario) for scenario in scenarios],
         failures=_table("Failures", methods[-1:]) if failures else None,
         provenance=[_table(f"Provenance: {scenario}", methods[:1], scenario) for scenario in scenarios],
@@ -133,6 +147,26 @@ def made_measurements(n_tasks: int, shift: float) -> pd.DataFrame:
         rows += [(task, "overlap", f"task {earlier}", 0.1 * (task - earlier) + shift) for earlier in range(task)]
     table = pd.DataFrame(rows, columns=["task_learning", "quantity", "part", "value"])
     return table.assign(strategy="sparse")
+
+
+def made_plasticity(n_tasks: int, shift: float) -> pd.DataFrame:
+    """Measures of plasticity at task ends: of the whole, of two hidden layers and of two weight matrices.
+
+    After task t (from 0), on the probe ``current`` (``earlier``: 0.5 less): training accuracy 0.9 − 0.1 · t − ``shift``; dead
+    units of layer h1 0.01 · t, of h2 0.1 · t; gradient norm 10^−t; largest singular values 5 of h1 and 2 + t + ``shift`` of h2.
+    """
+    rows: list[tuple[int, str, str, str, float]] = []
+    for task in range(n_tasks):
+        for probe, less in (("current", 0.0), ("earlier", 0.5)) if task else (("current", 0.0),):
+            rows += [
+                (task, probe, "train_accuracy", "", 0.9 - 0.1 * task - shift - less),
+                (task, probe, "dead_frac_exact", "h1", 0.01 * task),
+                (task, probe, "dead_frac_exact", "h2", 0.1 * task),
+                (task, probe, "grad_norm_probe", "", 10.0**-task),
+            ]
+        rows += [(task, "", "sigma_max", "h1", 5.0), (task, "", "sigma_max", "h2", 2.0 + task + shift)]
+    table = pd.DataFrame(rows, columns=["task_learning", "probe", "quantity", "part", "value"])
+    return table.assign(iteration=100 * (table.task_learning + 1))
 
 
 def _table(title: str, methods: list[str], scenario: str = "") -> Table:

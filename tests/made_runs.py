@@ -53,6 +53,8 @@ def write_run(
     study: dict[str, Any] | None = None,
     notes: list[str] | None = None,
     measurements: list[tuple[int, str, str, str, float]] | None = None,
+    plasticity: list[tuple[int, int, str, str, str, float]] | None = None,
+    learned: list[float] | None = None,
     **metrics: float | None,
 ) -> Path:
     """A run folder as a run leaves it; ``metrics`` replace those of :data:`METRICS` and :data:`COSTS`.
@@ -60,6 +62,9 @@ def write_run(
     Args:
         notes: those of ``summary.json``; None: a run from before there were notes.
         measurements: rows of ``method.parquet``: task_learning, strategy, quantity, part, value; None: no such file.
+        plasticity: rows of ``plasticity.parquet``: task_learning, iteration, probe, quantity, part, value; None: no such file.
+        learned: accuracy on every task when it was just learned, in hundredths; all earlier tasks are then at 0.1. None: the two
+            tasks that every run has.
     """
     folder.mkdir(parents=True)
     content = config(strategy, seed, scenario, options or {}) | {"study": study}
@@ -117,10 +122,20 @@ def write_run(
     if measurements is not None:
         columns = ["task_learning", "strategy", "quantity", "part", "value"]
         pd.DataFrame(measurements, columns=columns).to_parquet(folder / "method.parquet")
+    if plasticity is not None:
+        columns = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
+        pd.DataFrame(plasticity, columns=columns).to_parquet(folder / "plasticity.parquet")
     rows = [(0, 10, 0, 5, 5, 0.1), (1, 20, 0, 5, 3, 0.9), (1, 20, 1, 5, 5, 0.1)]
     table = pd.DataFrame(rows, columns=["task_learning", "iteration", "task_eval", "n", "correct", "loss"])
-    table.to_parquet(folder / "tasks.parquet")
     table.to_parquet(folder / "curve.parquet")
+    if learned is not None:
+        ends = [
+            (task, 10 * task + 10, seen, 100, round(100 * accuracy) if seen == task else 10, 0.1)
+            for task, accuracy in enumerate(learned)
+            for seen in range(task + 1)
+        ]
+        table = pd.DataFrame(ends, columns=table.columns)
+    table.to_parquet(folder / "tasks.parquet")
     return folder
 
 

@@ -18,7 +18,14 @@ from clbench.reports.comparison import Comparison, compare
 from clbench.reports.loading import load
 from clbench.reports.statistics import TESTS
 from clbench.reports.tables import METRICS, Cell, Table
-from clbench.reports.text_formats import latex, main_numbers, markdown, measurement_numbers, write_runs
+from clbench.reports.text_formats import (
+    latex,
+    main_numbers,
+    markdown,
+    measurement_numbers,
+    plasticity_numbers,
+    write_runs,
+)
 
 LABELS = 2
 """Columns of the main table before its metrics: the method and how many runs finished."""
@@ -105,6 +112,8 @@ def _write(comparison: Comparison, out: Path) -> Path:
     main_numbers(comparison).to_csv(out / "comparison.csv", index=False)
     if comparison.reported:
         measurement_numbers(comparison).to_csv(out / "reported.csv", index=False)
+    if comparison.plasticity_tables:
+        plasticity_numbers(comparison).to_csv(out / "plasticity.csv", index=False, float_format="%.6g")
     write_page(comparison, out / "report.html")
     return out / "report.html"
 

@@ -1,6 +1,6 @@
 """Everything a report shows, computed once from run folders: :class:`Comparison`, which every page and file format renders."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import pandas as pd
 from clbench.errors import ConfigError, choose_from
 from clbench.reports import tables
 from clbench.reports.checks import Selection, select
-from clbench.reports.loading import MEASUREMENT_COLUMNS, Runs, load
+from clbench.reports.loading import MEASUREMENT_COLUMNS, PLASTICITY_COLUMNS, Runs, load
 from clbench.reports.measurement_tables import measurement_tables
+from clbench.reports.plasticity_tables import plasticity_table, task_ends
 from clbench.reports.protocols import ProtocolReport, Sensitivity, protocol_reports, sensitivities
 from clbench.reports.statistics import TESTS, AgainstBest, Ranking, against_best, rank_methods
 from clbench.reports.tables import METRICS, Table
@@ -61,6 +62,13 @@ class Comparison:
 
     reported: list[Table]
     """:attr:`measurements` of whole networks after the last task, a table per scenario and strategy that reports any."""
+
+    plasticity: pd.DataFrame
+    """Measures of plasticity at the end of every task (``plasticity.parquet``): ``scenario, method, seed, folder``, then
+    ``task_learning, iteration, probe, quantity, part, value``. Without rows where none were taken."""
+
+    plasticity_tables: list[Table]
+    """Accuracy on tasks just learned, and :attr:`plasticity` after the last one, a table per scenario where it was measured."""
 
     costs: list[Table]
     """Time, memory, parameters and FLOPs, one table per scenario."""
@@ -125,8 +133,9 @@ def compare(
         raise ConfigError(f"none of the runs has the metric {metric}. Valid choices here: {', '.join(defined)}")
     statistics = _statistics(included, metric, test)
     ranks = _ranks(included, metric)
-    measurements = _measurements(included, runs)
-    main, reported, costs, provenance, hyperparameters = [], [], [], [], []
+    measurements = _of_all_runs(included, runs.measurements, MEASUREMENT_COLUMNS)
+    plasticity = _of_all_runs(included, lambda folder: task_ends(runs.plasticity(folder)), PLASTICITY_COLUMNS)
+    main, reported, plasticity_tables, costs, provenance, hyperparameters = [], [], [], [], [], []
     for scenario, rows in included.groupby("scenario", sort=False):
         name = str(scenario)
         methods, seeds = _methods_on(selection, name), selection.expected_seeds[name]
@@ -135,6 +144,8 @@ def compare(
         main.append(tables.with_footnotes(results, _notes(selection, name)))
         own = measurements[measurements.scenario == scenario]
         reported += measurement_tables(own, rows, methods)
+        if len(own := plasticity[plasticity.scenario == scenario]):
+            plasticity_tables.append(plasticity_table(own, rows, methods, runs))
         costs.append(tables.costs_table(rows, methods))
         provenance.append(tables.provenance_table(rows, runs, seeds))
         hyperparameters.append(tables.hyperparameters_table(rows, runs, methods))
@@ -151,6 +162,8 @@ def compare(
         main=main,
         measurements=measurements,
         reported=reported,
+        plasticity=plasticity,
+        plasticity_tables=plasticity_tables,
         costs=costs,
         failures=tables.failures_table(selection.failures),
         provenance=provenance,
@@ -184,18 +197,18 @@ def _notes(selection: Selection, scenario: str) -> dict[str, list[str]]:
     }
 
 
-def _measurements(included: pd.DataFrame, runs: Runs) -> pd.DataFrame:
-    """See :attr:`Comparison.measurements`; values that are not finite, undefined in their run, are left out."""
+def _of_all_runs(included: pd.DataFrame, read: Callable[[str], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """The tables that ``read`` gives for the folders of the compared runs, below each other: ``scenario, method, seed, folder``
+    and ``columns``. Values that are not finite, undefined in their run, are left out."""
     of_run = ["scenario", "method", "seed", "folder"]
     tables = [
         table.assign(**{name: row[name] for name in of_run})
         for row in included[of_run].to_dict("records")
-        if len(table := runs.measurements(row["folder"]))
+        if len(table := read(row["folder"]))
     ]
-    columns = [*of_run, *MEASUREMENT_COLUMNS]
     if not tables:
-        return pd.DataFrame(columns=columns)
-    table = pd.concat(tables, ignore_index=True)[columns]
+        return pd.DataFrame(columns=[*of_run, *columns])
+    table = pd.concat(tables, ignore_index=True)[[*of_run, *columns]]
     return table[np.isfinite(table.value)]
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from clbench.evaluation.metrics import accuracy_matrix, recovery_per_switch
+from clbench.reports.plasticity_tables import QUANTITIES, just_learned, shown_values
 from clbench.reports.tables import Metric
 
 MEAN_PANEL = "mean over the tasks seen so far"
@@ -276,7 +277,24 @@ def stability_at(plasticity: np.ndarray, acc: float, n_tasks: int) -> np.ndarray
     return 1 - (plasticity - acc) * n_tasks / (n_tasks - 1)
 
 
-# ---- what methods report of themselves ------------------------------------------------------------------------------
+def just_learned_lines(by_method: SeedCurves) -> pd.DataFrame:
+    """Accuracy on every task when it was just learned, R[i, i], against the task.
+
+    Args:
+        by_method: the tables on full test sets at task ends.
+
+    Returns:
+        Columns ``method, x, mean, low, high``; tasks count from 1.
+    """
+    lines = []
+    for method, tables in by_method.items():
+        accuracies = [just_learned(table) for table in tables]
+        seeds = [pd.Series(accuracy, np.arange(1, len(accuracy) + 1)) for accuracy in accuracies]
+        lines.append(across_seeds(seeds).assign(method=method))
+    return pd.concat(lines, ignore_index=True)
+
+
+# ---- quantities over tasks: what methods report of themselves, and plasticity ---------------------------------------
 
 EARLIER_TASK = r"task \d+"
 """The part of a quantity that is about an earlier task, counted from 0; any other part is a piece of the network."""
@@ -297,13 +315,42 @@ def quantity_lines(measurements: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for quantity, rows in whole.groupby("quantity", sort=False):
         if rows.groupby("folder").value.nunique().max() < 2:
             continue
-        found = []
-        for method, own in rows.groupby("method", sort=False):
-            seeds = [run.set_index("task_learning").value.sort_index() for _, run in own.groupby("folder")]
-            found.append(across_seeds(seeds).assign(method=method))
-        table = pd.concat(found, ignore_index=True)
-        lines[str(quantity)] = table.assign(x=table.x + 1)
+        lines[str(quantity)] = _over_tasks(rows)
     return lines
+
+
+def plasticity_lines(plasticity: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """How the measures of plasticity that reports show change over the tasks.
+
+    Args:
+        plasticity: that of one scenario, see :attr:`clbench.reports.comparison.Comparison.plasticity`.
+
+    Returns:
+        Heading (of :data:`clbench.reports.plasticity_tables.QUANTITIES`) → columns ``method, x, mean, low, high`` in the shown
+        unit: x counts the tasks learned, the others are over seeds.
+    """
+    values = shown_values(plasticity)
+    lines = {}
+    for quantity in QUANTITIES.values():
+        rows = values[values.quantity == quantity.name]
+        if len(rows):
+            lines[quantity.heading] = _over_tasks(rows.assign(value=quantity.scale * rows.value))
+    return lines
+
+
+def spans_decades(lines: pd.DataFrame) -> bool:
+    """Whether lines are shown on a logarithmic axis: all values are above 0 and the highest is 100 times the lowest."""
+    return bool(0 < 100 * lines.low.min() <= lines.high.max())
+
+
+def _over_tasks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns ``method, x, mean, low, high`` from ``method, folder, task_learning, value`` with one row per run and task."""
+    found = []
+    for method, own in rows.groupby("method", sort=False):
+        seeds = [run.set_index("task_learning").value.sort_index() for _, run in own.groupby("folder")]
+        found.append(across_seeds(seeds).assign(method=method))
+    table = pd.concat(found, ignore_index=True)
+    return table.assign(x=table.x + 1)
 
 
 @dataclass(frozen=True)

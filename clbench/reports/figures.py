@@ -9,13 +9,20 @@ import pandas as pd
 from clbench.reports.comparison import Comparison
 from clbench.reports.figure_data import (
     curves,
+    just_learned_lines,
     mean_matrix,
     plasticity_and_stability,
+    plasticity_lines,
     quantity_lines,
     quantity_maps,
+    spans_decades,
 )
 from clbench.reports.measurement_tables import quantity_heading
+from clbench.reports.plasticity_tables import QUANTITIES, recorded_names
 from clbench.reports.tables import METRICS
+
+FEWEST_TASKS = 10
+"""Tasks below which accuracies on tasks just learned have no figure of their own, unless plasticity was measured."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class ReportFigure:
     """File name without its ending: lower case letters, digits, ``-`` and ``_``."""
 
     section: str
-    """Where it belongs in the report: ``figures``, ``reported``, ``protocols``, ``sensitivity`` or ``cost``."""
+    """Where it belongs in the report: ``figures``, ``plasticity``, ``reported``, ``protocols``, ``sensitivity`` or ``cost``."""
 
     title: str
     caption: str
@@ -47,6 +54,7 @@ def figures_of(comparison: Comparison) -> Iterator[ReportFigure]:
     """The figures for which there are data, one scenario after the other; curve tables are read when their turn comes."""
     for scenario, rows in comparison.included.groupby("scenario", sort=False):
         yield from _scenario_figures(comparison, str(scenario), rows)
+        yield from _plasticity_figures(comparison, str(scenario))
         yield from _measurement_figures(comparison, str(scenario))
     if comparison.ranks is not None:
         yield _critical_difference(comparison)
@@ -88,13 +96,27 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
         data={"matrices": {method: mean_matrix(tables[method]) for method in methods}},
     )
 
+    learned = just_learned_lines(tables)
+    if learned.x.max() >= FEWEST_TASKS or (comparison.plasticity.scenario == scenario).any():
+        yield ReportFigure(
+            name=file_name("just_learned", scenario),
+            section="figures",
+            title=f"Accuracy on a task when it was just learned: {scenario}",
+            caption=(
+                f"Accuracy on every task at the end of that task, on all samples of {data}: where it falls from task to task, "
+                f"plasticity is lost. Lines: mean over {seeds}; bands: lowest to highest seed."
+            ),
+            kind="just_learned",
+            data={"lines": learned},
+        )
+
     points = pd.DataFrame(
         [(method, *plasticity_and_stability(table)) for method in methods for table in tables[method]],
         columns=["method", "plasticity", "stability"],
     ).dropna()
     if len(points):
-        learned = {int(table.task_learning.max()) + 1 for method in methods for table in tables[method]}
-        n_tasks = learned.pop() if len(learned) == 1 else None
+        numbers = {int(table.task_learning.max()) + 1 for method in methods for table in tables[method]}
+        n_tasks = numbers.pop() if len(numbers) == 1 else None
         yield ReportFigure(
             name=file_name("plane", scenario),
             section="figures",
@@ -164,6 +186,33 @@ def _curve_figures(
             kind="switch_zoom",
             data={"lines": shown.after_switch},
         )
+
+
+def _plasticity_figures(comparison: Comparison, scenario: str) -> Iterator[ReportFigure]:
+    rows = comparison.plasticity[comparison.plasticity.scenario == scenario]
+    lines = plasticity_lines(rows)
+    if not lines:
+        return
+    logarithmic = [
+        quantity.heading
+        for quantity in QUANTITIES.values()
+        if quantity.heading in lines and quantity.scale == 1 and spans_decades(lines[quantity.heading])
+    ]
+    yield ReportFigure(
+        name=file_name("plasticity", scenario),
+        section="plasticity",
+        title=f"Measures of plasticity: {scenario}",
+        caption=(
+            f"At the end of every task of {scenario}: training accuracy and gradient norm on training images of that task, "
+            "without augmentation; dead and dormant units and ranks of the last hidden layer on the same images; root mean "
+            "squares of all trained weights and of their distance from the initial ones; and the largest singular value of any "
+            "weight matrix. Lines: mean over "
+            f"{_seeds(rows)}; bands: lowest to highest seed. Names in plasticity.parquet: {recorded_names(lines)}; "
+            "clbench/evaluation/plasticity.py has the formulas, plasticity.csv all that was measured at task ends."
+        ),
+        kind="quantities",
+        data={"lines": lines, "columns": 3, "logarithmic": logarithmic},
+    )
 
 
 def _measurement_figures(comparison: Comparison, scenario: str) -> Iterator[ReportFigure]:

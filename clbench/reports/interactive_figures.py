@@ -3,7 +3,7 @@
 Every trace that belongs to a method carries its name in ``meta``, by which the page hides and shows it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,11 +115,27 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], looks: Looks) -> dict[
     return figures
 
 
-def quantities(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.Figure:
-    """What methods report of the whole network against the tasks learned, a panel per quantity."""
-    figure, cells = make_panels([cut(quantity_heading(quantity), 60) for quantity in lines], 2, 250)
+def just_learned(lines: pd.DataFrame, looks: Looks) -> go.Figure:
+    """Accuracy in percent on every task when it was just learned."""
+    figure, _ = make_panels([""], 1, 340)
+    for method, line in lines.groupby("method", sort=False):
+        look = looks[str(method)]
+        trace = line_trace(str(method), line, look)
+        hover = f"{literal(str(method))}: %{{y:.1f}} % on task %{{x}}<extra></extra>"
+        figure.add_trace(band_trace(str(method), line, look))
+        figure.add_trace(trace.update(hovertemplate=hover))
+    figure.update_xaxes(title_text="task")
+    figure.update_yaxes(title_text="accuracy (%)")
+    return figure
+
+
+def quantities(
+    lines: Mapping[str, pd.DataFrame], looks: Looks, columns: int = 2, logarithmic: Collection[str] = ()
+) -> go.Figure:
+    """Quantities of the whole network against the tasks learned, a panel for each, ``columns`` beside each other."""
+    figure, cells = make_panels([cut(quantity_heading(quantity), 60) for quantity in lines], columns, 250)
     in_legend: set[str] = set()
-    for (row, column), line in zip(cells, lines.values(), strict=True):
+    for (row, column), (quantity, line) in zip(cells, lines.items(), strict=True):
         where = {"row": row, "col": column}
         for method, own in line.groupby("method", sort=False):
             name, look = str(method), looks[str(method)]
@@ -131,7 +147,9 @@ def quantities(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.Figure:
             figure.add_trace(band_trace(name, own, look, scale=1), **where)
             figure.add_trace(trace, **where)
             in_legend.add(name)
-        is_lowest = row == cells[-1][0] or (row, column) == cells[len(cells) - 2]
+        if quantity in logarithmic:
+            figure.update_yaxes(type="log", **where)
+        is_lowest = (row, column) in cells[-columns:]
         ticks = {"tick0": 1, "dtick": -(-int(line.x.max()) // 10)}
         figure.update_xaxes(title_text="tasks learned" if is_lowest else None, **ticks, **where)
     return figure
@@ -389,7 +407,7 @@ DRAW: dict[str, Callable[..., Any]] = {
     drawing.__name__: drawing
     for drawing in (
         accuracy_curves, switch_zoom, accuracy_matrices, stability_plasticity, cost_fronts, critical_difference,
-        rank_changes, optimism_gaps, sensitivity, quantities, quantity_maps,
+        rank_changes, optimism_gaps, sensitivity, just_learned, quantities, quantity_maps,
     )
 }  # fmt: skip
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""

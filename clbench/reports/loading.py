@@ -29,6 +29,7 @@ IDENTITY = [
 PROVENANCE = ["device", "torch", "clbench", "git_commit", "command"]
 
 MEASUREMENT_COLUMNS = ["task_learning", "strategy", "quantity", "part", "value"]
+PLASTICITY_COLUMNS = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
 
 STATUSES = ("finished", "diverged", "failed", "running", "unreadable")
 
@@ -77,6 +78,11 @@ class Runs:
         """``method.parquet``: task_learning, strategy, quantity, part, value; without rows where the method reports nothing."""
         file = Path(folder) / "method.parquet"
         return pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=MEASUREMENT_COLUMNS)
+
+    def plasticity(self, folder: str) -> pd.DataFrame:
+        """``plasticity.parquet``: task_learning, iteration, probe, quantity, part, value; without rows where there is none."""
+        file = Path(folder) / "plasticity.parquet"
+        return pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=PLASTICITY_COLUMNS)
 
     def stream(self, folder: str) -> dict[str, Any]:
         """``scenario.json``: name, hash, frozen name, note and every task's classes, sizes and hashes."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from clbench.reports.tables import Cell, Column, Table, mean_cell
 
-EXPONENTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+EXPONENTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 MOST_DIGITS = 4
 """Digits after the point up to which a small quantity is shown."""
@@ -36,7 +36,7 @@ def measurement_tables(measurements: pd.DataFrame, rows: pd.DataFrame, methods: 
     for strategy, reported in last_of_whole(measurements).groupby("strategy", sort=False):
         quantities = list(dict.fromkeys(reported.quantity))
         values = reported.pivot_table(index="folder", columns="quantity", values="value")
-        shown = {name: _unit_and_digits(values[name]) for name in quantities}
+        shown = {name: unit_and_digits(values[name]) for name in quantities}
         columns = [Column(quantity_heading(name, shown[name][0]), is_number=True) for name in quantities]
         body = []
         for method in methods:
@@ -61,15 +61,20 @@ def quantity_heading(quantity: str, unit: float = 1.0) -> str:
     return quantity.replace("_", " ") + power
 
 
-def _unit_and_digits(values: pd.Series) -> tuple[float, int]:
+def unit_and_digits(values: pd.Series, small_too: bool = False) -> tuple[float, int]:
     """The power of ten that a quantity is shown in, 1 below a million, and how many digits after the point.
 
     Whole numbers have none; of others, a value of middle size has three digits that count.
+
+    Args:
+        values: undefined ones are NaN.
+        small_too: whether a quantity whose values are all below a hundredth is shown in a negative power.
     """
     sizes = values.abs()[values.notna() & (values != 0)]
     if sizes.empty:
         return 1.0, 0
-    unit = 1000.0 ** (math.log10(sizes.max()) // 3) if sizes.max() >= 1e6 else 1.0
+    has_power = sizes.max() >= 1e6 or (small_too and sizes.max() < 0.01)
+    unit = 1000.0 ** (math.log10(sizes.max()) // 3) if has_power else 1.0
     if unit == 1 and (sizes % 1 == 0).all():
         return unit, 0
     return unit, min(MOST_DIGITS, max(0, 2 - math.floor(math.log10(sizes.median() / unit))))

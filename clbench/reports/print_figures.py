@@ -1,6 +1,6 @@
 """The figures of a report for paper and Markdown: matplotlib, PNG."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -143,17 +143,32 @@ def stability_plasticity(points: pd.DataFrame, n_tasks: int | None, looks: Looks
     return figure
 
 
-def quantities(lines: Mapping[str, pd.DataFrame], looks: Looks) -> Figure:
-    """What methods report of the whole network against the tasks learned, a panel per quantity."""
-    figure, grid = _panels(len(lines), 2, 2.1)
+def just_learned(lines: pd.DataFrame, looks: Looks) -> Figure:
+    """Accuracy in percent on every task when it was just learned."""
+    figure, (axes,) = _panels(1, 1, 3.2)
+    _lines_with_bands(axes, lines, looks)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("task", **STYLE)
+    axes.set_ylabel("accuracy (%)", **STYLE)
+    _legend(figure, lines.method.unique(), looks, lines=True, below=True)
+    return figure
+
+
+def quantities(
+    lines: Mapping[str, pd.DataFrame], looks: Looks, columns: int = 2, logarithmic: Collection[str] = ()
+) -> Figure:
+    """Quantities of the whole network against the tasks learned, a panel for each, ``columns`` beside each other."""
+    figure, grid = _panels(len(lines), columns, 2.1 if columns == 2 else 1.7)
     for axes, (quantity, line) in zip(grid, lines.items(), strict=True):
         _lines_with_bands(axes, line, looks, scale=1)
         axes.set_title(_shortened(quantity_heading(quantity), 50), loc="left", **STYLE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.get_offset_text().set_fontsize(8)
-    for axes in grid[-2:]:
+        if quantity in logarithmic:
+            axes.set_yscale("log")
+    for axes in grid[-columns:]:
         axes.set_xlabel("tasks learned", **STYLE)
-    _legend(figure, pd.concat(lines.values()).method.unique(), looks, lines=True)
+    _legend(figure, pd.concat(lines.values()).method.unique(), looks, lines=True, below=columns > 2)
     return figure
 
 
@@ -316,7 +331,7 @@ DRAW: dict[str, Callable[..., Figure]] = {
     draw.__name__: draw
     for draw in (
         accuracy_curves, switch_zoom, accuracy_matrices, stability_plasticity, cost_fronts, critical_difference,
-        rank_changes, optimism_gaps, sensitivity, quantities, quantity_maps,
+        rank_changes, optimism_gaps, sensitivity, just_learned, quantities, quantity_maps,
     )
 }  # fmt: skip
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""
@@ -368,7 +383,7 @@ def _points(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
     axes.plot(x.mean(), y.mean(), marker, color=look.colour, markersize=9, markeredgecolor="white", zorder=4)
 
 
-def _legend(figure: Figure, methods: np.ndarray, looks: Looks, lines: bool = False) -> None:
+def _legend(figure: Figure, methods: np.ndarray, looks: Looks, lines: bool = False, below: bool = False) -> None:
     handles = [
         Line2D(
             [], [], color=looks[method].colour, label=_shortened(method, 40),
@@ -381,7 +396,7 @@ def _legend(figure: Figure, methods: np.ndarray, looks: Looks, lines: bool = Fal
     columns = max(1, min(len(handles), 110 // (longest + 10)))
     figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(handles) // columns))
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=columns, fontsize=8.5, frameon=False,
+        handles=handles, loc=f"outside {'lower' if below else 'upper'} left", ncols=columns, fontsize=8.5, frameon=False,
         handlelength=3.2 if lines else 1.5,
     )  # fmt: skip
 

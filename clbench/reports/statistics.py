@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.05
@@ -105,7 +106,17 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
     mean = float(np.mean(values)) if n else math.nan
     if n < 2:
         return mean, math.nan
-    return mean, float(stats.t.ppf(1 - LEVEL / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return mean, float(half_widths(np.std(values, ddof=1), n))
+
+
+def half_widths(deviations: ArrayLike, counts: ArrayLike) -> np.ndarray:
+    """Half the widths of the 95 % t-intervals of means; NaN where there is one value.
+
+    Args:
+        deviations: standard deviations (ddof 1) of the values that each mean is over.
+        counts: how many these are, in the same shape.
+    """
+    return stats.t.ppf(1 - LEVEL / 2, np.asarray(counts) - 1) * np.asarray(deviations) / np.sqrt(counts)
 
 
 def wilcoxon(differences: np.ndarray) -> float:

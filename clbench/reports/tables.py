@@ -159,7 +159,7 @@ def main_table(
     scenario = str(rows.scenario.iloc[0])
     names = [name for name in (MAIN if metric in MAIN else (metric, *MAIN)) if rows[name].notna().any()]
     columns = [Column("method"), Column("finished", is_number=True)]
-    columns += [Column(METRICS[name].heading_with_arrow, _measured_on(name, rows), is_number=True) for name in names]
+    columns += [Column(METRICS[name].heading_with_arrow, measured_on(name, rows), is_number=True) for name in names]
     body = []
     for method in methods:
         own = rows[rows.method == method]
@@ -173,7 +173,8 @@ def main_table(
     return Table(f"{scenario}: results", _main_caption(rows, seeds, metric, against), columns, body, scenario)
 
 
-def _measured_on(name: str, rows: pd.DataFrame) -> str:
+def measured_on(name: str, rows: pd.DataFrame) -> str:
+    """What a metric of these runs was measured on, for a column's note."""
     metric = METRICS[name]
     split = f"{', '.join(rows.split.dropna().unique())} split"
     if metric.measured_on == FULL:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from clbench.reports.comparison import Comparison
 from clbench.reports.measurement_tables import last_of_whole
-from clbench.reports.statistics import t_interval
+from clbench.reports.statistics import half_widths, t_interval
 from clbench.reports.tables import FOOTNOTES_HEADING, MAIN, Cell, Table
 
 # ---- Markdown -------------------------------------------------------------------------------------------------------
@@ -25,6 +25,7 @@ def markdown(comparison: Comparison, figures: list[tuple[str, str]]) -> str:
     if comparison.failures is not None:
         parts += ["## Missing and failed runs", markdown_table(comparison.failures)]
     parts += _section("Results", [*comparison.main, *comparison.tests])
+    parts += _section("Plasticity", comparison.plasticity_tables)
     parts += _section("What the methods report", comparison.reported)
     if figures:
         parts.append("## Figures")
@@ -91,16 +92,20 @@ LATEX_SPECIAL = {
     "×": r"$\times$", "³": "$^3$", "λ": r"$\lambda$", "→": r"$\rightarrow$", "š": r"\v{s}",
     "α": r"$\alpha$", "β": r"$\beta$", "ε": r"$\varepsilon$", "θ": r"$\theta$", "·": r"$\cdot$", "≤": r"$\le$",
     "≥": r"$\ge$", **{character: f"$^{digit}$" for digit, character in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹") if character != "³"},
+    "⁻": "$^-$",
 }  # fmt: skip
 
 
 def latex(comparison: Comparison) -> str:
-    """Main, test, protocol and cost tables and what methods report, each a ``table`` with booktabs rules, to be ``\\input``.
+    """Main, test, protocol, cost and plasticity tables and what methods report, each a ``table`` with booktabs rules.
+
+    They are to be ``\\input``.
 
     Wide tables are scaled down to the line, for which the document loads ``graphicx`` beside ``booktabs``.
     """
     reports = [table for report in comparison.protocols for table in report.tables]
-    every = [*comparison.main, *comparison.tests, *reports, *comparison.costs, *comparison.reported]
+    every = [*comparison.main, *comparison.tests, *reports, *comparison.costs, *comparison.plasticity_tables]
+    every += comparison.reported
     head = "% needs \\usepackage{booktabs,graphicx}\n"
     return head + "\n\n".join(latex_table(table) for table in every) + "\n"
 
@@ -204,3 +209,16 @@ def measurement_numbers(comparison: Comparison) -> pd.DataFrame:
         mean, half = t_interval(rows.value.to_numpy(float))
         records.append(dict(zip(keys, names, strict=True)) | {"mean": mean, "half_width": half, "runs": len(rows)})
     return pd.DataFrame(records)
+
+
+def plasticity_numbers(comparison: Comparison) -> pd.DataFrame:
+    """Measures of plasticity at the end of every task, in the recorded units.
+
+    Returns:
+        ``scenario, method, task_learning, probe, quantity, part``, then ``mean`` and ``half_width`` (95 %) over the ``runs`` that
+        measured it.
+    """
+    keys = ["scenario", "method", "task_learning", "probe", "quantity", "part"]
+    table = comparison.plasticity.groupby(keys, sort=False).value.agg(["mean", "std", "count"]).reset_index()
+    numbers = table[[*keys, "mean"]]
+    return numbers.assign(half_width=half_widths(table["std"], table["count"]), runs=table["count"])

@@ -16,15 +16,18 @@ from clbench.reports.figure_data import (
     costs,
     curves,
     equal_acc_levels,
+    just_learned_lines,
     mean_matrix,
     pareto_front,
     plasticity_and_stability,
+    plasticity_lines,
     quantity_lines,
     quantity_maps,
     score_by_value,
     shortened_parts,
     shown_tasks,
     sides,
+    spans_decades,
     stability_at,
     stability_gaps,
     thin_out,
@@ -270,6 +273,28 @@ def test_lines_are_mean_lowest_and_highest_seed_of_the_whole_network():
         assert line["mean"].to_dict() == pytest.approx({x: value + 0.01 for x, value in expected.items()})
         assert line.low.to_dict() == pytest.approx(expected)
         assert line.high.to_dict() == pytest.approx({x: value + 0.02 for x, value in expected.items()})
+
+
+def test_accuracy_on_tasks_just_learned():
+    ends = pd.DataFrame({"task_learning": [0, 1, 1], "task_eval": [0, 0, 1], "n": 10})
+    er = [ends.assign(correct=correct) for correct in ([9, 0, 7], [5, 0, 8])]
+    short = pd.DataFrame({"task_learning": [0], "task_eval": [0], "n": 10, "correct": [4]})
+    lines = just_learned_lines({"er": er, "ewc": [short]})
+    assert lines[["method", "x"]].to_numpy().tolist() == [["er", 1], ["er", 2], ["ewc", 1]]
+    np.testing.assert_allclose(lines[["mean", "low", "high"]], [[0.7, 0.5, 0.9], [0.75, 0.7, 0.8], [0.4, 0.4, 0.4]])
+
+
+def test_measures_of_plasticity_over_tasks():
+    lines = plasticity_lines(made_comparison(scenarios=("one",), plasticity=("er", "ewc")).plasticity)
+    assert list(lines) == ["training accuracy (%)", "dead units (%)", "gradient norm", "largest singular value"]
+    ewc = {heading: line[line.method == "ewc"].set_index("x") for heading, line in lines.items()}
+    accuracy = ewc["training accuracy (%)"]
+    assert accuracy["mean"].to_dict() == pytest.approx({task: 100 - 10 * task - 11 for task in (1, 2, 3, 4)})
+    assert accuracy.low.to_dict() == pytest.approx({task: 100 - 10 * task - 12 for task in (1, 2, 3, 4)})
+    assert accuracy.high.to_dict() == pytest.approx({task: 100 - 10 * task - 10 for task in (1, 2, 3, 4)})
+    assert ewc["dead units (%)"]["mean"].tolist() == pytest.approx([0, 10, 20, 30])  # of the last layer
+    assert ewc["largest singular value"]["mean"].tolist() == pytest.approx([5, 5, 5, 5.11])  # of the largest
+    assert [heading for heading, line in lines.items() if spans_decades(line)] == ["gradient norm"]
 
 
 def test_a_quantity_that_differs_between_seeds_only_is_no_line():

@@ -17,7 +17,11 @@ def test_every_figure_there_are_data_for():
     assert kinds == 3 * KINDS_PER_SCENARIO + [
         "critical_difference", "rank_changes", "optimism_gaps", "sensitivity", "sensitivity",
     ]  # fmt: skip
-    assert set(kinds) | {"quantities", "quantity_maps"} == set(print_figures.DRAW) == set(interactive_figures.DRAW)
+    assert (
+        set(kinds) | {"just_learned", "quantities", "quantity_maps"}
+        == set(print_figures.DRAW)
+        == set(interactive_figures.DRAW)
+    )
 
 
 def test_no_figure_without_data():
@@ -95,6 +99,28 @@ def test_what_methods_report_is_drawn_by_the_shape_of_the_data():
         assert "3 seeds" in figure.caption
         assert "sparse" in figure.caption
         assert figure.caption.endswith(".")
+
+
+def test_accuracy_on_tasks_just_learned_is_shown_of_ten_tasks_or_where_plasticity_was_measured():
+    def kinds(**options) -> list[str]:
+        return [figure.kind for figure in figures_of(made_comparison(["er"], ("one",), per_task=2, **options))]
+
+    assert "just_learned" in kinds(n_tasks=10)
+    assert "just_learned" not in kinds(n_tasks=9)
+    assert "quantities" not in kinds(n_tasks=10)
+    assert {"just_learned", "quantities"} <= set(kinds(n_tasks=2, plasticity=("er",)))
+
+
+def test_plasticity_is_drawn_of_the_scenarios_where_it_was_measured():
+    comparison = made_comparison(scenarios=("one", "two"), plasticity=("er", "ewc"))
+    only = comparison.plasticity[comparison.plasticity.scenario == "two"]
+    found = list(figures_of(dataclasses.replace(comparison, plasticity=only)))
+    [figure] = [figure for figure in found if figure.section == "plasticity"]
+    assert [one.name for one in found if one.kind == "just_learned"] == ["just_learned-two"]
+    assert figure.name == "plasticity-two"
+    assert figure.data["logarithmic"] == ["gradient norm"]
+    assert "3 seeds" in figure.caption
+    assert "sigma_max = largest singular value" in figure.caption
 
 
 def test_no_figure_of_what_nobody_reports():

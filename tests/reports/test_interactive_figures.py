@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from made_comparison import METHODS, Shape, made_comparison, made_curve
 
-from clbench.reports.figure_data import curves, quantity_lines, quantity_maps
+from clbench.reports.figure_data import curves, plasticity_lines, quantity_lines, quantity_maps
 from clbench.reports.figures import figures_of
 from clbench.reports.interactive_figures import (
     accuracy_curves,
@@ -16,6 +16,7 @@ from clbench.reports.interactive_figures import (
     cost_fronts,
     critical_difference,
     draw,
+    just_learned,
     optimism_gaps,
     quantities,
     rank_changes,
@@ -198,6 +199,34 @@ def test_what_methods_report_against_the_tasks_learned():
     assert {trace.xaxis for trace in figure.data} == {"x", "x2"}
 
 
+def test_plasticity_in_small_multiples_over_the_tasks():
+    lines = plasticity_lines(made_comparison(scenarios=("one",), plasticity=("er", "ewc")).plasticity)
+    figure = quantities(lines, LOOKS, columns=3, logarithmic=["gradient norm"])
+    assert [title.text for title in figure.layout.annotations] == list(lines)
+    layout = figure.layout
+    assert [axis.type for axis in (layout.yaxis, layout.yaxis2, layout.yaxis3, layout.yaxis4)] == [
+        None,
+        None,
+        "log",
+        None,
+    ]
+    (line,) = traces(figure, meta="ewc", mode="lines+markers", xaxis="x3")
+    np.testing.assert_allclose(line.y, [1, 0.1, 0.01, 0.001], rtol=1e-6)
+    assert [layout.xaxis.title.text, layout.xaxis2.title.text, layout.xaxis4.title.text] == [
+        None,
+        *["tasks learned"] * 2,
+    ]
+
+
+def test_accuracy_on_tasks_just_learned_in_percent():
+    lines = pd.DataFrame({"method": "er", "x": [1, 2], "mean": [0.9, 0.7], "low": 0.6, "high": 1.0})
+    figure = just_learned(lines, LOOKS)
+    (line,) = traces(figure, meta="er", showlegend=True)
+    np.testing.assert_allclose([line.x, line.y], [[1, 2], [90, 70]])
+    (band,) = traces(figure, meta="er", fill="toself")
+    assert (band.y.min(), band.y.max()) == (60, 100)
+
+
 def test_heat_maps_of_what_methods_report():
     measurements = made_comparison(scenarios=("one",), reporting=("er", "ewc")).measurements
     layers, tasks = (draw_maps(shown, LOOKS) for shown in quantity_maps(measurements))
@@ -214,7 +243,7 @@ def test_heat_maps_of_what_methods_report():
 
 
 def test_every_trace_of_a_reporting_method_carries_its_name():
-    comparison = made_comparison(scenarios=("one",), reporting=("er", "ewc"))
+    comparison = made_comparison(scenarios=("one",), reporting=("er", "ewc"), plasticity=("er", "ewc"))
     for figure in figures_of(comparison):
-        if figure.section == "reported":
+        if figure.section in ("reported", "plasticity"):
             assert {trace.meta for picture in draw(figure, LOOKS).values() for trace in picture.data} == {"er", "ewc"}

@@ -203,6 +203,17 @@ def test_what_a_method_says_of_itself(tmp_path):
     assert all(table.empty and list(table) == list(first) for table in others)
 
 
+def test_measures_of_plasticity(tmp_path):
+    rows = [(0, 0, "current", "train_accuracy", "", 0.1), (0, 10, "", "sigma_max", "h1", 2.5)]
+    write_run(tmp_path / "a", seed=0, plasticity=rows)
+    write_run(tmp_path / "b", seed=1)
+    runs = load([tmp_path])
+    first, second = (runs.plasticity(folder) for folder in runs.table.folder)
+    assert list(first.itertuples(index=False, name=None)) == rows
+    assert second.empty
+    assert list(second) == list(first)
+
+
 def test_without_notes_there_is_no_column_of_notes(tmp_path):
     write_run(tmp_path / "a", seed=0, notes=[])
     write_run(tmp_path / "b", seed=1)

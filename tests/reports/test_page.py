@@ -186,11 +186,13 @@ def test_notes_stand_at_the_methods_names_and_below_the_table(tmp_path):
     assert "What has to be known of the methods:" in page.texts_of("strong")
 
 
-def test_what_methods_report_has_a_section_with_table_and_figures(tmp_path):
-    page = parsed(made_comparison(scenarios=("one",), reporting=("er", "ewc")), tmp_path)
+def test_what_methods_report_and_plasticity_have_sections_with_table_and_figures(tmp_path):
+    page = parsed(made_comparison(scenarios=("one",), reporting=("er", "ewc"), plasticity=("er",)), tmp_path)
     headings = page.texts_of("h2")
-    assert headings[headings.index("Figures") + 1] == "What the methods report"
-    assert "Reported: one" in page.texts_of("h3")
+    at = headings.index("Figures") + 1
+    assert headings[at : at + 2] == ["Plasticity", "What the methods report"]
+    assert {"Plasticity: one", "Reported: one", "Measures of plasticity: one"} <= set(page.texts_of("h3"))
+    assert {"just_learned-one", "plasticity-one"} <= set(page.having("figure", "id"))
     reported = [name for name in page.having("figure", "id") if "sparse" in name]
     assert reported == ["quantities-one-sparse", "parts-one-sparse-free_share", "tasks-one-sparse-overlap"]
     maps = [plot for plot in plots(page) if plot["data"][0]["type"] == "heatmap"]

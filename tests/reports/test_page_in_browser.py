@@ -50,7 +50,7 @@ def with_script(page: Path, script: str) -> Path:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("browser") / "report.html"
-    write_page(made_comparison(scenarios=("one", "two", "three")), file)
+    write_page(made_comparison(scenarios=("one", "two", "three"), plasticity=("er", "ewc")), file)
     return file
 
 
@@ -58,7 +58,7 @@ def test_every_figure_is_drawn_and_the_console_is_silent(page):
     dom, console = in_browser(page, "--dump-dom")
     assert console == []
     plots = re.findall(r'<div class="plot[ "]', dom)
-    assert len(plots) == len(re.findall(r'class="plot-container', dom)) == 3 * 7 + 5
+    assert len(plots) == len(re.findall(r'class="plot-container', dom)) == 3 * 9 + 5
     assert len(re.findall(r'class="main-svg"', dom)) >= 2 * len(plots)
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from clbench.reports.figure_data import curves, quantity_lines, quantity_maps
+from clbench.reports.figure_data import curves, plasticity_lines, quantity_lines, quantity_maps
 from clbench.reports.figures import figures_of
 from clbench.reports.palette import looks
 from clbench.reports.print_figures import (
@@ -19,6 +19,7 @@ from clbench.reports.print_figures import (
     accuracy_matrices,
     critical_difference,
     draw_all,
+    just_learned,
     optimism_gaps,
     quantities,
     rank_changes,
@@ -158,6 +159,27 @@ def test_what_methods_report_against_the_tasks_learned():
     np.testing.assert_allclose(line, [(task, 0.8**task + 0.11) for task in range(1, 5)])
     (line,) = lines_of(flops, "er")
     np.testing.assert_allclose(line[:, 1], [1e6, 2e6, 3e6, 4e6])
+
+
+def test_plasticity_in_small_multiples_over_the_tasks(tmp_path):
+    lines = plasticity_lines(made_comparison(scenarios=("one",), plasticity=("er", "ewc")).plasticity)
+    figure = quantities(lines, LOOKS, columns=3, logarithmic=["gradient norm"])
+    figure.savefig(tmp_path / "drawn.png")  # lays it out
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(lines)
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log", "linear"]
+    assert [bool(axes.get_xlabel()) for axes in figure.axes] == [False, True, True, True]
+    (line,) = lines_of(figure.axes[2], "ewc")
+    np.testing.assert_allclose(line, [(task, 10.0 ** (1 - task)) for task in range(1, 5)])
+    legend = figure.legends[0].get_window_extent()
+    assert legend.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
+def test_accuracy_on_tasks_just_learned_in_percent():
+    lines = pd.DataFrame({"method": "er", "x": [1, 2], "mean": [0.9, 0.7], "low": 0.6, "high": 1.0})
+    (axes,) = just_learned(lines, LOOKS).axes
+    (line,) = lines_of(axes, "er")
+    np.testing.assert_allclose(line, [(1, 90), (2, 70)])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("task", "accuracy (%)")
 
 
 def test_heat_maps_of_what_methods_report_share_their_colours():

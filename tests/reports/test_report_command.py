@@ -43,7 +43,10 @@ def test_report_writes_every_format_and_prints_the_main_table(sweep, tmp_path, c
 def test_report_of_methods_that_say_something_of_themselves(sweep, tmp_path, capsys):
     rows = [(task, "sparse", "free_share", part, 0.75 - 0.25 * task) for task in range(2) for part in ("", "a", "b")]
     for seed in range(2):
-        write_run(sweep / f"x{seed}", "sparse", seed, notes=["sparse: [b]ours[/b]."], measurements=rows)
+        write_run(
+            sweep / f"x{seed}", "sparse", seed, notes=["sparse: [b]ours[/b]."], measurements=rows,
+            plasticity=[(task, 10 * task + 10, "", "weight_rms", "", 0.5 * task + seed) for task in range(2)],
+        )  # fmt: skip
     report(["multirun", "--out", "here"])
     shown = capsys.readouterr().out
     assert re.search(r"sparse \[1\] +2 of 2", shown)
@@ -51,6 +54,12 @@ def test_report_of_methods_that_say_something_of_themselves(sweep, tmp_path, cap
     text = (tmp_path / "here" / "report.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert {"quantities-stream-sparse.png", "parts-stream-sparse-free_share.png"} <= set(pictures)
+    assert {"just_learned-stream.png", "plasticity-stream.png"} <= set(pictures)
+    table = pd.read_csv(tmp_path / "here" / "plasticity.csv")
+    assert table[["method", "task_learning", "mean", "runs"]].to_numpy().tolist() == [
+        ["sparse", 0, 0.5, 2],
+        ["sparse", 1, 1, 2],
+    ]
     table = pd.read_csv(tmp_path / "here" / "reported.csv")
     assert table[["method", "quantity", "mean", "runs"]].to_numpy().tolist() == [["sparse", "free_share", 0.5, 2]]
     assert "ours" in (tmp_path / "here" / "tables.tex").read_text()
@@ -64,7 +73,7 @@ def test_report_of_methods_that_say_nothing_has_nothing_more(sweep, tmp_path):
     report(["multirun", "--out", "after"])
     names = {file.name for file in (tmp_path / "before").iterdir()}
     assert {file.name for file in (tmp_path / "after").iterdir()} == names
-    assert "reported.csv" not in names
+    assert not names & {"reported.csv", "plasticity.csv", "just_learned-stream.png", "plasticity-stream.png"}
     for name in names:
         before, after = ((tmp_path / out / name).read_bytes() for out in ("before", "after"))
         assert after == before.replace(b"--out before", b"--out after"), name
