@@ -98,7 +98,7 @@ def plasticity_table(plasticity: pd.DataFrame, rows: pd.DataFrame, methods: Iter
         Column("method"),
         *(Column(METRICS[name].heading_with_arrow, where, True) for name in ("LA", "LA_slope")),
     ]
-    columns += [Column(f"LA, {place} tenth ↑", where, True) for place in ("first", "last")]
+    columns += [Column(f"LA of the {place} tenth ↑", where, True) for place in ("first", "last")]
     for name in names:
         heading = quantity_heading(QUANTITIES[name].heading, shown[name][0])
         columns.append(Column(heading, QUANTITIES[name].measured_on, True))
