@@ -140,3 +140,16 @@ def test_scaling_writes_a_table_and_a_picture(script, monkeypatch, tmp_path):
     assert table.groupby("grows").size().tolist() == [2] * 4
     assert (table[["training step (ms)", "evaluation (ms)"]] > 0).all().all()
     assert matplotlib.image.imread(tmp_path / "scaling_cpu.png").std() > 0.01
+
+
+def test_batch_leak_writes_a_table(script, tmp_path):
+    leak = script("batch_leak")
+    leak.main(["--source", "digits", "--per-class", "40", "--orders", "1", "--out", str(tmp_path),
+               "strategy.n_windows=2", "strategy.n_expand=30", "strategy.n_out=30"])  # fmt: skip
+    table = pd.read_csv(tmp_path / "if2net_batch_leak.csv", comment="#")
+    assert table["fitted at test to"].tolist() == [
+        "first task", "last task", "pooled test set", "each task's test set", "avg", "max", "recon"
+    ]  # fmt: skip
+    of = table.set_index("fitted at test to").accuracy_percent
+    assert of["each task's test set"] > of["last task"]
+    assert of["first task"] > of["last task"]

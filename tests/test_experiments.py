@@ -51,6 +51,12 @@ def test_says_what_it_reproduces_and_from_where(name):
         ("rotated_mnist_joint", {"trainer.lr": 0.1, "trainer.momentum": 0.0, "trainer.max_steps_per_task": 500,
                                  "trainer.batch_size": 128, "strategy.batch_per_task": True, "evaluator.subset": 2000}),
         ("rotated_mnist_er", {"trainer.momentum": 0.9, "trainer.max_steps_per_task": 2000, "strategy.memory_size": 3000}),
+        ("split_mnist_ten_tasks_owm", {"trainer.lr": 0.2, "trainer.momentum": 0.9, "trainer.batch_size": 40, "trainer.epochs": 20,
+                                       "model.hidden": [800], "strategy.alpha": 0.9, "strategy.alpha_decay": 0.001,
+                                       "strategy.head_alpha": 0.6, "strategy.head_alpha_decay": 1.0, "scenario.increment": 1}),
+        ("permuted_mnist_owm", {"trainer.lr": 2.0, "trainer.momentum": 0.0, "trainer.batch_size": 100, "trainer.epochs": 30,
+                                "trainer.max_steps_per_task": None, "model.hidden": [800, 800], "strategy.alpha": 1.0,
+                                "strategy.alpha_decay": 1.0, "strategy.head_alpha": 1.0, "strategy.head_alpha_decay": 1.0}),
     ],
 )  # fmt: skip
 def test_published_settings(name, expected):
@@ -152,10 +158,13 @@ def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
         pytest.skip(str(error))
     trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, tmp_path / "state.pt")
     trainer.begin_task()
-    before = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    # What is learned without gradients is in buffers.
+    learner = trainer.learner
+    learned = trainer.parameters if learner.learns_by_gradient else list(learner.strategies.buffers())
+    before = torch.cat([t.detach().flatten() for t in learned])
     for trainer.step in range(2):
         trainer._train_step(0, *trainer.steps[trainer.step])
-    after = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    after = torch.cat([t.detach().flatten() for t in learned])
     assert after.isfinite().all()
     assert (after != before).float().mean() > 0.1
     assert trainer.training.loss.notna().all()
