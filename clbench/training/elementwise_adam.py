@@ -7,10 +7,11 @@ an optimizer too). A weight whose m, v and t are set to 0 then starts as all did
 ``torch.optim.Adam``, its first steps would be 3 to 7 times as long as the learning rate.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -45,5 +46,10 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 taken = state["step"].add_(1)
                 first = state["exp_avg"].lerp_(gradient, 1 - BETA_1)
                 second = state["exp_avg_sq"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-                size = (second / (1 - BETA_2**taken)).sqrt_().add_(EPSILON)
-                parameter.sub_(group["lr"] / (1 - BETA_1**taken) * first / size)
+                size = (second / missing(BETA_2, taken)).sqrt_().add_(EPSILON)
+                parameter.sub_(group["lr"] / missing(BETA_1, taken) * first / size)
+
+
+def missing(beta: float, taken: Tensor) -> Tensor:
+    """1 − βᵗ for numbers t of steps: what a running mean that started from 0 is short of, as a factor."""
+    return -torch.expm1(math.log(beta) * taken)  # quicker than a power for every weight

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import TrainerConfig
-from clbench.training.elementwise_adam import BETA_1, BETA_2, EPSILON, ElementwiseAdam
+from clbench.training.elementwise_adam import BETA_1, BETA_2, EPSILON, ElementwiseAdam, missing
 
 NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**62}
 """Weights updated at a time: on a processor as many as its cache holds through an update's passes, on a GPU all."""
@@ -110,8 +110,8 @@ class StackedOptimizer:
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
         first.lerp_(gradients, 1 - BETA_1)
         second.mul_(BETA_2).addcmul_(gradients, gradients, value=1 - BETA_2)
-        size = (second / (1 - BETA_2**taken)).sqrt_().add_(EPSILON)
-        weights.sub_(lr / (1 - BETA_1**taken) * first / size)
+        size = (second / missing(BETA_2, taken)).sqrt_().add_(EPSILON)
+        weights.sub_(lr / missing(BETA_1, taken) * first / size)
 
     def export(self) -> None:
         """Give every run's own optimizer its state, as if it had taken the steps itself."""
