@@ -5,6 +5,7 @@ off (evaluation, say) cannot shift the numbers another one draws.
 """
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -39,6 +40,12 @@ def hashed_uniform(key: Tensor, n: int) -> Tensor:
     z = (z ^ _shifted_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)
     return _shifted_right(z ^ _shifted_right(z, 31), 11).double() * 2.0**-53
+
+
+def hashed_normal(key: Tensor, n: int) -> Tensor:
+    """float64 (n,): numbers of the normal distribution N(0, 1) that are a function of ``key`` (int64 scalar) alone."""
+    uniform = hashed_uniform(key, n).clamp(min=2.0**-53)  # 0 would become −∞
+    return math.sqrt(2) * torch.erfinv(2 * uniform - 1)
 
 
 def _signed(constant: int) -> int:

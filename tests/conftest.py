@@ -31,7 +31,18 @@ SMALL = [
 """Overrides that shrink the default run to a fraction of a second."""
 
 
-GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "protocol", "debug", "training", "local", "search_space")
+GROUPS = (
+    "strategy",
+    "scenario",
+    "model",
+    "evaluator",
+    "experiment",
+    "protocol",
+    "debug",
+    "training",
+    "local",
+    "search_space",
+)
 """What chooses a file of the Hydra tree."""
 
 

@@ -53,34 +53,40 @@ class Killed(BaseException):
     """Stands for a process that ends between two steps."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 5, 8, 10])
-@pytest.mark.parametrize(("name", "setting"), CASES)
-def test_resumes_to_the_same_run(name, setting, kill_at, small_trainer, monkeypatch):
-    """Killed within a task, at its end, or right after a checkpoint, a resumed run ends in the same weights and tables."""
-    whole = small_trainer(*options(name, setting), "trainer.scheduler=cosine", checkpoint="whole")
-    whole.fit()
+KILL_AT = (1, 5, 8, 10)
+"""Steps, of tasks of four, before which a run is killed: within a task, right after its first step, and at its end."""
 
-    first = small_trainer(
-        *options(name, setting), "trainer.scheduler=cosine", "record.checkpoint_seconds=0", checkpoint="killed"
-    )
-    train_step = first._train_step
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_resumes_to_the_same_run(name, setting, small_trainer):
+    """Killed within a task, at its end, or right after a checkpoint, a resumed run ends in the same weights and tables."""
+    chosen = [*options(name, setting), "trainer.scheduler=cosine"]
+    whole = small_trainer(*chosen, checkpoint="whole")
+    whole.fit()
+    for kill_at in KILL_AT:
+        first = small_trainer(*chosen, "record.checkpoint_seconds=0", checkpoint=f"killed{kill_at}")
+        kill_before_step(first, kill_at)
+        with pytest.raises(Killed):
+            first.fit()
+
+        second = small_trainer(*chosen, checkpoint=f"killed{kill_at}")
+        second.fit()
+        assert_same(weights(whole), weights(second))
+        pd.testing.assert_frame_equal(whole.curve, second.curve)
+        pd.testing.assert_frame_equal(whole.tasks, second.tasks)
+        pd.testing.assert_frame_equal(whole.training, second.training)
+        pd.testing.assert_frame_equal(whole.method, second.method)
+
+
+def kill_before_step(trainer, iteration: int) -> None:
+    train_step = trainer._train_step
 
     def step_or_die(*arguments):
-        if first.iteration == kill_at:
+        if trainer.iteration == iteration:
             raise Killed
         train_step(*arguments)
 
-    monkeypatch.setattr(first, "_train_step", step_or_die)
-    with pytest.raises(Killed):
-        first.fit()
-
-    second = small_trainer(*options(name, setting), "trainer.scheduler=cosine", checkpoint="killed")
-    second.fit()
-    assert_same(weights(whole), weights(second))
-    pd.testing.assert_frame_equal(whole.curve, second.curve)
-    pd.testing.assert_frame_equal(whole.tasks, second.tasks)
-    pd.testing.assert_frame_equal(whole.training, second.training)
-    pd.testing.assert_frame_equal(whole.method, second.method)
+    trainer._train_step = step_or_die
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)

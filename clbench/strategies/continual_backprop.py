@@ -38,9 +38,8 @@ from clbench.models.continual import ContinualModel
 from clbench.models.hidden_layers import HiddenLayer
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.seeding import hashed_uniform
+from clbench.seeding import hashed_normal, hashed_uniform
 from clbench.strategies.base import Batch, Needs
-from clbench.strategies.shrink_perturb import hashed_normal
 from clbench.strategies.unit_resets import Reset, UnitResets
 
 DECAY = 0.99

@@ -16,7 +16,6 @@ and within the training loop. Pretrained weights count as initial ones.
 Stores one copy of the initial weights with ``noise=initialiser``, else nothing. The optimizer's state stays as it is.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +26,7 @@ from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.seeding import hashed_uniform, stream_seed
+from clbench.seeding import hashed_normal, hashed_uniform, stream_seed
 from clbench.strategies.base import Batch, Strategy
 
 
@@ -85,9 +84,3 @@ class ShrinkPerturb(Strategy):
             noise = tuple(values[(pick * n).long()] for values, pick, n in zip(initial, picks, sizes, strict=True))
         for parameter, added in zip(parameters.values(), noise, strict=True):
             parameter.mul_(1 - self.shrink).add_(self.sigma * added.to(parameter.dtype).view(parameter.shape))
-
-
-def hashed_normal(key: Tensor, n: int) -> Tensor:
-    """float64 (n,): numbers of the normal distribution N(0, 1) that are a function of ``key`` (int64 scalar) alone."""
-    uniform = hashed_uniform(key, n).clamp(min=2.0**-53)  # 0 would become −∞
-    return math.sqrt(2) * torch.erfinv(2 * uniform - 1)
