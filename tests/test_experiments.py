@@ -54,6 +54,8 @@ def test_says_what_it_reproduces_and_from_where(name):
         ("split_mnist_ten_tasks_owm", {"trainer.lr": 0.2, "trainer.momentum": 0.9, "trainer.batch_size": 40, "trainer.epochs": 20,
                                        "model.hidden": [800], "strategy.alpha": 0.9, "strategy.alpha_decay": 0.001,
                                        "strategy.head_alpha": 0.6, "strategy.head_alpha_decay": 1.0, "scenario.increment": 1}),
+        ("cifar100_ranpac", {"strategy.projection": 10000, "strategy.lam": None, "scenario.class_order": 1993,
+                             "model.name": "vit_base_patch16_224.augreg_in21k", "model.pretrained": True}),
         ("permuted_mnist_owm", {"trainer.lr": 2.0, "trainer.momentum": 0.0, "trainer.batch_size": 100, "trainer.epochs": 30,
                                 "trainer.max_steps_per_task": None, "model.hidden": [800, 800], "strategy.alpha": 1.0,
                                 "strategy.alpha_decay": 1.0, "strategy.head_alpha": 1.0, "strategy.head_alpha_decay": 1.0}),
@@ -152,8 +154,12 @@ def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
     ]
     if "cifar10_" in name and not (real_data / "cifar-10-batches-py").is_dir():
         overrides.append("data.folder=cifar10_small")
+    config = compose(overrides)
+    config.model.checkpoint = None  # files that a user passes, and downloads: two steps do without
+    if "pretrained" in config.model:
+        config.model.pretrained = False
     try:
-        setup = set_up(compose(overrides))
+        setup = set_up(config)
     except DataError as error:
         pytest.skip(str(error))
     trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, tmp_path / "state.pt")
