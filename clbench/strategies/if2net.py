@@ -35,8 +35,9 @@ OWM by gradients on the output layer is ``strategy=owm strategy.layers=last``.
 Published code of this family fits the ranges, V and the scale to the *test* images of one task at a time, which gives the
 task away: benchmarks/batch_leak.py measures how much. Here nothing is ever fitted to test images.
 
-Every task's samples are seen once. Stores β, R and, of all samples together, L × L numbers more (``nullspace``: 2 L²); for
-each task a fit with ``per_task``. Reported after a task: ``fit_numbers``, what the fits so far hold; ``free_rank``, L − k.
+Every task's samples are seen once. Stores β, L × L numbers (``nullspace``: three times as many), the random weights and one fit
+(``per_task``: one for each task of the stream). Reported after a task: ``fit_numbers``, what the fits so far hold; with
+``nullspace`` also ``free_rank``, L − k.
 """
 
 from collections.abc import Iterator

@@ -29,8 +29,9 @@ the optimizer is SGD with momentum, which is kept from task to task (disjoint MN
 * The shuffled-MNIST code starts from P = I/α and has 1 in place of α, which scales every P by 1/α, a learning rate. Its
   dropout, the unprojected norm penalty and its fixed biases are not there.
 
-Other parameters (of normalisation layers) are trained without projection. Weight decay and momentum act on what is projected,
-but decay itself is not projected. With ``layers=last`` only the head is projected, which is meant for a network that is frozen
+Other parameters (of normalisation layers) are trained without projection, and so is weight decay, which the optimizer adds to the
+gradient by itself. Adam scales every weight's step by a factor of its own, so that its steps are not orthogonal to anything:
+conf/training/owm.yaml chooses SGD. With ``layers=last`` only the head is projected, which is meant for a network that is frozen
 apart from it (``model.frozen``).
 
 Stores P twice for each layer, in double precision, 2 n_in² numbers (``previous``: three times), however many tasks there are.

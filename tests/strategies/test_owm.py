@@ -13,6 +13,7 @@ from clbench.strategies.base import Batch
 from clbench.strategies.least_squares import update_ridge
 from clbench.strategies.owm import OWM, OWMConfig, mean_rows
 from clbench.training.fleet import Fleet
+from clbench.training.trainer import Trainer
 
 OPTIONS = {"alpha": 0.75, "alpha_decay": 2.0**-8, "head_alpha": 0.5, "head_alpha_decay": 1.0, "layers": "all",
            "projector": "running"}  # fmt: skip
@@ -51,6 +52,13 @@ def build(backbone: nn.Module, **options) -> OWM:
         parameter.data.normal_()
     model = ContinualModel(backbone, [[0, 1], [2, 3]], "class").double()
     return OWM(OWMConfig(name="owm", **{**OPTIONS, **options}), model, None).double()
+
+
+def in_double_precision(trainer: Trainer) -> Trainer:
+    trainer.learner.double()
+    trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
+    trainer.evaluator._images = trainer.evaluator._images.double()
+    return trainer
 
 
 def batch(n: int, seed: int = 0) -> Batch:
@@ -139,8 +147,9 @@ def test_inputs_of_several_tokens_count_one_by_one():
 
 def test_a_constant_alpha_gives_the_closed_form(small_trainer):
     """P = α (RᵀR + αI)⁻¹ over all mini-batches of two tasks of a run, whose inputs are looked at from outside."""
-    trainer = small_trainer("strategy=owm", "strategy.alpha=0.3", "strategy.alpha_decay=1", "strategy.head_alpha=2",
-                            "scenario.tasks=2", "trainer.lr=0.05")  # fmt: skip
+    trainer = in_double_precision(small_trainer(
+        "strategy=owm", "strategy.alpha=0.25", "strategy.alpha_decay=1", "strategy.head_alpha=2", "scenario.tasks=2",
+        "trainer.lr=0.05"))  # fmt: skip
     owm, model = trainer.learner.strategies[0], trainer.learner.model
     rows = {"P_backbone_layers_1": [], "P_head": []}
     step = trainer._follow_gradient
@@ -151,16 +160,16 @@ def test_a_constant_alpha_gives_the_closed_form(small_trainer):
             x = b.samples.x.flatten(1)
             h = (x @ layer.weight.T + layer.bias).clamp(min=0)
         for name, inputs in zip(rows, (x, h), strict=True):
-            rows[name].append(torch.cat([inputs.double().mean(0), torch.ones(1)]))
+            rows[name].append(torch.cat([inputs.mean(0), torch.ones(1)]))
         return step(task, b)
 
     trainer._follow_gradient = spy
     trainer.fit()
-    for (name, seen), alpha in zip(rows.items(), (0.3, 2.0), strict=True):
+    for (name, seen), alpha in zip(rows.items(), (0.25, 2.0), strict=True):
         R = torch.stack(seen)
         assert len(R) == 8
         closed = alpha * torch.linalg.inv(R.T @ R + alpha * torch.eye(R.shape[1]))
-        torch.testing.assert_close(owm.get_buffer(name), closed, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(owm.get_buffer(name), closed, rtol=1e-8, atol=1e-10)
 
 
 def test_an_exact_projector_leaves_old_outputs_as_they_are():
@@ -236,9 +245,7 @@ def test_a_fleet_of_convolutional_networks(small_trainer_with_batch_norm):
         for tag in ("fleet", "alone")
     )
     for trainer in (*together, *alone):
-        trainer.learner.double()
-        trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
-        trainer.evaluator._images = trainer.evaluator._images.double()
+        in_double_precision(trainer)
     Fleet(together).fit()
     for member, trainer in zip(together, alone, strict=True):
         trainer.fit()
