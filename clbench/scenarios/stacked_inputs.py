@@ -35,11 +35,21 @@ class StackedInputs:
 
         ``index`` (n,) holds ``runs`` on the device; None stands for all runs.
         """
+        return self._samples(runs, index, ids, (task, step))
+
+    def plain(self, runs: list[int], index: Tensor | None, ids: list[Tensor]) -> Samples:
+        """The same without augmentation."""
+        return self._samples(runs, index, ids, None)
+
+    def _samples(
+        self, runs: list[int], index: Tensor | None, ids: list[Tensor], augmented_at: tuple[int, int] | None
+    ) -> Samples:
+        """``augmented_at``: task and step of the augmentation's draws, or None."""
         images, labels, tasks = self._take(runs, index, ids)
         first = self._inputs[0]
         flat = images.flatten(0, 1)
-        if first.augmentation is not None:
-            drawn = [self._inputs[run].draw(images.shape[1:], task, step) for run in runs]
+        if first.augmentation is not None and augmented_at is not None:
+            drawn = [self._inputs[run].draw(images.shape[1:], *augmented_at) for run in runs]
             flat = first.augmentation.apply(flat, [torch.cat(of_all) for of_all in zip(*drawn, strict=True)])
         return Samples(first.normalise(flat).view(images.shape), labels, tasks)
 

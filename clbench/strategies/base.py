@@ -207,7 +207,7 @@ class Strategy(nn.Module):
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from the batch without a gradient; returns named losses (scalars) for the record.
 
-        Called with the network in evaluation mode.
+        Called with samples as they are, without augmentation, and with the network in evaluation mode.
         """
         raise NotImplementedError(f"{self.name} learns by gradient")
 

@@ -121,15 +121,13 @@ class Stack:
         renewed = _over_rows(act, self.weights, self.rest, samples, reference)
         return renewed if renewed.dim() == 2 else None
 
-    def learn(self, samples: Samples, n_new: int, reference: Samples | None) -> dict[str, Tensor]:
+    def learn(self, samples: Samples, n_new: int) -> dict[str, Tensor]:
         """What is learned from batches (R, B, ...) without gradients, in place; losses (R,) by name."""
 
-        def learn(
-            weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None
-        ) -> dict[str, Tensor]:
-            return self.call("learn", weights, rest, Batch(samples, n_new, reference))
+        def learn(weights: Tensor, rest: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
+            return self.call("learn", weights, rest, Batch(samples, n_new))
 
-        return _over_rows(learn, self.weights, self.rest, samples, reference)
+        return _over_rows(learn, self.weights, self.rest, samples)
 
     def predict(self, x: Tensor, task: Tensor | int, shared_inputs: bool) -> Tensor:
         """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows.

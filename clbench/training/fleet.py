@@ -124,14 +124,15 @@ class Fleet:
         index = self._index(rows)
         stack = self._stacked if index is None else self._stacked.select(index)
         n_new = steps[0].n_new
-        samples = self._inputs.training(rows, index, [s.ids for s in steps], self._task, step)
-        reference = self._reference_samples(rows, index, steps, step)
-        precision, learner = members[0].precision, self._stacked.learner
-        if learner.learns_by_gradient:
+        ids = [s.ids for s in steps]
+        if self._stacked.learner.learns_by_gradient:
+            samples = self._inputs.training(rows, index, ids, self._task, step)
+            reference = self._reference_samples(rows, index, steps, step)
             terms = self._follow_gradients(stack, index, samples, n_new, reference, step)
         else:
-            with torch.no_grad(), precision.autocast():
-                terms = stack.learn(samples, n_new, reference)
+            samples = self._inputs.plain(rows, index, ids)
+            with torch.no_grad(), members[0].precision.autocast():
+                terms = stack.learn(samples, n_new)
         if index is not None:
             self._stacked.put(index, stack)
         for member in members:

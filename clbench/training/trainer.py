@@ -220,22 +220,20 @@ class Trainer:
         return self.step < len(self.steps) and self.evaluator.settled
 
     def _train_step(self, task: int, ids: Tensor, n_new: int, reference_ids: Tensor | None) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rates[self.step]
-        samples = self.inputs.training(self.scenario.train, ids, task, self.step)
-        reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
-        batch = Batch(samples, n_new, reference)
-        learn = self._follow_gradient if self.learner.learns_by_gradient else self._learn_without_gradient
-        terms = learn(task, batch)
+        if self.learner.learns_by_gradient:
+            samples = self.inputs.training(self.scenario.train, ids, task, self.step)
+            reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
+            terms = self._follow_gradient(task, Batch(samples, n_new, reference))
+        else:
+            with torch.no_grad(), self.precision.autocast():
+                terms = self.learner.learn(Batch(self.inputs.plain(self.scenario.train, ids), n_new))
         kept = self.learner.compilation.kept
         self._losses.append((task, self.iteration + 1, {name: kept(term) for name, term in terms.items()}))
 
-    def _learn_without_gradient(self, task: int, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad(), self.precision.autocast():
-            return self.learner.learn(batch)
-
     def _follow_gradient(self, task: int, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step for the batch; returns its loss terms."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rates[self.step]
         with self.precision.autocast():
             terms = self.learner.compilation.run("losses", self.learner.loss, batch)
             total = sum(terms.values())

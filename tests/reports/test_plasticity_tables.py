@@ -62,7 +62,9 @@ def test_table_of_learning_accuracy_and_of_the_network_after_the_last_task(compa
     la = [100 * np.mean(learned(seed)) for seed in range(2)]
     assert er["LA ↑"].text == f"{np.mean(la):.1f} ± {half_width(la):.1f}"
     assert er["LA slope (points per task) ↑"].text == "-1.00 ± 0.00"
-    assert er["LA of the first tenth ↑"].value == pytest.approx((50 + 89 + 50 + 88) / 4)  # two of twenty tasks, two seeds
+    assert er["LA of the first tenth ↑"].value == pytest.approx(
+        (50 + 89 + 50 + 88) / 4
+    )  # two of twenty tasks, two seeds
     assert er["LA of the last tenth ↑"].value == pytest.approx((72 + 71 + 71 + 70) / 4)
     shown = {name: cell.text for name, cell in list(er.items())[5:]}
     assert shown == {

@@ -8,6 +8,7 @@ from torch import nn
 
 from clbench.errors import ConfigError
 from clbench.scenarios.task import Task
+from clbench.training.fleet import Fleet
 
 
 def task_of(setup, index: int = 0) -> Task:
@@ -162,3 +163,17 @@ def test_weights_do_not_depend_on_what_used_torchs_generator_before(small_setup)
         assert torch.equal(tensor, second[name])
     other = small_setup("strategy=finetune", "seed=1").learner.state_dict()
     assert not torch.equal(first["model.head.weight"], other["model.head.weight"])
+
+
+def test_what_is_learned_without_gradients_is_not_augmented(small_trainer):
+    """Exact regression on all data is one on the images themselves; alone and in a fleet."""
+    common = ["strategy=acil", "strategy.width=20", "strategy.extractor=frozen"]
+    augmented = [*common, "scenario.augment.flip=true", "scenario.augment.crop_padding=2"]
+    plain, flipped = small_trainer(*common, checkpoint="plain"), small_trainer(*augmented, checkpoint="flipped")
+    fleet = [small_trainer(*augmented, f"seed={seed}", checkpoint=f"fleet{seed}") for seed in (0, 1)]
+    plain.fit(), flipped.fit()
+    Fleet(fleet).fit()
+    expected = plain.learner.strategies[0].W
+    assert expected.abs().max() > 0
+    assert torch.equal(expected, flipped.learner.strategies[0].W)
+    torch.testing.assert_close(expected, fleet[0].learner.strategies[0].W, rtol=1e-5, atol=1e-6)
