@@ -186,15 +186,23 @@ def _check_column(name: str, table: pd.DataFrame) -> None:
         raise ConfigError(choose_from("column", name, map(str, table.columns)))
 
 
+NARROWEST_LABELS = 18
+"""Characters of a method's label up to which it stays in one line, however many metrics there are."""
+
+
 def terminal_table(table: Table, metric: str) -> RichTable:
     """The main table for the terminal, with fewer metrics; ``metric`` is the deciding one."""
     headings = {METRICS[name].heading_with_arrow for name in (metric, *TERMINAL_METRICS)}
     chosen = [i for i, column in enumerate(table.columns) if i < LABELS or column.heading in headings]
     shown = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
+    longest = max((len(row[0].text) for row in table.rows), default=0)
     for i in chosen:
         justify = "right" if table.columns[i].is_number else "left"
-        shown.add_column(table.columns[i].heading, justify=justify, overflow="fold", no_wrap=i > 0)
+        narrowest = min(longest, NARROWEST_LABELS) if i == 0 else None
+        shown.add_column(
+            table.columns[i].heading, justify=justify, overflow="fold", no_wrap=i > 0, min_width=narrowest
+        )
     for row in table.rows:
         shown.add_row(*(_terminal_cell(row[i]) for i in chosen))
     return shown
