@@ -196,7 +196,7 @@ def terminal_table(table: Table, metric: str) -> RichTable:
     chosen = [i for i, column in enumerate(table.columns) if i < LABELS or column.heading in headings]
     shown = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
-    longest = max((len(row[0].text) for row in table.rows), default=0)
+    longest = max((len(_terminal_cell(row[0])) for row in table.rows), default=0)
     for i in chosen:
         justify = "right" if table.columns[i].is_number else "left"
         narrowest = min(longest, NARROWEST_LABELS) if i == 0 else None
