@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clbench.errors import BatchDependence
-from clbench.evaluation.per_sample import refuse_batch_dependence
+from clbench.evaluation.per_sample import IMAGES_PER_TASK, refuse_batch_dependence
 from clbench.strategies.finetune import Finetune
 
 
@@ -27,18 +27,28 @@ def test_statistics_of_the_batch_are_refused(predict, small_trainer, monkeypatch
     assert trainer.task == 0  # at once: the first task's results are not even recorded
 
 
-def test_one_network_for_batches_of_one_task_and_another_for_mixed_ones_is_refused(small_trainer, monkeypatch):
-    """What a vote over the batch would do: it shows only where a batch is of one task, after the second."""
+def votes(self, x, of_batches):
+    """Logits in which the most likely class of the whole batch wins everywhere."""
+    logits = self.model(x)
+    bonus = torch.zeros_like(logits).index_fill(1, logits.mean(0).argmax(), 10.0) * of_batches
+    return self.model.restrict(logits + bonus, None, predicting=True)
 
-    def vote(self, x, task):
-        logits = self.model(x)
-        winner = logits.mean(0).argmax()  # the batch's most likely class wins everywhere
-        bonus = torch.zeros_like(logits).index_fill(1, winner, 10.0) * (len(x) > 1)
-        return self.model.restrict(logits + bonus, task, predicting=True)
 
-    monkeypatch.setattr(Finetune, "predict", vote)
-    with pytest.raises(BatchDependence):
+def test_a_vote_over_the_batch_is_refused(small_trainer, monkeypatch):
+    monkeypatch.setattr(Finetune, "predict", lambda self, x, task: votes(self, x, len(x) > 1))
+    with pytest.raises(BatchDependence, match="one at a time"):
         small_trainer("strategy=finetune").fit()
+
+
+def test_what_only_batches_of_one_task_give_away_is_refused(small_trainer, monkeypatch):
+    """Single images and batches of many tasks are judged by themselves: it shows as soon as there are two tasks."""
+    monkeypatch.setattr(
+        Finetune, "predict", lambda self, x, task: votes(self, x, self.tasks_seen > 1 and 1 < len(x) <= IMAGES_PER_TASK)
+    )
+    trainer = small_trainer("strategy=finetune")
+    with pytest.raises(BatchDependence, match="task by task"):
+        trainer.fit()
+    assert trainer.task == 1
 
 
 def test_it_disturbs_nothing(small_trainer):
