@@ -95,3 +95,11 @@ def test_classes_without_samples_score_least():
     scores = strategy.scores(x)
     assert scores.isfinite().all()
     assert (scores[:, 2:].amax(1) < scores[:, :2].amin(1)).all()
+
+
+def test_the_extractor_is_read_as_it_is(small_trainer_with_batch_norm):
+    """In evaluation mode: BatchNorm's statistics are used and do not move."""
+    trainer = small_trainer_with_batch_norm("strategy=slda", "strategy.extractor=frozen", "scenario.tasks=1")
+    before = {name: buffer.clone() for name, buffer in trainer.learner.model.backbone.named_buffers()}
+    trainer.fit()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in trainer.learner.model.backbone.named_buffers())
