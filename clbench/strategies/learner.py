@@ -206,12 +206,13 @@ class Learner(nn.Module):
                 )
 
     def _refuse_what_needs_gradients(self) -> None:
-        """Refuse strategies that act on samples or gradients, beside one that learns without gradients."""
+        """Refuse strategies beside one that learns without gradients, but for penalties where it trains an extractor first."""
         free = self._owner["learn"]
         if not _overrides(free, "learn"):
             return
         for strategy in self:
-            if strategy is not free and not strategy.needs.weights_only:
+            has_a_place = strategy.needs.weights_only and free.learns_by_gradient
+            if strategy is not free and not has_a_place:
                 raise ConfigError(
                     f"{free.name} and {strategy.name} cannot be combined: {free.name} learns without gradients and in one pass, "
                     f"where {strategy.name} has nothing to act on"

@@ -32,7 +32,7 @@ from clbench.models.hidden_layers import HiddenLayer
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import hashed_uniform
-from clbench.strategies.base import Batch
+from clbench.strategies.base import Batch, Needs
 from clbench.strategies.unit_resets import Reset, UnitResets
 
 
@@ -57,6 +57,7 @@ class ReDo(UnitResets):
     """Resets, now and then, the units whose activations are small."""
 
     config = ReDoConfig
+    needs = Needs()
     options: ReDoConfig
     threshold: Tensor
 

@@ -27,7 +27,7 @@ from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_normal, hashed_uniform, stream_seed
-from clbench.strategies.base import Batch, Strategy
+from clbench.strategies.base import Batch, Needs, Strategy
 
 
 @dataclass
@@ -50,6 +50,7 @@ class ShrinkPerturb(Strategy):
     """Keeps weights small and random."""
 
     config = ShrinkPerturbConfig
+    needs = Needs()
     options: ShrinkPerturbConfig
     shrink: Tensor
     sigma: Tensor

@@ -15,7 +15,15 @@ PAIRS = [
     ("ewc", "l2", [], ["+plus.l2.from_start=false"]),
     ("gem", "ewc", ["strategy.memory_size=40"], []),
     ("joint", "gem", [], ["+plus.gem.memory_size=40"]),
+    ("ewc", "spectral", [], ["+plus.spectral.lam=0.1"]),
 ]
+
+OTHER_PAIRS = [
+    ("er", "continual_backprop", ["strategy.memory_size=40"], ["+plus.continual_backprop.maturity=1"]),
+    ("gem", "shrink_perturb", ["strategy.memory_size=40"], []),
+    ("acil", "spectral", ["strategy.width=20"], []),
+]
+"""Of which one adds no term to the loss, or adds it in the first task only."""
 
 
 @pytest.mark.parametrize(("first", "second", "options", "plus"), PAIRS)
@@ -62,7 +70,7 @@ def test_terms_are_those_of_the_separate_strategies(
         torch.testing.assert_close(term, expected[name])
 
 
-@pytest.mark.parametrize(("first", "second", "options", "plus"), PAIRS)
+@pytest.mark.parametrize(("first", "second", "options", "plus"), [*PAIRS, *OTHER_PAIRS])
 def test_pairs_run(first, second, options, plus, small_trainer):
     trainer = small_trainer(f"strategy={first}", f"strategy.plus=[{second}]", *options, *plus)
     trainer.fit()
@@ -84,6 +92,9 @@ def test_pairs_run(first, second, options, plus, small_trainer):
             "dst and ewc cannot be combined: dst makes a network for every task, which ewc knows nothing of",
         ),
         ("gem", "agem", "gem and agem cannot be combined: each of them decides the gradient's projection"),
+        ("acil", "er", "acil and er cannot be combined: acil learns without gradients and in one pass"),
+        ("ranpac", "spectral", "ranpac and spectral cannot be combined"),  # no network is trained
+        ("dst", "redo", "dst and redo cannot be combined"),
     ],
 )
 def test_pairs_that_contradict_each_other_are_refused(first, second, reason, small_setup):
