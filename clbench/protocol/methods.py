@@ -29,7 +29,7 @@ class Method:
     """One method of a study.
 
     Attributes:
-        name: as tables show it: the strategy, with what else distinguishes it.
+        name: as tables show it: the strategy, with ``protocol.label`` and what else distinguishes it.
         scenario: name of its scenario.
         overrides: its configuration, without what is tuned.
         composed: the configuration that they make.
@@ -79,6 +79,7 @@ def methods_of(arguments: list[str], options: ProtocolConfig, compose: Compose) 
         space = space_of(composed, dict(options.search), searched, fixed)
         refuse_unlisted(space, options)
         name = "+".join([composed.strategy.name, *composed.strategy.plus])
+        name = "-".join(filter(None, [name, options.label]))
         methods.append(Method(name, composed.scenario.name, own, composed, space))
     return _told_apart(methods, choices)
 

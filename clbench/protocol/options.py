@@ -71,6 +71,11 @@ class ProtocolConfig:
     retries: int = option(
         1, help="times that a run is tried again that was killed or failed for no fault of its options", at_least=0
     )
+    label: str | None = option(
+        None,
+        help="added to the names of the study's methods, e.g. layer_norm where model.norm=layer: variants of a strategy that are "
+        "studied apart are told apart by it in records and reports",
+    )
     best: str | None = option(
         "best",
         help="folder, seen from where the command is given, that tuned values are written to for +best=true; null: none",

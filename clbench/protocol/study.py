@@ -120,7 +120,7 @@ class Study:
     def _definition(self) -> dict[str, Any]:
         """What may not change when a study is continued."""
         own = asdict(self.options)
-        for name in ("retries", "best"):
+        for name in ("retries", "best", "label"):  # the label is in the methods' names
             own.pop(name)
         methods = [[m.name, m.scenario, sorted(m.overrides), m.space.described()] for m in self._methods]
         return json.loads(json.dumps({"protocol": own, "methods": methods}))

@@ -62,7 +62,7 @@ def report(arguments: list[str]) -> None:
     page = _write(comparison, out)
     console = Console()
     for table in comparison.main:
-        console.print(terminal_table(table, options.metric))
+        console.print(terminal_table(table, options.metric, console.width))
         for number, note in enumerate(table.footnotes, start=1):
             console.print(Text(f"[{number}] {note}", "yellow"))
     if comparison.failures is not None:
@@ -186,23 +186,27 @@ def _check_column(name: str, table: pd.DataFrame) -> None:
         raise ConfigError(choose_from("column", name, map(str, table.columns)))
 
 
-NARROWEST_LABELS = 18
-"""Characters of a method's label up to which it stays in one line, however many metrics there are."""
+NARROWEST_LABELS = 24
+"""Characters of a method's label that are to stay in one line: metrics are left out until they do."""
 
 
-def terminal_table(table: Table, metric: str) -> RichTable:
-    """The main table for the terminal, with fewer metrics; ``metric`` is the deciding one."""
+def terminal_table(table: Table, metric: str, width: int) -> RichTable:
+    """The main table for a terminal of ``width`` characters, with fewer metrics; ``metric`` is the deciding one."""
     headings = {METRICS[name].heading_with_arrow for name in (metric, *TERMINAL_METRICS)}
+    widths = [
+        2 + max(len(column.heading), *(len(_terminal_cell(row[i])) for row in table.rows))
+        for i, column in enumerate(table.columns)
+    ]
+    widths[0] = min(widths[0], NARROWEST_LABELS)
     chosen = [i for i, column in enumerate(table.columns) if i < LABELS or column.heading in headings]
+    deciding = next(i for i in chosen if table.columns[i].heading == METRICS[metric].heading_with_arrow)
+    while sum(widths[i] for i in chosen) > width and chosen[-1] not in (LABELS - 1, deciding):
+        chosen.pop()
     shown = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
-    longest = max((len(_terminal_cell(row[0])) for row in table.rows), default=0)
     for i in chosen:
         justify = "right" if table.columns[i].is_number else "left"
-        narrowest = min(longest, NARROWEST_LABELS) if i == 0 else None
-        shown.add_column(
-            table.columns[i].heading, justify=justify, overflow="fold", no_wrap=i > 0, min_width=narrowest
-        )
+        shown.add_column(table.columns[i].heading, justify=justify, overflow="fold", no_wrap=i > 0)
     for row in table.rows:
         shown.add_row(*(_terminal_cell(row[i]) for i in chosen))
     return shown

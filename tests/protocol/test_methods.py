@@ -131,6 +131,11 @@ def test_other_swept_groups_are_part_of_the_name_where_they_have_to_be(methods):
     ]
 
 
+def test_a_label_tells_variants_apart_that_are_studied_apart(methods):
+    [variant] = methods("strategy=ewc", "model.norm=layer", label="layer_norm")
+    assert variant.name == "ewc-layer_norm"
+
+
 def test_two_methods_of_one_name_are_refused(methods):
     with pytest.raises(ConfigError, match="the command line names the method ewc twice"):
         methods("strategy=ewc,ewc")
