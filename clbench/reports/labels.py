@@ -26,7 +26,8 @@ def method_labels(table: pd.DataFrame, configs: dict[str, dict[str, Any]], by: l
         configs: folder → configuration, dotted name → value.
         by: what makes a method. ``method`` is the strategy with the options in which runs of this strategy differ within a
             scenario (for runs of a study: the study's own name of the method); ``strategy`` the strategy alone; any other
-            column or option adds its value. Tables are per scenario, so ``scenario`` adds nothing.
+            column or option adds its value, to a study's own name only where runs of that name differ in it. Tables are per
+            scenario, so ``scenario`` adds nothing.
 
     Raises:
         ConfigError: ``by`` names neither a column nor an option.
@@ -42,6 +43,11 @@ def method_labels(table: pd.DataFrame, configs: dict[str, dict[str, Any]], by: l
             for key, rows in table.groupby(["strategy", "scenario"], dropna=False)
         }
     added = [name for name in by if name not in ("method", "strategy", "scenario")]
+    values_of_studied: dict[tuple[str, str], set[str]] = {}
+    for row in table.to_dict("records"):
+        for name in added:
+            value = _key(configs[row["folder"]].get(name, row.get(name)))
+            values_of_studied.setdefault((str(configs[row["folder"]].get("study.method")), name), set()).add(value)
     labels = []
     for row in table.to_dict("records"):
         leaves = configs[row["folder"]]
@@ -51,6 +57,7 @@ def method_labels(table: pd.DataFrame, configs: dict[str, dict[str, Any]], by: l
         if "method" in by:
             if leaves.get("study.method"):
                 base = leaves["study.method"]
+                names = [name for name in added if len(values_of_studied[base, name]) > 1]
             else:
                 # pandas turns None into NaN in keys, and NaN equals nothing: such rows have no strategy and no options
                 own = differing.get((row["strategy"], row["scenario"]), [])

@@ -9,6 +9,7 @@ import pytest
 from made_runs import METRICS, write_run, write_study, write_sweep
 
 from clbench.errors import ConfigError
+from clbench.reports.labels import method_labels
 from clbench.reports.loading import load
 
 
@@ -218,3 +219,13 @@ def test_without_notes_there_is_no_column_of_notes(tmp_path):
     write_run(tmp_path / "a", seed=0, notes=[])
     write_run(tmp_path / "b", seed=1)
     assert "notes" not in load([tmp_path]).table
+
+
+def test_an_added_option_names_a_studied_method_only_where_its_runs_differ():
+    table = pd.DataFrame({"folder": list("abc"), "strategy": "er", "scenario": "s"})
+    configs = {
+        folder: {"study.method": method, "model.norm": norm}
+        for folder, method, norm in [("a", "er", None), ("b", "er", "layer"), ("c", "er-layer_norm", "layer")]
+    }
+    labels = method_labels(table, configs, ["method", "model.norm"])
+    assert labels.tolist() == ["er (norm=None)", "er (norm=layer)", "er-layer_norm"]
