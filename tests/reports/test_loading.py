@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 
+import pandas as pd
 import pytest
 from made_runs import METRICS, write_run, write_study, write_sweep
 
