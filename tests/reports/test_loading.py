@@ -223,7 +223,7 @@ def test_without_notes_there_is_no_column_of_notes(tmp_path):
 
 
 def test_an_added_option_names_a_studied_method_only_where_its_runs_differ():
-    table = pd.DataFrame({"folder": list("abc"), "strategy": "er", "scenario": "s"})
+    table = pd.DataFrame({"folder": list("abc"), "method": None, "strategy": "er", "scenario": "s"})
     configs = {
         folder: {"study.method": method, "model.norm": norm}
         for folder, method, norm in [("a", "er", None), ("b", "er", "layer"), ("c", "er-layer_norm", "layer")]
