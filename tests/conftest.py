@@ -3,8 +3,9 @@
 import copy
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,6 +45,13 @@ GROUPS = (
     "search_space",
 )
 """What chooses a file of the Hydra tree."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files reach the disk when the machine likes: no test cuts its power, and runs and studies write thousands of small ones."""
+    with patch("os.fsync"):
+        yield
 
 
 @pytest.fixture(scope="session")

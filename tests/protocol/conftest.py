@@ -1,11 +1,10 @@
 """What the tests of the tuning protocols share: configurations, options, and a launcher that makes runs without training."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from hydra import compose as hydra_compose
@@ -45,13 +44,6 @@ def compose() -> Callable[[list[str]], DictConfig]:
         return _composed(tuple(o for o in overrides if o not in values), tuple(values))
 
     return make
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """Files reach the disk when the machine likes: no test here cuts its power, and studies write thousands of small ones."""
-    with patch("os.fsync"):
-        yield
 
 
 @pytest.fixture(scope="session")
