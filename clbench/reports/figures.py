@@ -7,18 +7,10 @@ from typing import Any
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
-from clbench.reports.figure_data import (
-    curves,
-    just_learned_lines,
-    mean_matrix,
-    plasticity_and_stability,
-    plasticity_lines,
-    quantity_lines,
-    quantity_maps,
-    spans_decades,
-)
+from clbench.reports.figure_data import curves, just_learned_lines, mean_matrix, plasticity_and_stability
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.plasticity_tables import QUANTITIES, recorded_names
+from clbench.reports.quantity_data import plasticity_lines, quantity_lines, quantity_maps, spans_decades
 from clbench.reports.tables import METRICS
 
 FEWEST_TASKS = 10

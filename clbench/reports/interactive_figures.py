@@ -14,12 +14,10 @@ from clbench.reports.figure_data import (
     COSTS,
     MOST_WRITTEN,
     Curves,
-    QuantityMap,
     costs,
     equal_acc_levels,
     pareto_front,
     score_by_value,
-    shortened_parts,
     sides,
     stability_at,
     with_unit,
@@ -37,6 +35,7 @@ from clbench.reports.interactive_traces import (
 )
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.palette import Look
+from clbench.reports.quantity_data import QuantityMap, shortened_parts
 from clbench.reports.tables import Metric
 
 Looks = Mapping[str, Look]

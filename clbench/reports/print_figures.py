@@ -16,12 +16,10 @@ from clbench.reports.figure_data import (
     COSTS,
     MOST_WRITTEN,
     Curves,
-    QuantityMap,
     costs,
     equal_acc_levels,
     pareto_front,
     score_by_value,
-    shortened_parts,
     sides,
     stability_at,
     with_unit,
@@ -29,6 +27,7 @@ from clbench.reports.figure_data import (
 from clbench.reports.figures import figures_of, methods_of
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.palette import Look, looks
+from clbench.reports.quantity_data import QuantityMap, shortened_parts
 from clbench.reports.tables import Metric
 
 WIDTH = 7.5

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from made_comparison import METHODS, Shape, made_comparison, made_curve
 
-from clbench.reports.figure_data import curves, plasticity_lines, quantity_lines, quantity_maps
+from clbench.reports.figure_data import curves
 from clbench.reports.figures import figures_of
 from clbench.reports.interactive_figures import (
     accuracy_curves,
@@ -28,6 +28,7 @@ from clbench.reports.interactive_figures import (
 )
 from clbench.reports.interactive_traces import MOST_POINTS
 from clbench.reports.palette import looks
+from clbench.reports.quantity_data import plasticity_lines, quantity_lines, quantity_maps
 from clbench.reports.tables import METRICS
 
 LOOKS = looks(METHODS)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from clbench.reports.figure_data import curves, plasticity_lines, quantity_lines, quantity_maps
+from clbench.reports.figure_data import curves
 from clbench.reports.figures import figures_of
 from clbench.reports.palette import looks
 from clbench.reports.print_figures import (
@@ -29,6 +29,7 @@ from clbench.reports.print_figures import (
 from clbench.reports.print_figures import (
     quantity_maps as draw_maps,
 )
+from clbench.reports.quantity_data import plasticity_lines, quantity_lines, quantity_maps
 from clbench.reports.tables import METRICS
 
 LOOKS = looks(METHODS)
