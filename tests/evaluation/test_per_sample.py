@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clbench.errors import BatchDependence
+from clbench.errors import BatchDependence, Diverged
 from clbench.evaluation.per_sample import IMAGES_PER_TASK, refuse_batch_dependence
 from clbench.strategies.finetune import Finetune
 
@@ -60,3 +60,19 @@ def test_it_disturbs_nothing(small_trainer):
     refuse_batch_dependence(trainer.evaluator, 0)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.learner.state_dict().items())
+
+
+@pytest.mark.parametrize("lr", ["1e20", "1e38"])
+def test_a_run_whose_weights_have_just_diverged_is_not_taken_for_one_that_leaks(lr, small_trainer):
+    """The last step of a task may lead out of the numbers, whose loss is seen only at the next one."""
+    trainer = small_trainer("strategy=finetune", f"trainer.lr={lr}", "trainer.max_steps_per_task=1")
+    with pytest.raises(Diverged):
+        trainer.fit()
+
+
+def test_what_all_classes_have_in_common_does_not_count(small_trainer, monkeypatch):
+    """A constant that differs between batches changes neither the prediction nor its probabilities."""
+    monkeypatch.setattr(
+        Finetune, "predict", lambda self, x, task: self.model.restrict(self.model(x) + len(x), task, predicting=True)
+    )
+    small_trainer("strategy=finetune").fit()
