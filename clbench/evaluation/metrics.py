@@ -203,20 +203,20 @@ def average_incremental(R: np.ndarray) -> float:
 
 def learning_accuracy(R: np.ndarray) -> float:
     """LA: mean over the tasks of the accuracy on a task when it was just learned."""
-    return float(_just_learned(R).mean()) if len(R) else math.nan
+    return float(just_learned(R).mean()) if len(R) else math.nan
 
 
 def learning_accuracy_slope(R: np.ndarray) -> float:
     """LA_slope: least-squares slope, per task, of the accuracy on a task when it was just learned; without the first task."""
-    accuracy = _just_learned(R)[1:]
+    accuracy = just_learned(R)[1:]
     if len(accuracy) < 2:
         return math.nan
     task = np.arange(len(accuracy)) - (len(accuracy) - 1) / 2  # centred, so that the intercept drops out
     return float((task * accuracy).sum() / (task**2).sum())
 
 
-def _just_learned(R: np.ndarray) -> np.ndarray:
-    """(k,): R[i, i]."""
+def just_learned(R: np.ndarray) -> np.ndarray:
+    """R[i, i] (k,): the accuracy on every task when it was just learned; R (k, k) as :func:`accuracy_matrix` gives it."""
     return np.diagonal(R)
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from clbench.evaluation.metrics import accuracy_matrix, recovery_per_switch
-from clbench.reports.plasticity_tables import just_learned
+from clbench.evaluation.metrics import accuracy_matrix, just_learned, recovery_per_switch
 from clbench.reports.tables import Metric
 
 MEAN_PANEL = "mean over the tasks seen so far"
@@ -287,7 +286,7 @@ def just_learned_lines(by_method: SeedCurves) -> pd.DataFrame:
     """
     lines = []
     for method, tables in by_method.items():
-        accuracies = [just_learned(table) for table in tables]
+        accuracies = [just_learned(accuracy_matrix(table)) for table in tables]
         seeds = [pd.Series(accuracy, np.arange(1, len(accuracy) + 1)) for accuracy in accuracies]
         lines.append(across_seeds(seeds).assign(method=method))
     return pd.concat(lines, ignore_index=True)

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from clbench.evaluation.metrics import accuracy_matrix, learning_accuracy, learning_accuracy_slope
+from clbench.evaluation.metrics import accuracy_matrix, just_learned, learning_accuracy, learning_accuracy_slope
 from clbench.reports.loading import Runs
 from clbench.reports.measurement_tables import quantity_heading, unit_and_digits
 from clbench.reports.tables import METRICS, Cell, Column, Table, mean_cell, measured_on
@@ -70,11 +69,6 @@ def shown_values(plasticity: pd.DataFrame) -> pd.DataFrame:
     return found.groupby(["method", "folder", "task_learning", "quantity"], sort=False).value.max().reset_index()
 
 
-def just_learned(tasks: pd.DataFrame) -> np.ndarray:
-    """R[i, i] (k,) of one run: the accuracy on every task when it was just learned; ``tasks`` is its ``tasks.parquet``."""
-    return np.diagonal(accuracy_matrix(tasks))
-
-
 def plasticity_table(plasticity: pd.DataFrame, rows: pd.DataFrame, methods: Iterable[str], runs: Runs) -> Table:
     """How well the methods of one scenario learned over the tasks, and what became of their networks: a row per method.
 
@@ -126,7 +120,8 @@ def recorded_names(headings: Iterable[str]) -> str:
 
 def _learned(tasks: pd.DataFrame) -> tuple[float, float, float, float]:
     """LA, its slope, and the mean of R[i, i] over the first and over the last tenth of the tasks, rounded up."""
-    R, accuracy = accuracy_matrix(tasks), just_learned(tasks)
+    R = accuracy_matrix(tasks)
+    accuracy = just_learned(R)
     tenth = -(-len(accuracy) // 10)
     first, last = accuracy[:tenth], accuracy[len(accuracy) - tenth :]
     return learning_accuracy(R), learning_accuracy_slope(R), float(first.mean()), float(last.mean())
