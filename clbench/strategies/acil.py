@@ -64,7 +64,7 @@ class ACIL(FrozenFeatures):
         self.W.copy_(W)
         return error
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor, task: Tensor | None = None) -> Tensor:
         return self.expand(features) @ self.W
 
     def expand(self, features: Tensor) -> Tensor:

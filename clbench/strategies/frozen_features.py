@@ -54,8 +54,8 @@ class FrozenFeatures(Strategy):
         """
         raise NotImplementedError
 
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores (B, n_classes) of features, float64 (B, n_features)."""
+    def scores(self, features: Tensor, task: Tensor | None = None) -> Tensor:
+        """Scores (B, n_classes) of features, float64 (B, n_features); ``task`` (B,) where the scenario gives it."""
         raise NotImplementedError
 
     # ---- what follows from it ---------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class FrozenFeatures(Strategy):
         """The classifier's scores; while the extractor is trained, the network's logits."""
         if self.learns_by_gradient:
             return super().predict(x, task)
-        scores = self.scores(self.features(x)).to(self.model.head.weight.dtype)
+        scores = self.scores(self.features(x), task).to(self.model.head.weight.dtype)
         return self.model.restrict(scores, task, predicting=True)
 
     @property

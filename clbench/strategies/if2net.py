@@ -51,7 +51,7 @@ from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Measurement, Needs, Strategy
+from clbench.strategies.base import Measurement, Needs
 from clbench.strategies.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.strategies.least_squares import update_ridge
 from clbench.strategies.random_representation import Fit, RandomRepresentation
@@ -188,7 +188,7 @@ class IF2Net(FrozenFeatures):
     def absorb(self, features: Tensor, labels: Tensor) -> Tensor:
         """One update of β; the loss is ‖G β − y‖² before it, averaged over the batch."""
         G = self.representation(features, self._fit_for(self.tasks_seen - 1))
-        Y = (labels[:, None] == torch.arange(self.beta.shape[1], device=labels.device)).to(G.dtype)
+        Y = self.targets(labels)
         loss = (Y - G @ self.beta).square().sum(1).mean()
         if self.options.output_update == "rls":
             R, beta = update_ridge(self.R, self.beta, G, Y)
@@ -201,14 +201,8 @@ class IF2Net(FrozenFeatures):
         self.beta.copy_(beta)
         return loss
 
-    def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
-        """G(x) β, or the scores of the fit that ``inference`` chooses; while the extractor is trained, the network's logits."""
-        if self.learns_by_gradient:
-            return Strategy.predict(self, x, task)
-        return self.model.restrict(self._scores(self.features(x), task), task, predicting=True)
-
-    def _scores(self, features: Tensor, task: Tensor | None) -> Tensor:
-        """(B, n_classes); ``task`` (B,) where the scenario gives it."""
+    def scores(self, features: Tensor, task: Tensor | None = None) -> Tensor:
+        """G(x) β (B, n_classes), of the fit that ``task`` (B,) names where the scenario gives it, else ``inference``."""
         if self.options.representation == "frozen":
             return self.representation(features, self._fit_for(0)) @ self.beta
         tasks = range(max(1, self.tasks_seen))

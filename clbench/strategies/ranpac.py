@@ -116,7 +116,7 @@ class RanPAC(FrozenFeatures):
             if self.W.isfinite().all():  # else λ is lost in the rounding of G, and the next best is taken
                 return
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor, task: Tensor | None = None) -> Tensor:
         return self.expand(features) @ self.W
 
     def expand(self, features: Tensor) -> Tensor:

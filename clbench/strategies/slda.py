@@ -97,6 +97,6 @@ class SLDA(FrozenFeatures):
         self.weight.copy_(torch.cholesky_solve(self.means.T, factor))
         self.bias.copy_(-(self.weight * self.means.T).sum(0) / 2)
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor, task: Tensor | None = None) -> Tensor:
         scores = features @ self.weight + self.bias
         return torch.where(self.counts > 0, scores, scores.amin(1, keepdim=True) - 1)
