@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import option
 from clbench.errors import ConfigError
-from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer
+from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer, HiddenLayersConfig
 from clbench.registry import MODELS
 
 
 @dataclass
-class CNNConfig(ModelConfig):
+class CNNConfig(HiddenLayersConfig):
     """Options of ``model=cnn`` and ``model=cnn_small``."""
 
     channels: list[int] = option(
@@ -29,10 +29,6 @@ class CNNConfig(ModelConfig):
     )
     kernel_sizes: list[int] = option(help="side in pixels of each convolution's kernels")
     hidden: list[int] = option(help="units of each fully connected layer after the convolutions")
-    activation: str = option("relu", help="non-linearity of the hidden layers", choices=("relu", "crelu"))
-    norm: str | None = option(
-        None, help="normalisation before each non-linearity: LayerNorm or none", choices=(None, "layer")
-    )
 
 
 @MODELS.register("cnn")

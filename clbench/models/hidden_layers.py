@@ -13,10 +13,13 @@ With column i at zero, the logits do not depend on the unit's activation. LayerN
 act on the other units of its layer, by way of the mean and variance that they share.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from clbench.config import ModelConfig, option
 
 HEAD = "head"
 """What a backbone writes for ``outgoing`` where the network's head, which is outside the backbone, reads the units."""
@@ -53,6 +56,16 @@ class CReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, …) → (B, 2n, …)."""
         return torch.cat([x, -x], dim=1).relu()
+
+
+@dataclass
+class HiddenLayersConfig(ModelConfig):
+    """What networks without BatchNorm and shortcuts can change in their hidden layers, against loss of plasticity."""
+
+    activation: str = option("relu", help="non-linearity of the hidden layers", choices=("relu", "crelu"))
+    norm: str | None = option(
+        None, help="normalisation before each non-linearity: LayerNorm or none", choices=(None, "layer")
+    )
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "crelu": CReLU}

@@ -8,21 +8,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
-from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer
+from clbench.config import option
+from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer, HiddenLayersConfig
 from clbench.registry import MODELS
 
 
 @dataclass
-class MLPConfig(ModelConfig):
+class MLPConfig(HiddenLayersConfig):
     """Options of ``model=mlp``."""
 
     hidden: list[int] = option(
         help="units of each hidden layer; with activation=crelu a layer makes twice as many features"
-    )
-    activation: str = option("relu", help="non-linearity of the hidden layers", choices=("relu", "crelu"))
-    norm: str | None = option(
-        None, help="normalisation before each non-linearity: LayerNorm or none", choices=(None, "layer")
     )
 
 
