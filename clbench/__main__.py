@@ -5,21 +5,20 @@ python -m clbench -m strategy=ewc,l2 seed=0,1,2        a sweep (Hydra's multirun
 python -m clbench list                                 every scenario, strategy, model, experiment
 python -m clbench describe ewc                         equation, options, defaults and source of one
 python -m clbench -m protocol=two_phase strategy=ewc,l2   tune on one stream, evaluate on another
+python -m clbench pretrain data=cifar100 classes=0-49     train a backbone for streams of the other classes
 python -m clbench resume <folder>                      continue a run or a study that was stopped
 python -m clbench report <folders>                     comparison report (HTML, Markdown, LaTeX, CSV)
 python -m clbench runs <folders>                       the runs as a table
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from clbench import config as configuration
 from clbench.errors import ClbenchError, ConfigError, choose_from
@@ -92,6 +91,13 @@ def runs(*arguments: str) -> None:
     show(list(arguments))
 
 
+def pretrain(*arguments: str) -> None:
+    """Train a backbone."""
+    from clbench.pretraining import pretrain as train_backbone
+
+    train_backbone(list(arguments))
+
+
 def show_list() -> None:
     """Print every scenario, strategy, model and experiment."""
     from clbench.listing import list_everything
@@ -109,6 +115,7 @@ def describe(name: str) -> None:
 COMMANDS = {
     "list": (show_list, ""),
     "describe": (describe, " NAME"),
+    "pretrain": (pretrain, " …"),
     "resume": (resume, " FOLDER"),
     "report": (report, " …"),
     "runs": (runs, " …"),
@@ -138,7 +145,9 @@ def _launch(arguments: list[str]) -> None:
     configuration.store_schemas()
     is_sweep = "-m" in arguments or "--multirun" in arguments
     if not is_sweep:
-        check_overrides([argument for argument in arguments if "=" in argument and not argument.startswith("hydra")])
+        configuration.check_overrides(
+            [argument for argument in arguments if "=" in argument and not argument.startswith("hydra")]
+        )
         if any(argument.startswith("protocol=") and argument != "protocol=null" for argument in arguments):
             raise ConfigError("a protocol makes many runs: python -m clbench -m " + " ".join(arguments))
     sys.argv = [sys.argv[0], *arguments]
@@ -175,26 +184,6 @@ def check_group_choices(arguments: list[str]) -> None:
         for value in values.split(","):
             if value and value != "null":
                 configuration.require_choice(group, value)
-
-
-def check_overrides(overrides: list[str]) -> None:
-    """Compose once, to answer a misspelt or mistyped option of a single run in one sentence.
-
-    Raises:
-        ConfigError: the overrides do not make a configuration.
-    """
-    try:
-        configuration.compose(overrides)
-    except HydraException as error:
-        first = str(error).splitlines()[0]
-        unknown = re.match(r"Could not override '(.+)\.(\w+)'", first)
-        if unknown is None:
-            reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
-            raise ConfigError(first + reason) from error
-        group, option = unknown.groups()
-        good = [override for override in overrides if not override.startswith(f"{group}.{option}=")]
-        valid = OmegaConf.select(configuration.compose(good), group)
-        raise ConfigError(choose_from(f"option of {group}", option, [str(key) for key in valid])) from error
 
 
 def _is_value_of_flag(arguments: list[str], argument: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from clbench.errors import ConfigError, choose_from
@@ -319,6 +320,26 @@ def compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         return hydra_compose("config", overrides=overrides)
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Compose once, to answer a misspelt or mistyped option of a single run in one sentence.
+
+    Raises:
+        ConfigError: the overrides do not make a configuration.
+    """
+    try:
+        compose(overrides)
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        unknown = re.match(r"Could not override '(.+)\.(\w+)'", first)
+        if unknown is None:
+            reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+            raise ConfigError(first + reason) from error
+        group, option = unknown.groups()
+        good = [override for override in overrides if not override.startswith(f"{group}.{option}=")]
+        valid = OmegaConf.select(compose(good), group)
+        raise ConfigError(choose_from(f"option of {group}", option, [str(key) for key in valid])) from error
 
 
 def load_run_config(path: Path) -> DictConfig:

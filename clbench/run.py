@@ -20,7 +20,8 @@ from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
 from clbench.models.continual import ContinualModel
-from clbench.models.weights import load_backbone
+from clbench.models.timm_backbone import write_attention_out
+from clbench.models.weights import load_backbone, origin, refuse_seen_classes
 from clbench.progress import ProgressDisplay
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
@@ -78,6 +79,8 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = check_frozen(config.scenario, scenario)
     torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
+    if device.type == "cpu":
+        write_attention_out(model)
     compilation = Compilation(config.trainer.compile, device)
     learner = Learner(model, _strategies(strategies, model, scenario, config.seed), compilation).to(device)
     if config.trainer.zero_head and not learner.predicts_by_model:
@@ -176,6 +179,7 @@ class Run:
                 "products": torch.backends.cuda.matmul.allow_tf32,
                 "convolutions": torch.backends.cudnn.allow_tf32,
             },
+            "pretrained": origin(config.model, setup.learner.model.backbone),
             "fleet": fleet,
             "compiled": None,  # known at the end
         }
@@ -316,6 +320,7 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
         torch.manual_seed(stream_seed(config.seed, "initialisation"))
         backbone = MODELS[config.model.kind](config.model, scenario.input_shape)
         if config.model.checkpoint is not None:
+            refuse_seen_classes(config.model.checkpoint, scenario)
             load_backbone(backbone, config.model.checkpoint)
         return ContinualModel(
             backbone,

@@ -1,17 +1,27 @@
 """Pretrained weights of a backbone from a file: ``model.checkpoint=<file>``."""
 
+import hashlib
 import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clbench.errors import ConfigError
+from clbench.scenarios.scenario import Scenario
 
 CONTAINERS = ("state_dict", "model")
 """Keys under which training scripts put a network's weights in their checkpoints."""
+
+SEEN_IMAGES = "clbench.seen_images"
+"""The tensor, int64 (n, 2), in a file of ``python -m clbench pretrain`` that holds a digest of every image trained on."""
+
+LARGEST_SHARE_SEEN = 0.01
+"""Of a class of the stream; some data sets hold a few images twice, under different classes too."""
 
 PREFIX = "module."
 """What ``DataParallel`` puts before every name."""
@@ -49,6 +59,7 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
         ConfigError: tensors are missing, unknown or of another shape.
     """
     weights = read_weights(path)
+    weights.pop(SEEN_IMAGES, None)
     adapt = getattr(backbone, "adapt_weights", None)
     if adapt is not None:
         weights = adapt(weights)
@@ -70,3 +81,38 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
     if faults:
         raise ConfigError(f"model.checkpoint={path} does not fit the network: {', '.join(faults)}")
     backbone.load_state_dict(weights, strict=False)
+
+
+def refuse_seen_classes(path: str, scenario: Scenario) -> None:
+    """Refuse a stream whose classes the weights in ``path`` were pretrained on, where the file says on which images they were.
+
+    Images are compared by their digests, so that it does not matter what the classes are called.
+
+    Raises:
+        ConfigError: more than a few training images of a class of the stream have been seen.
+    """
+    seen = read_weights(path).get(SEEN_IMAGES)
+    if seen is None:
+        return
+    known = np.unique(seen.numpy()[:, 0])
+    was_seen = np.isin(scenario.train.digests.view("int64")[:, 0], known)
+    labels = scenario.train.labels.cpu().numpy()
+    shares = {name: was_seen[labels == label].mean() for label, name in enumerate(scenario.class_names)}
+    names = [name for name, share in shares.items() if share > LARGEST_SHARE_SEEN]
+    if names:
+        raise ConfigError(
+            f"model.checkpoint={path} was pretrained on images of {len(names)} of the stream's {len(shares)} classes "
+            f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''}), which would then be no news: choose other classes by "
+            "scenario.classes"
+        )
+
+
+def origin(config: Any, backbone: nn.Module) -> dict[str, str] | None:
+    """Where a network's weights come from: the checkpoint file and its SHA-256, or timm's tag; None for random weights."""
+    if config.checkpoint is not None:
+        content = Path(config.checkpoint).expanduser().read_bytes()
+        return {"file": Path(config.checkpoint).name, "sha256": hashlib.sha256(content).hexdigest()}
+    if getattr(config, "pretrained", False):
+        published = backbone.network.pretrained_cfg  # type: ignore[union-attr]
+        return {"timm": f"{published['architecture']}.{published['tag']}", "hub": str(published.get("hf_hub_id"))}
+    return None

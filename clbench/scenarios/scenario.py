@@ -65,6 +65,7 @@ class Split:
         self.permutations = None if permutations is None else torch.from_numpy(permutations).to(store.device)
         bounds = np.searchsorted(tasks, np.arange(n_tasks + 1))
         self.bounds: list[tuple[int, int]] = [(int(a), int(b)) for a, b in pairwise(bounds)]
+        self.digests = digests[rows]  # uint64 (N, 2), of every sample's image
         self.hashes = [content_hash(digests[rows[a:b]]) for a, b in self.bounds]
 
     def __len__(self) -> int:
