@@ -299,6 +299,13 @@ def _added_strategies(config: RunConfig) -> list[Any]:
 
 def _strategies(chosen: list[Any], model: ContinualModel, scenario: Scenario, seed: int) -> list[Strategy]:
     """The strategies; weights of their own are drawn from the stream (seed, "strategy_initialisation")."""
+    for options in chosen[1:]:
+        if STRATEGIES[options.name].changes_network:
+            others = ",".join(o.name for o in chosen if o is not options)
+            raise ConfigError(
+                f"{options.name} puts modules into the network, where the other strategies have to find them: make it the main "
+                f"strategy, strategy={options.name} strategy.plus=[{others}]"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "strategy_initialisation"))
         return [_strategy(options, model, scenario) for options in chosen]
@@ -310,6 +317,11 @@ def _strategy(options: Any, model: ContinualModel, scenario: Scenario) -> Strate
         raise ConfigError(
             f"strategy {options.name} is not defined for {scenario.setting}-incremental scenarios such as {scenario.name}. "
             f"Valid choices: {', '.join(f'{s}-incremental, e.g. scenario={EXAMPLES[s]}' for s in cls.needs.settings)}"
+        )
+    if cls.needs.transformer and getattr(model.backbone, "transformer", None) is None:
+        raise ConfigError(
+            f"strategy {options.name} acts within a vision transformer, which this network is not. Valid choices: "
+            "model=small_vit, or model=timm with a plain ViT, e.g. model.name=vit_base_patch16_224 model.pretrained=true"
         )
     return cls(options, model, scenario)
 

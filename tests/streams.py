@@ -10,7 +10,6 @@ STREAMS = {
         "scenario.source=digits",
         "scenario.frozen=null",
         "scenario.n_tasks=3",
-        "model=mlp",
     ],
 }
 
@@ -27,6 +26,7 @@ SMALL_OPTIONS = {
         "strategy.n_out=20",
         "strategy.admm_iter=5",
     ],
+    "oneprompt": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]"],
     "ranpac": ["strategy.projection=30"],
     "slda": ["strategy.shrinkage=0.1"],  # a few samples leave the covariance singular
     "redo": ["strategy.period_unit=steps", "strategy.period=2", "strategy.threshold=0.5"],
@@ -38,6 +38,13 @@ def small_options(name: str) -> list[str]:
     """Overrides that choose a strategy with options for small streams and networks."""
     memory = ["strategy.memory_size=40"] if STRATEGIES[name].needs.memory else []
     return [f"strategy={name}", *memory, *SMALL_OPTIONS.get(name, [])]
+
+
+def small_network(name: str) -> list[str]:
+    """Overrides that choose a small network in which the strategy can act, after those of the stream."""
+    if STRATEGIES[name].needs.transformer:
+        return ["model=small_vit", "model.width=8", "model.depth=2", "model.heads=2", "model.image_size=8"]
+    return ["model=mlp", "model.hidden=[16]"]
 
 
 def setting_of(name: str, preferred: str) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from streams import CASES, STREAMS, setting_of, small_options
+from streams import CASES, STREAMS, setting_of, small_network, small_options
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +15,7 @@ from clbench.training.trainer import flatten_gradients
 
 
 def options(name: str, setting: str) -> list[str]:
-    return [*small_options(name), *STREAMS[setting], "model.hidden=[16]", "trainer.lr=0.05"]
+    return [*small_options(name), *STREAMS[setting], *small_network(name), "trainer.lr=0.05"]
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:

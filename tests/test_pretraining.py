@@ -42,7 +42,8 @@ def test_a_stream_with_classes_that_were_seen_is_refused(weights):
 def test_the_file_says_what_it_holds(weights):
     with safe_open(weights, "pt") as file:
         said = file.metadata()
-    assert said["source"] == "digits" and said["classes"] == "0, 1, 2, 3, 4" and 0 <= float(said["accuracy"]) <= 1
+    assert (said["source"], said["classes"]) == ("digits", "0, 1, 2, 3, 4")
+    assert 0 <= float(said["accuracy"]) <= 1
     n_seen = len(read_weights(str(weights))[SEEN_IMAGES])
     assert n_seen == len(
         set_up(compose([*STREAM, "scenario.classes=[0,1,2,3,4]", "scenario.increment=1"])).scenario.train

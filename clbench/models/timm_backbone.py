@@ -109,7 +109,7 @@ class TimmBackbone(nn.Module):
         blocks = {name: block for part in trunk for name, block in numbered(part, children[part]).items()}
         if kind == "VisionTransformer":
             tokens = dict(self.network.named_parameters(recurse=False))
-            return {"stem": Stage(self._vit_stem, **stem, **tokens), **blocks, "final": Stage(self._vit_final, **final)}
+            return {"stem": Stage(self.embed, **stem, **tokens), **blocks, "final": Stage(self.pool, **final)}
         apply_stem = nn.Sequential(*stem.values())
         return {
             "stem": Stage(lambda x: apply_stem(self._resized(x)), **stem),
@@ -117,12 +117,13 @@ class TimmBackbone(nn.Module):
             "final": nn.Sequential(*final.values()),
         }
 
-    def _vit_stem(self, x: Tensor) -> Tensor:
-        """The beginning of ``forward_features`` of timm's ViT: a token of every patch, with positions."""
+    def embed(self, x: Tensor) -> Tensor:
+        """The beginning of ``forward_features`` of timm's ViT: tokens (B, N, D) of every patch, with positions."""
         vit = self.network
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self._resized(x)))))
 
-    def _vit_final(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
+        """The end of timm's ViT: features (B, n_features) of the last block's tokens (B, N, D)."""
         return self.network.forward_head(self.network.norm(x))
 
     def _resized(self, x: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class TimmBackbone(nn.Module):
 
     @property
     def transformer(self) -> "VisionTransformer | None":
-        """The network where it is timm's plain vision transformer: what prompts and adapters can be put into."""
+        """The network where it is timm's plain vision transformer, into which prompts and adapters can be put; else None."""
         return self.network if type(self.network).__name__ == "VisionTransformer" else None
 
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

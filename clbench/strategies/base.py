@@ -5,6 +5,7 @@ A strategy overrides only what it needs of
 ========================  =============================================================================================
 ``begin_task``            new teacher, anchors; the model already has the new task's outputs
 ``plan``                  which samples every step of the task sees: replayed and reference samples are named here
+``pause``                 between two steps of a task, where the method ``pauses``: look at all of the task, begin another phase
 ``outputs``               how a training batch passes through the network; default: through the model as it is
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
 ``penalty``               a further loss term (regularisation, distillation)
@@ -57,6 +58,7 @@ class Needs:
         cost_grows: a training step costs more the more tasks have been learned.
         weights_only: it looks at the weights alone and never sends samples through the model by itself, so that it composes
             with methods that make or mask the weights.
+        transformer: it acts within a vision transformer.
         alone: why runs of it cannot be trained as one stack (:mod:`clbench.training.fleet`), a clause that completes "they
             cannot be stacked, because ..."; empty where they can.
     """
@@ -67,6 +69,7 @@ class Needs:
     all_data: bool = False
     cost_grows: bool = False
     weights_only: bool = False
+    transformer: bool = False
     alone: str = ""
 
 
@@ -135,6 +138,8 @@ class Strategy(nn.Module):
     needs: ClassVar[Needs] = Needs()
     renews_weights: ClassVar[bool] = False
     """Whether ``after_step`` draws weights anew and says which."""
+    changes_network: ClassVar[bool] = False
+    """Whether it puts modules into the network, which strategies beside it have to find there."""
     model: ContinualModel
 
     def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
@@ -144,6 +149,9 @@ class Strategy(nn.Module):
         self.name = config.name
         self.tasks_learned = 0  # tasks whose training has ended
         self.tasks_seen = 0  # tasks whose training has begun
+        self.phase = (
+            0  # of a task's training, for methods with several: set by plan and pause, read by the loop's hooks
+        )
         for spec in dataclasses.fields(config):
             value = getattr(config, spec.name)
             if isinstance(value, float):
@@ -161,6 +169,16 @@ class Strategy(nn.Module):
         reads.
         """
         return plan
+
+    def pauses(self, task: Task, n_steps: int) -> list[int]:
+        """The steps, from 0 to ``n_steps`` − 1, before which :meth:`pause` is called.
+
+        Asked after ``plan``, also when a killed run resumes within the task.
+        """
+        return []
+
+    def pause(self, task: Task, step: int) -> None:
+        """Act before ``step`` of the task, in evaluation mode. May read the host, as the other hooks of a task."""
 
     def outputs(self, batch: Batch) -> Outputs:
         """One forward pass over the batch's samples."""

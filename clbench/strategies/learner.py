@@ -65,6 +65,27 @@ class Learner(nn.Module):
             plan = strategy.plan(task, plan)
         return plan
 
+    def pauses(self, task: Task, n_steps: int) -> set[int]:
+        """The steps before which :meth:`pause` is to be called."""
+        return {step for strategy in self for step in strategy.pauses(task, n_steps)}
+
+    def pause(self, task: Task, step: int, n_steps: int) -> None:
+        """Call the hook of every strategy that pauses before ``step``, in evaluation mode."""
+        self.eval()
+        for strategy in self:
+            if step in strategy.pauses(task, n_steps):
+                strategy.pause(task, step)
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """The phase of the task's training that every strategy is in."""
+        return tuple(strategy.phase for strategy in self)
+
+    @phases.setter
+    def phases(self, phases: tuple[int, ...]) -> None:
+        for strategy, phase in zip(self, phases, strict=True):
+            strategy.phase = phase
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms by name: the data terms, and one per strategy with a penalty."""
         outputs = self._owner["outputs"].outputs(batch)

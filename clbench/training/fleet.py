@@ -92,11 +92,16 @@ class Fleet:
         step, groups = self.step, {}
         for row, member in enumerate(self._living):
             if step < len(member.steps):
+                member.pause_where_due()
                 ids, n_new, reference = member.steps[step]
-                groups.setdefault((len(ids), n_new, None if reference is None else len(reference)), []).append(row)
+                shape = len(ids), n_new, None if reference is None else len(reference)
+                groups.setdefault((shape, member.learner.phases), []).append(row)
         # Batches of one shape are one computation. They differ where tasks differ in size: an epoch's last batch is smaller.
-        for rows in groups.values():
+        learner = self._stacked.learner  # a member's own, so that it has to be left as it was found
+        phases_of_the_member = learner.phases
+        for (_, learner.phases), rows in groups.items():
             self._step_together(rows, step)
+        learner.phases = phases_of_the_member
         places = [
             Place(row, self._task, member.step, len(member.steps), member.iteration)
             for row, member in enumerate(self._living)

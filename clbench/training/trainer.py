@@ -84,6 +84,8 @@ class Trainer:
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
         self.steps: list[Step] = []
         """The current task's steps; set by :meth:`begin_task`."""
+        self.pauses: set[int] = set()
+        """Those of them before which a strategy wants to act."""
         self._begun = False  # whether the checkpoint lies within a task
         self.seconds_before = 0.0  # spent before a resume
         self.share_of_time = 1.0
@@ -160,6 +162,7 @@ class Trainer:
             self.learner.begin_task(self._task)
         self._begun = False
         self.steps = self._placed(self.learner.plan(self._task))
+        self.pauses = self.learner.pauses(self._task, len(self.steps))
         self.learning_rates = learning_rates(config, len(self.steps))
         self.train_mode()
         self.evaluator.begin_task()
@@ -186,11 +189,18 @@ class Trainer:
 
     def advance(self) -> None:
         """Take one step, and evaluate where it is due."""
+        self.pause_where_due()
         self._train_step(self.task, *self.steps[self.step])
         self.step += 1
         self.iteration += 1
         self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
         self.look_at_plasticity()
+
+    def pause_where_due(self) -> None:
+        """Let strategies act that want to before the next step."""
+        if self.step in self.pauses:
+            self.learner.pause(self._task, self.step, len(self.steps))
+            self.train_mode()
 
     def look_at_plasticity(self) -> None:
         """Take measures of plasticity, where it is time to."""

@@ -5,7 +5,7 @@ import functools
 import pandas as pd
 import pytest
 import torch
-from streams import digits_for, small_options
+from streams import digits_for, small_network, small_options
 
 from clbench.errors import ConfigError
 from clbench.strategies.compilation import Compilation
@@ -15,7 +15,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def options(name: str, *more: str) -> list[str]:
-    return [*small_options(name), f"scenario={digits_for(name)}", "model.hidden=[16]", "scenario.increment=3",
+    return [*small_options(name), f"scenario={digits_for(name)}", *small_network(name), "scenario.increment=3",
             "scenario.class_order=[0,1,2,3,4,5,6,7,8]", "scenario.classes=[0,1,2,3,4,5,6,7,8]", *more]  # fmt: skip
 
 

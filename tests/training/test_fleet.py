@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from streams import CASES, STREAMS, setting_of, small_options
+from streams import CASES, STREAMS, setting_of, small_network, small_options
 from torch import nn
 
 from clbench.errors import Diverged
@@ -13,7 +13,7 @@ from clbench.training.trainer import Trainer
 
 
 def options(name: str, setting: str) -> list[str]:
-    return [*small_options(name), *STREAMS[setting], "model.hidden=[16]"]
+    return [*small_options(name), *STREAMS[setting], *small_network(name)]
 
 
 def in_double_precision(trainer: Trainer) -> Trainer:

@@ -7,7 +7,7 @@ tensor that hand its values to Python.
 
 import pytest
 import torch
-from streams import CASES, STREAMS, setting_of, small_options
+from streams import CASES, STREAMS, setting_of, small_network, small_options
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.registry import STRATEGIES
@@ -66,7 +66,7 @@ def guarded(call, monkeypatch):
 
 
 def trainer_of(small_trainer, name: str, setting: str, *more: str):
-    chosen = [*small_options(name), *STREAMS[setting], "model.hidden=[16]"]
+    chosen = [*small_options(name), *STREAMS[setting], *small_network(name)]
     return small_trainer(
         *chosen, "scenario.augment.flip=true", "trainer.max_steps_per_task=2", *more, checkpoint="".join(more)
     )
@@ -94,7 +94,14 @@ def test_as_many_operations_for_many_samples_as_for_few(name, small_trainer, mon
     counts = []
     for batch in (4, 32):
         setting = setting_of(name, "class")
-        trainer = trainer_of(small_trainer, name, setting, f"trainer.batch_size={batch}", f"evaluator.subset={batch}")
+        trainer = trainer_of(
+            small_trainer,
+            name,
+            setting,
+            f"trainer.batch_size={batch}",
+            f"evaluator.subset={batch}",
+            "evaluator.batch_size=4096",
+        )
         trainer.advance = guarded(trainer.advance, monkeypatch)
         trainer.fit()
         counts.append(trainer.advance.counts)

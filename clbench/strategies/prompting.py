@@ -1,0 +1,67 @@
+"""What the prompt methods share: a frozen vision transformer, prompts at some of its blocks, and one linear head.
+
+A method says which prompts there are (:meth:`Prompting.prompts`); how they act is written in :mod:`clbench.models.prompts`.
+Trained are the prompts and the head. All of the methods train the head with the cross-entropy over the current task's classes
+alone, ``scenario.logit_scope=current``: the files ``conf/training/<method>.yaml`` say so, and give the papers' optimizer.
+
+Reported after every task: ``prompt_parameters``, the number of trained parameters beside the head.
+"""
+
+from torch import Tensor
+
+from clbench.config import StrategyConfig
+from clbench.errors import ConfigError
+from clbench.models.continual import ContinualModel
+from clbench.models.prompts import Prompt, PromptedTransformer
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.strategies.base import Batch, Measurement, Outputs, Strategy
+
+
+class Prompting(Strategy):
+    """Base of the prompt methods, which override ``prompts``, and give a weight ``pull`` to keys where they have them."""
+
+    changes_network = True
+
+    def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
+        super().__init__(config, model, scenario)
+        backbone = model.backbone
+        chosen, n_blocks = self.prompts(backbone.n_features, scenario), len(backbone.transformer.blocks)
+        beyond = [block for block in chosen if not 0 <= block < n_blocks]
+        if beyond:
+            raise ConfigError(
+                f"strategy {config.name} prompts block {beyond[0]} of a network that has the blocks 0 to {n_blocks - 1}"
+            )
+        model.backbone = PromptedTransformer(backbone, chosen)
+
+    def prompts(self, width: int, scenario: Scenario) -> dict[int, Prompt]:
+        """The prompts by the number of their block, from 0, for tokens of ``width`` entries."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> PromptedTransformer:
+        """The network with its prompts."""
+        return self.model.backbone  # type: ignore[return-value]
+
+    def begin_task(self, task: Task) -> None:
+        """Tell every prompt."""
+        for block, prompt in self.network.prompts.items():
+            prompt.begin_task(task.index, task.torch_generator(f"prompt{block}"))
+
+    def measurements(self) -> list[Measurement]:
+        """The number of prompt parameters."""
+        n = sum(parameter.numel() for parameter in self.network.prompts.parameters())
+        return [Measurement("prompt_parameters", "", float(n))]
+
+
+class KeyedPrompting(Prompting):
+    """Base of methods that find prompts by keys: their loss pulls the chosen keys towards the queries.
+
+    pull · mean over blocks of the prompts' matching loss.
+    """
+
+    pull: Tensor
+
+    def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
+        """The pull of the keys chosen for the batch that ``outputs`` come from."""
+        return self.pull * self.network.matching_loss()
