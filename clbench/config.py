@@ -63,6 +63,12 @@ class ModelConfig:
         help="stages of the network, counted from the input, that are not trained; their BatchNorm statistics stay too",
         at_least=0,
     )
+    trained: str = option(
+        "all",
+        help="what is trained in the other stages: all, or of a vision transformer only the projections to queries, keys and "
+        "values (blocks.*.attn.qkv), as Smith et al. 2023; the head always is",
+        choices=("all", "attention"),
+    )
 
 
 @dataclass

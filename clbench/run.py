@@ -341,6 +341,7 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
             config.scenario.logit_scope,
             config.model.frozen,
             config.trainer.zero_head,
+            config.model.trained,
         )
 
 

@@ -22,6 +22,7 @@ changes need not be computed again, which is exact in evaluation mode::
 """
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,6 +36,9 @@ from torch.func import functional_call
 from clbench.errors import ConfigError
 from clbench.models.hidden_layers import HEAD, HiddenLayer
 
+ATTENTION = re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.(weight|bias)$")
+"""Names of the parameters, in timm's vision transformers, that make queries, keys and values of tokens."""
+
 
 class ContinualModel(nn.Module):
     """``forward(x)`` gives the logits of all classes, ``restrict`` leaves those a sample may see.
@@ -46,9 +50,10 @@ class ContinualModel(nn.Module):
         logit_scope: class-incremental only: ``all``, ``seen`` or ``current``.
         frozen: number of stages, counted from the input, that are not trained and stay in evaluation mode.
         zero_head: whether every task but the first begins with a head of zeros.
+        trained: what is trained in the stages that are not frozen: ``all``, or ``attention``, see :meth:`train_only_attention`.
 
     Raises:
-        ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages.
+        ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
     """
 
     class_task: Tensor
@@ -62,6 +67,7 @@ class ContinualModel(nn.Module):
         logit_scope: str = "seen",
         frozen: int = 0,
         zero_head: bool = False,
+        trained: str = "all",
     ) -> None:
         super().__init__()
         n_classes = 1 + max(label for labels in task_classes for label in labels)
@@ -85,6 +91,8 @@ class ContinualModel(nn.Module):
         self._check_stages()
         for stage in islice(self.stages().values(), frozen):
             stage.requires_grad_(False)
+        if trained == "attention":
+            self.train_only_attention("model.trained=attention")
         self.train()
 
     def features(self, x: Tensor) -> Tensor:
@@ -238,6 +246,33 @@ class ContinualModel(nn.Module):
         if all(isinstance(parameter, nn.Parameter) for parameter in parameters.values()):
             self._trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
         return {name: parameters[name] for name in self._trained}
+
+    def train_only_attention(self, asked_by: str) -> None:
+        """Freeze the backbone but for ``blocks.*.attn.qkv``, the projections to queries, keys and values (Smith et al. 2023).
+
+        The head stays trained, and what is frozen already stays frozen.
+
+        Args:
+            asked_by: the option that wants it, for the message of an error.
+
+        Raises:
+            ConfigError: the backbone has no such weights, or they are frozen.
+        """
+        attention = [p for name, p in self.backbone.named_parameters() if ATTENTION.search(name)]
+        if not attention:
+            raise ConfigError(
+                f"{asked_by} needs the weights blocks.*.attn.qkv of a vision transformer, which {type(self.backbone).__name__} has "
+                "not: choose model=small_vit, or model=timm with a ViT, e.g. model.name=vit_base_patch16_224"
+            )
+        if not any(p.requires_grad for p in attention):
+            raise ConfigError(
+                f"{asked_by} has nothing to train: all attention weights of the network are frozen, by "
+                f"model.frozen={self.frozen} or by another strategy"
+            )
+        kept = {id(p) for p in attention}
+        for p in self.backbone.parameters():
+            if id(p) not in kept:
+                p.requires_grad_(False)
 
     def restrict(self, logits: Tensor, task: Tensor | None, predicting: bool = False) -> Tensor:
         """The logits (B, n_classes) with −inf where a sample may not look.

@@ -272,7 +272,9 @@ class Strategy(nn.Module):
         return F.cross_entropy(self.model.restrict(logits, samples.task), samples.y, reduction="none")
 
     def flat_parameters(self, where: str = "all") -> Tensor:
-        """The model's trained parameters as one vector (P,); ``where="backbone"`` leaves the head out.
+        """The model's trained parameters as one vector (P,); ``where`` other than ``all`` leaves the head out.
+
+        That is ``backbone``, and ``attention`` once :meth:`ContinualModel.train_only_attention` has frozen all but that.
 
         Raises:
             ConfigError: nothing of the model is trained.

@@ -17,6 +17,9 @@ a λ corresponds to 2λ here.
 
 The sum of the separate mode over tasks is kept in O(1) memory: Σ_i F_i (θ − θ*_i)² = A (θ − m)² + r with A = Σ_i F_i,
 m = Σ_i F_i θ*_i / A and r constant. Stores A, m (one value per parameter) and r.
+
+Nothing holds the first task. Smith et al. 2023 (arXiv:2203.17269) hold it to pretrained weights by L2, which is
+``strategy.plus=[l2] +plus.l2.tasks=first``, and penalise of a vision transformer its attention alone, ``where=attention``.
 """
 
 import logging
@@ -61,7 +64,11 @@ class EWCConfig(StrategyConfig):
     normalise: str = option(
         help="scale each task's Fisher information: not, or to a largest entry of 1", choices=("none", "max")
     )
-    where: str = option(help="which parameters are penalised", choices=("all", "backbone"))
+    where: str = option(
+        help="which parameters are penalised; attention: those of a vision transformer that make queries, keys and values, all "
+        "else but the head is then frozen",
+        choices=("all", "backbone", "attention"),
+    )
 
 
 @STRATEGIES.register("ewc")
@@ -79,6 +86,8 @@ class EWC(Strategy):
 
     def __init__(self, config: EWCConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
+        if config.where == "attention":
+            model.train_only_attention("where=attention of ewc")
         theta = self.flat_parameters(config.where).detach()
         self.register_buffer("importance", torch.zeros_like(theta))
         self.register_buffer("anchor", torch.zeros_like(theta))

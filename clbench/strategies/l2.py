@@ -4,7 +4,12 @@
 
 θ* are the weights at the start of the task, so the penalty's gradient is exactly 0 at a task's first step. This is EWC with
 the Fisher information replaced by the identity. With ``from_start`` the first task is held to the initial weights too, as
-in the authors' code; ``where=backbone`` leaves the classifier free, as there.
+in the authors' code; ``where=backbone`` leaves the classifier free, as there. ``where=attention`` is their method for pretrained
+vision transformers: the penalised weights are the projections to queries, keys and values, and all else but the head is frozen
+(``model.trained=attention`` trains the same weights with any other method).
+
+``tasks=first`` leaves later tasks alone: with ``strategy=ewc strategy.plus=[l2] +plus.l2.tasks=first`` it is their "EWC w/ L2
+start", which holds the first task to the initial weights and the later ones by EWC.
 
 ``towards=zero`` is another method, the plain weight penalty λ ‖θ‖² that the literature on loss of plasticity calls L2 (Kumar et
 al. 2023, arXiv:2308.11958): θ* is 0, from the first task on.
@@ -18,6 +23,7 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
@@ -30,11 +36,16 @@ class L2Config(StrategyConfig):
     """Options of ``strategy=l2``."""
 
     lam: float = option(help="weight λ of the penalty", at_least=0)
-    where: str = option(help="which parameters are penalised", choices=("all", "backbone"))
+    where: str = option(
+        help="which parameters are penalised; attention: those of a vision transformer that make queries, keys and values, all "
+        "else but the head is then frozen",
+        choices=("all", "backbone", "attention"),
+    )
     from_start: bool = option(help="towards=previous: hold the first task to the initial weights")
     towards: str = option(
         "previous", help="θ*: the weights at the start of the task, or 0", choices=("previous", "zero")
     )
+    tasks: str = option("all", help="tasks in which the penalty acts", choices=("all", "first"))
 
 
 @STRATEGIES.register("l2")
@@ -49,6 +60,13 @@ class L2(Strategy):
 
     def __init__(self, config: L2Config, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
+        self._in_first_task = config.from_start or config.towards == "zero"
+        if config.tasks == "first" and not self._in_first_task:
+            raise ConfigError(
+                "tasks=first and from_start=false of l2 leave no task in which it acts: set from_start=true"
+            )
+        if config.where == "attention":
+            model.train_only_attention("where=attention of l2")
         theta = self.flat_parameters(config.where).detach()
         self.register_buffer("anchor", theta.clone() if config.towards == "previous" else theta.new_zeros(()))
 
@@ -58,7 +76,7 @@ class L2(Strategy):
                 self.anchor.copy_(self.flat_parameters(self.options.where))
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
-        in_first_task = self.options.from_start or self.options.towards == "zero"
-        if self.tasks_learned == 0 and not in_first_task:
+        acts = self._in_first_task if self.tasks_learned == 0 else self.options.tasks == "all"
+        if not acts:
             return None
         return self.lam * (self.flat_parameters(self.options.where) - self.anchor).square().sum()

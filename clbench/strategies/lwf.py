@@ -9,7 +9,6 @@ from the cross-entropy of the paper by the teacher's entropy, a constant. s = 0 
 Stores the teacher. Its gradient is exactly 0 at a task's first step, where student and teacher are equal.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -20,9 +19,8 @@ from torch import Tensor
 from clbench.config import StrategyConfig, option
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
-from clbench.scenarios.scenario import Scenario
-from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Strategy
+from clbench.strategies.base import Batch, Needs, Outputs
+from clbench.strategies.teacher import WithTeacher
 
 
 @dataclass
@@ -37,7 +35,7 @@ class LwFConfig(StrategyConfig):
 
 
 @STRATEGIES.register("lwf")
-class LwF(Strategy):
+class LwF(WithTeacher):
     """Distillation from the network before the task, on the current samples."""
 
     config = LwFConfig
@@ -45,13 +43,7 @@ class LwF(Strategy):
     options: LwFConfig
     lam: Tensor
     temperature: Tensor
-
-    def __init__(self, config: LwFConfig, model: ContinualModel, scenario: Scenario) -> None:
-        super().__init__(config, model, scenario)
-        self.teacher = copy.deepcopy(model).requires_grad_(False)
-
-    def begin_task(self, task: Task) -> None:
-        self.teacher.load_state_dict(self.model.state_dict())
+    teacher: ContinualModel
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         if self.tasks_learned == 0:
@@ -68,12 +60,6 @@ class LwF(Strategy):
         if self.model.setting != "task":
             return [self.model.learned_before()]
         return [self.model.class_task == task for task in range(self.tasks_learned)]
-
-    def train(self, mode: bool = True) -> "LwF":
-        """The teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
 
 def distillation(student: Tensor, teacher: Tensor, outputs: Tensor, temperature: Tensor) -> Tensor:
