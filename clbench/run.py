@@ -293,6 +293,12 @@ def _added_strategies(config: RunConfig) -> list[Any]:
             raise ConfigError(f"plus.{name}: {str(error).splitlines()[0]}") from error
         options = configuration.to_dataclass(merged)
         configuration.check_fields(options, f"plus.{name}.")
+        trained = config.model.trained, getattr(config.strategy, "where", None)
+        if getattr(options, "where", None) == "attention" and "attention" not in trained:
+            raise ConfigError(
+                f"plus.{name}.where=attention freezes weights that strategy={config.strategy.name} takes for trained ones: set "
+                "model.trained=attention as well"
+            )
         added.append(options)
     return added
 

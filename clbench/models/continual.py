@@ -261,8 +261,8 @@ class ContinualModel(nn.Module):
         attention = [p for name, p in self.backbone.named_parameters() if ATTENTION.search(name)]
         if not attention:
             raise ConfigError(
-                f"{asked_by} needs the weights blocks.*.attn.qkv of a vision transformer, which {type(self.backbone).__name__} has "
-                "not: choose model=small_vit, or model=timm with a ViT, e.g. model.name=vit_base_patch16_224"
+                f"{asked_by} needs the weights blocks.*.attn.qkv of a vision transformer, which this network has not: choose "
+                "model=small_vit, or model=timm with a ViT, e.g. model.name=vit_base_patch16_224"
             )
         if not any(p.requires_grad for p in attention):
             raise ConfigError(

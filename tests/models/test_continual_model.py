@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
+from clbench.models.timm_backbone import TimmBackbone, TimmConfig
 
 TASKS = [[0, 1], [2, 3, 4], [5]]
 
@@ -162,3 +164,22 @@ def test_task_incremental_training_leaves_other_heads_untouched(small_trainer):
     assert torch.equal(model.head.weight[:2], before[:2])
     assert torch.equal(model.head.weight[4:], before[4:])
     assert not torch.equal(model.head.weight[2:4], before[2:4])
+
+
+@pytest.mark.parametrize(("frozen", "n_blocks"), [(0, 12), (3, 10)])
+def test_training_attention_only(frozen, n_blocks):
+    """Of a ViT of twelve blocks 12 × 2 tensors beside the head, less those of frozen stages (the embedding and two blocks)."""
+    config = TimmConfig("timm", "vit_tiny_patch16_224", pretrained=False, image_size=32)
+    backbone = TimmBackbone(config, (3, 32, 32))
+    model = ContinualModel(backbone, TASKS, "class", frozen=frozen, trained="attention")
+    blocks = range(12 - n_blocks, 12)
+    attention = [f"backbone.network.blocks.{i}.attn.qkv.{part}" for i in blocks for part in ("weight", "bias")]
+    assert list(model.trained()) == [*attention, "head.weight", "head.bias"]
+    assert model.frozen_prefix() == max(frozen, 1)  # the embedding is frozen too
+
+
+def test_training_attention_of_a_network_that_has_none():
+    with pytest.raises(
+        ConfigError, match=r"model\.trained=attention needs the weights blocks\.\*\.attn\.qkv of a vision"
+    ):
+        ContinualModel(Identity(), TASKS, "class", trained="attention")

@@ -16,6 +16,9 @@ PAIRS = [
     ("gem", "ewc", ["strategy.memory_size=40"], []),
     ("joint", "gem", [], ["+plus.gem.memory_size=40"]),
     ("ewc", "spectral", [], ["+plus.spectral.lam=0.1"]),
+    ("predkd", "l2", [], []),
+    ("predkd", "ewc", [], []),
+    ("predkd", "featkd", [], []),
 ]
 
 OTHER_PAIRS = [

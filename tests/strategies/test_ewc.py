@@ -237,3 +237,20 @@ def test_size_of_the_fisher_information_is_logged(small_trainer, learn_tasks, ca
 def test_negative_weight_is_refused(small_setup):
     with pytest.raises(ConfigError, match=r"strategy\.lam=-1\.0 is out of range: it has to be at least 0"):
         small_setup("strategy=ewc", "strategy.lam=-1")
+
+
+def test_attention_only_of_a_vision_transformer(small_trainer, learn_tasks):
+    """Importance is the mean of squared gradients with respect to queries, keys and values, in the order of the network."""
+    trainer = small_trainer("strategy=ewc", "strategy.where=attention", "strategy.fisher_samples=6", "model=small_vit",
+                            "model.width=8", "model.depth=2", "model.heads=2", "model.image_size=8")  # fmt: skip
+    learn_tasks(trainer, 1)
+    learner, task = trainer.learner.eval(), trainer._task
+    ids = task.ids[torch.randperm(len(task.ids), generator=task.torch_generator("fisher"))][:6]
+    samples = task.samples(ids)
+    blocks = learner.model.backbone.network.blocks
+    attention = [p for block in blocks for p in (block.attn.qkv.weight, block.attn.qkv.bias)]
+    total = 0
+    for i in range(6):
+        log_p = log_probabilities(trainer, samples, 0)[i, samples.y[i]]
+        total = total + torch.cat([g.flatten() for g in torch.autograd.grad(log_p, attention)]).square()
+    torch.testing.assert_close(learner.strategies[0].importance, total / 6)

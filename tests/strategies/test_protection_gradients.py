@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-TERMS = {"lwf": ["strategy=lwf"], "ewc": ["strategy=ewc"], "l2": ["strategy=l2", "strategy.from_start=false"]}
+TERMS = {
+    "lwf": ["strategy=lwf"],
+    "ewc": ["strategy=ewc"],
+    "l2": ["strategy=l2", "strategy.from_start=false"],
+    "featkd": ["strategy=featkd", "strategy.from_start=false"],
+}
 
 
 @pytest.mark.parametrize("name", TERMS)
