@@ -1,5 +1,7 @@
 """A small stream of every setting, and every strategy in every setting it is defined for."""
 
+import pytest
+
 from clbench.registry import STRATEGIES
 
 STREAMS = {
@@ -58,4 +60,10 @@ def digits_for(name: str) -> str:
     return {"class": "split_digits", "task": "split_digits_task"}[setting_of(name, "class")]
 
 
-CASES = [(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
+def _case(name: str, setting: str):
+    """One strategy in one setting. What acts within a transformer is slower to test, and does the same in every setting."""
+    is_further = STRATEGIES[name].needs.transformer and setting != STRATEGIES[name].needs.settings[0]
+    return pytest.param(name, setting, marks=pytest.mark.slow if is_further else ())
+
+
+CASES = [_case(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]

@@ -152,14 +152,18 @@ def test_memory_and_step_cost_are_flat_over_50_tasks(name, small_trainer, monkey
     train_step = trainer._train_step
 
     def counted(task, *arguments):
+        bytes_kept[task] = trainer.learner.extra_bytes()
+        if task not in (2, 49):  # counting takes longer than the step
+            train_step(task, *arguments)
+            return
         with FlopCounterMode(display=False) as flops, OperationCount() as operations:
             train_step(task, *arguments)
         costs[task] = (operations.count, flops.get_total_flops())
-        bytes_kept[task] = trainer.learner.extra_bytes()
 
     monkeypatch.setattr(trainer, "_train_step", counted)
     # With the task hidden, a method that runs a network per task takes 50³/2 passes for the full test sets at task ends.
     monkeypatch.setattr(trainer.evaluator, "evaluate_full", lambda *_: as_table(np.empty((0, len(COLUMNS)))))
+    monkeypatch.setattr(trainer, "save", lambda: None)
     trainer.fit()
     assert len(set(bytes_kept.values())) == 1
     if STRATEGIES[name].needs.cost_grows:
