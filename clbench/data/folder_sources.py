@@ -1,9 +1,9 @@
-"""Data sets that are folders of image files: ImageNet subsets, ImageNet-R, CUB, Tiny- and Mini-ImageNet, DomainNet, PACS.
+"""Data sets that are folders of image files: ImageNet subsets, ImageNet-R and -A, CUB, Tiny- and Mini-ImageNet, DomainNet, PACS.
 
-Classes are folder names in alphabetical order, files within a class too. Where a data set has no split of its own, every
-class's files are dealt out by a fixed rule (:func:`_spread_test_files`), so that everybody gets the same test images.
-``data.folder`` names the folder within the root where it is not the usual one. All are normalised with ImageNet's
-statistics, as usual for these sets; ``scenario.mean`` and ``scenario.std`` change that.
+Classes are folder names in alphabetical order, unless a list of files numbers them; files within a class too. Where a data set
+has no split of its own, every class's files are dealt out by a fixed rule (:func:`_spread_test_files`), so that everybody gets
+the same test images. ``data.folder`` names the folder within the root where it is not the usual one. All are normalised with
+ImageNet's statistics, as usual for these sets; ``scenario.mean`` and ``scenario.std`` change that.
 """
 
 from dataclasses import replace
@@ -31,25 +31,70 @@ Listing = list[tuple[Path, int]]
 
 @SOURCES.register("folder")
 def folder(config: DataConfig) -> SourceData:
-    """Any folder of class folders, named by ``data.folder`` (ImageNet subsets, ImageNet-R, CUB, data of your own).
+    """Any folder of class folders, named by ``data.folder`` (ImageNet subsets, data of your own).
 
-    Either ``<folder>/train/<class>/…`` and ``<folder>/test/…`` (or ``val``), or ``<folder>/<class>/…``, of which
-    ``data.test_fraction`` of every class is held out.
+    Either ``<folder>/train/<class>/…`` and ``<folder>/test/…`` (or ``val``), or ``<folder>/<class>/…``. Of these the lists
+    ``<folder>/train.txt`` and ``<folder>/test.txt`` say which image is in which split (a line is a file's path within the
+    folder, and after a space its class number where the list numbers the classes); without lists ``data.test_fraction`` of
+    every class is held out.
     """
     if not config.folder:
         raise ConfigError(
             "scenario.source=folder needs data.folder: the name of a folder of class folders within data.root"
         )
     path = require("folder", data_folder(config), "a folder of images per class")
-    if (path / "train").is_dir():
-        return read_split_folder("folder", config, path)
-    files, names = _classes(path)
-    train, test = _spread_test_files(files, config.test_fraction)
-    if not test:
-        raise DataError(
-            f"no class of {path} has enough images for a test set of data.test_fraction={config.test_fraction}"
-        )
-    return _read(config, train, test, names)
+    return _read_with_the_split_found("folder", config, path)
+
+
+@SOURCES.register("imagenet_r")
+def imagenet_r(config: DataConfig) -> SourceData:
+    """ImageNet-R: 30,000 renditions of 200 ImageNet classes (Hendrycks et al., arXiv:2006.16241), below ``imagenet-r/``.
+
+    Class folders as in its archive, which has no split: that of Smith et al. 2023 (24,000 and 6,000 images) is taken from
+    lists as ``source=folder`` reads them, which GT-RIPL/CODA-Prompt and zugexiaodui/VPTinNSforCL publish. Or train/ and test/,
+    as LAMDA-CL/LAMDA-PILOT packs it. Else ``data.test_fraction`` of every class is held out.
+    """
+    path = require("imagenet_r", data_folder(config, "imagenet-r"), "the 200 class folders of imagenet-r.tar")
+    return verified("imagenet_r", _read_with_the_split_found("imagenet_r", config, path), path)
+
+
+@SOURCES.register("imagenet_a")
+def imagenet_a(config: DataConfig) -> SourceData:
+    """ImageNet-A: 7,500 photographs of 200 ImageNet classes that mislead networks (Hendrycks et al. 2021), below ``imagenet-a/``.
+
+    Class folders as in its archive (arXiv:1907.07174), which has no split, with the same choices as ``imagenet_r``. No lists of
+    a split are published: jpmorganchase/ovor reads train/ and test/ that its user has made, LAMDA-CL/LAMDA-PILOT offers a copy
+    of its own.
+    """
+    path = require("imagenet_a", data_folder(config, "imagenet-a"), "the 200 class folders of imagenet-a.tar")
+    return verified("imagenet_a", _read_with_the_split_found("imagenet_a", config, path), path)
+
+
+@SOURCES.register("cub200")
+def cub200(config: DataConfig) -> SourceData:
+    """CUB-200-2011: 200 species of birds, 5,994 training and 5,794 test images (Wah et al. 2011), below ``CUB_200_2011/``.
+
+    The folder of the archive: ``images/<class>/…`` with ``images.txt`` (number and path of every image) and
+    ``train_test_split.txt`` (its number, and 1 for training or 0). A copy that is sorted into train/ and test/, as
+    LAMDA-CL/LAMDA-PILOT offers it, is read with ``scenario.source=folder data.folder=<that copy>``.
+    """
+    path = data_folder(config, "CUB_200_2011")
+    what = "the unpacked CUB_200_2011.tgz, with images/, images.txt and train_test_split.txt"
+    paths, splits = (
+        dict(line.split(maxsplit=1) for line in require("cub200", path / name, what).read_text().splitlines() if line)
+        for name in ("images.txt", "train_test_split.txt")
+    )
+    odd = paths.keys() ^ splits.keys()
+    if odd:
+        raise DataError(f"image {min(odd)} is in only one of {path / 'images.txt'} and {path / 'train_test_split.txt'}")
+    files = {number: path / "images" / name.strip() for number, name in paths.items()}
+    names = sorted({file.parent.name for file in files.values()})
+    label = {name: i for i, name in enumerate(names)}
+    train, test = (
+        sorted((file, label[file.parent.name]) for number, file in files.items() if splits[number].strip() == mark)
+        for mark in ("1", "0")
+    )
+    return verified("cub200", _read(config, train, test, names), path)
 
 
 @SOURCES.register("tiny_imagenet")
@@ -106,16 +151,26 @@ def domainnet(config: DataConfig) -> SourceData:
         raise DataError(
             f"{path} holds no domain of domainnet: put at least one there of {', '.join(DOMAINNET_DOMAINS)}"
         )
-    splits: dict[str, list[Listing]] = {"train": [], "test": []}
-    names: dict[int, str] = {}
-    for domain in domains:
-        for split, listings in splits.items():
-            listed = require("domainnet", path / f"{domain}_{split}.txt", "DomainNet's official list of that name")
-            rows = [line.rsplit(" ", 1) for line in listed.read_text().splitlines() if line]
-            listings.append(sorted((path / name, int(label)) for name, label in rows))
-            names.update((label, file.parent.name) for file, label in listings[-1])
-    class_names = [names.get(label, f"class {label}") for label in range(1 + max(names))]
-    return verified("domainnet", _read_domains(config, splits["train"], splits["test"], class_names, domains), path)
+    lists = [path / f"{domain}_{split}.txt" for split in ("train", "test") for domain in domains]
+    listings, names = _listed("domainnet", path, lists, "DomainNet's official list of that name")
+    train, test = listings[: len(domains)], listings[len(domains) :]
+    return verified("domainnet", _read_domains(config, train, test, names, domains), path)
+
+
+@SOURCES.register("domainnet_200")
+def domainnet_200(config: DataConfig) -> SourceData:
+    """A part of DomainNet: 200 classes, 47,532 and 20,450 images of six domains (Wang et al. 2023), below ``domainnet/``.
+
+    The images that the lists ``domainnet/train.txt`` and ``domainnet/test.txt`` name, with the classes that they number:
+    train.txt and test.txt of iamwangyabin/ESN, whose stream Lu et al. 2024 use as well (sdomain_train.txt and sdomain_val.txt
+    of zugexiaodui/VPTinNSforCL).
+    """
+    path = require(
+        "domainnet_200",
+        data_folder(config, "domainnet"),
+        "the folders of the domains and the lists of iamwangyabin/ESN",
+    )
+    return verified("domainnet_200", _read_by_lists("domainnet_200", config, path), path)
 
 
 @SOURCES.register("pacs")
@@ -149,6 +204,66 @@ def read_split_folder(source: str, config: DataConfig, path: Path) -> SourceData
     test, test_names = _classes(test_folder)
     _same_classes(path / "train", names, test_folder, test_names)
     return _read(config, train, test, names)
+
+
+def _read_with_the_split_found(source: str, config: DataConfig, path: Path) -> SourceData:
+    """The split into train/ and test/, else that of train.txt and test.txt, else a part of every class of ``path``."""
+    if (path / "train").is_dir():
+        return read_split_folder(source, config, path)
+    if (path / "train.txt").exists() or (path / "test.txt").exists():
+        return _read_by_lists(source, config, path)
+    files, names = _classes(path)
+    train, test = _spread_test_files(files, config.test_fraction)
+    if not test:
+        raise DataError(
+            f"no class of {path} has enough images for a test set of data.test_fraction={config.test_fraction}"
+        )
+    note = f"{path.name} came without a split: data.test_fraction={config.test_fraction} of every class is held out as test data"
+    return replace(_read(config, train, test, names), note=note)
+
+
+def _read_by_lists(source: str, config: DataConfig, path: Path) -> SourceData:
+    """The images that ``<path>/train.txt`` and ``<path>/test.txt`` name."""
+    lists = [path / "train.txt", path / "test.txt"]
+    (train, test), names = _listed(source, path, lists, "the list of that split's images, a path a line")
+    for listed, listing in zip(lists, (train, test), strict=True):
+        if not listing:
+            raise DataError(f"{listed} names no images")
+    both = {file for file, _ in train} & {file for file, _ in test}
+    if both:
+        raise DataError(f"{lists[0]} and {lists[1]} both name {min(both)}")
+    return _read(config, train, test, names)
+
+
+def _listed(source: str, root: Path, lists: list[Path], what: str) -> tuple[list[Listing], list[str]]:
+    """The listing of each list of files, and the class names.
+
+    The classes are those that the lists number. Where they do not, they are the folders that the files lie in, in
+    alphabetical order.
+    """
+    rows = [_rows(root, require(source, listed, what)) for listed in lists]
+    numbers = {number for part in rows for _, number in part}
+    if None not in numbers:
+        folders = {number: file.parent.name for part in rows for file, number in part}
+        names = [folders.get(number, f"class {number}") for number in range(1 + max(folders, default=-1))]
+        return [sorted(part) for part in rows], names
+    if len(numbers) > 1:
+        raise DataError(f"{' and '.join(map(str, lists))} number the classes of some images and not of others")
+    names = sorted({file.parent.name for part in rows for file, _ in part})
+    label = {name: i for i, name in enumerate(names)}
+    return [sorted((file, label[file.parent.name]) for file, _ in part) for part in rows], names
+
+
+def _rows(root: Path, listed: Path) -> list[tuple[Path, int | None]]:
+    """The files that a list names, with their class numbers or None: a line is a path within ``root``, or path, space, number."""
+    rows: list[tuple[Path, int | None]] = []
+    for line in (line.strip() for line in listed.read_text().splitlines()):
+        path, _, number = line.rpartition(" ")
+        if path and number.isdigit():
+            rows.append((root / path, int(number)))
+        elif line:
+            rows.append((root / line, None))
+    return rows
 
 
 def _classes(path: Path, below: str = "") -> tuple[Listing, list[str]]:

@@ -76,7 +76,11 @@ _STORES: WeakValueDictionary[tuple, Store] = WeakValueDictionary()
 def shared_store(pixels: np.ndarray, device: torch.device, placement: str) -> Store:
     """The store of these images on ``device``; one for all runs of this process that are alive and use the same images."""
     if isinstance(pixels, np.memmap):  # too large to read for this
-        content: object = (str(pixels.filename), pixels.offset)
+        whole = pixels
+        while isinstance(whole.base, np.memmap):
+            whole = whole.base
+        # A part of a file keeps the offset of the whole, so that train and test would look alike by that.
+        content: object = (str(pixels.filename), pixels.ctypes.data - whole.ctypes.data)
     else:
         content = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
     key = (content, pixels.shape, str(device), placement)

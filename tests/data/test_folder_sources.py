@@ -118,6 +118,124 @@ def test_unreadable_image_is_named(tmp_path, write_images):
         SOURCES["folder"](config(tmp_path, folder="set", test_fraction=0.5))
 
 
+# ---- lists of files -------------------------------------------------------------------------------------------------------
+
+
+def write_lists(root, **lists):
+    for split, lines in lists.items():
+        (root / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+def first_pixels(root, names) -> list[int]:
+    """The first red value of image files, which tells random images of one test apart."""
+    return [int(np.asarray(Image.open(root / name))[0, 0, 0]) for name in names]
+
+
+def test_lists_say_which_image_is_in_which_split(tmp_path, write_images):
+    root = tmp_path / "set"
+    for seed, name in enumerate(["bee", "ant"]):
+        write_images(root / name, 3, seed=seed)
+    Image.open(root / "ant" / "002.png").save(root / "ant" / "ant _ 2.png")  # ImageNet-A's names hold spaces
+    train, test = ["bee/002.png", "ant/001.png", "ant/ant _ 2.png"], ["bee/000.png"]
+    write_lists(root, train=train, test=test)
+    data = SOURCES["folder"](config(tmp_path, folder="set"))
+    assert data.class_names == ["ant", "bee"]
+    assert data.train.labels.tolist() == [0, 0, 1]
+    assert data.train.pixels[:, 0, 0, 0].tolist() == first_pixels(root, [*train[1:], train[0]])
+    assert data.test.labels.tolist() == [1]
+    assert data.test.pixels[:, 0, 0, 0].tolist() == first_pixels(root, test)
+    assert data.note == ""
+
+
+def test_lists_may_number_the_classes(tmp_path, write_images):
+    root = tmp_path / "set"
+    for seed, name in enumerate(["ant", "bee"]):
+        write_images(root / name, 2, seed=seed)
+    write_lists(root, train=["ant/000.png 2", "bee/000.png 0"], test=["ant/001.png 2", "bee/001.png 0"])
+    data = SOURCES["folder"](config(tmp_path, folder="set"))
+    assert data.class_names == ["bee", "class 1", "ant"]
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (["ant/000.png"], None, r"are not at .*test\.txt: put the list of that split's images"),
+        (["ant/000.png"], [], r"test\.txt names no images"),
+        (["ant/000.png", "ant/001.png"], ["ant/001.png"], r"both name .*001\.png"),
+        (["ant/000.png 0"], ["ant/001.png"], "number the classes of some images and not of others"),
+        (["ant/000.png"], ["ant/009.png"], r"009\.png is listed but cannot be read"),
+    ],
+)
+def test_lists_that_make_no_split(train, test, message, tmp_path, write_images):
+    write_images(tmp_path / "set" / "ant", 2)
+    write_lists(tmp_path / "set", train=train, **({} if test is None else {"test": test}))
+    with pytest.raises(DataError, match=message):
+        SOURCES["folder"](config(tmp_path, folder="set"))
+
+
+@pytest.mark.parametrize(("source", "folder"), [("imagenet_r", "imagenet-r"), ("imagenet_a", "imagenet-a")])
+def test_the_split_of_imagenet_r_and_a(source, folder, tmp_path, write_images):
+    """A fifth is held out, and that is noted; lists come before that, and train/ and test/ before lists."""
+    root = tmp_path / folder
+    for seed, wnid in enumerate(["n02", "n01"]):
+        write_images(root / wnid, 5, seed=seed)
+    held_out = SOURCES[source](config(tmp_path))
+    assert held_out.class_names == ["n01", "n02"]
+    assert held_out.test.labels.tolist() == [0, 1]
+    assert held_out.test.pixels[:, 0, 0, 0].tolist() == first_pixels(root, ["n01/004.png", "n02/004.png"])
+    assert (
+        held_out.note
+        == f"{folder} came without a split: data.test_fraction=0.2 of every class is held out as test data"
+    )
+    write_lists(root, train=["n01/000.png", "n02/001.png"], test=["n01/002.png"])
+    listed = SOURCES[source](config(tmp_path))
+    assert (listed.train.labels.tolist(), listed.test.labels.tolist(), listed.note) == ([0, 1], [0], "")
+    for part in ("train", "test"):
+        write_images(root / part / "n07", 3)
+    assert SOURCES[source](config(tmp_path)).class_names == ["n07"]
+
+
+def test_cub200_layout(tmp_path, write_images):
+    """The numbers of the images, not their order in the lists, say what belongs together."""
+    root = tmp_path / "CUB_200_2011"
+    for seed, name in enumerate(["001.Albatross", "002.Ani"]):
+        write_images(root / "images" / name, 2, size=(12, 10), seed=seed)
+    paths = ["001.Albatross/000.png", "001.Albatross/001.png", "002.Ani/000.png", "002.Ani/001.png"]
+    write_lists(root, images=[f"{i} {path}" for i, path in enumerate(paths, start=1)])
+    write_lists(root, train_test_split=["4 1", "3 0", "1 1", "2 0"])
+    data = SOURCES["cub200"](config(tmp_path, image_size=6))
+    assert data.class_names == ["001.Albatross", "002.Ani"]
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [0, 1]
+    squares = SOURCES["folder"](config(tmp_path, folder="CUB_200_2011/images", test_fraction=0.5, image_size=6))
+    assert np.array_equal(data.train.pixels, [squares.train.pixels[0], squares.test.pixels[1]])  # images 1 and 4
+    assert np.array_equal(data.test.pixels, [squares.test.pixels[0], squares.train.pixels[1]])
+    write_lists(root, train_test_split=["4 1", "3 0", "1 1"])
+    with pytest.raises(DataError, match=r"image 2 is in only one of .*images\.txt and .*train_test_split\.txt"):
+        SOURCES["cub200"](config(tmp_path))
+
+
+def test_domainnet_200_pools_the_domains(tmp_path, write_images):
+    root = tmp_path / "domainnet"
+    for seed, domain in enumerate(["sketch", "real"]):
+        write_images(root / domain / "bee", 2, seed=seed)
+        write_images(root / domain / "ant", 2, seed=seed + 2)
+    numbered = {"bee": 0, "ant": 1}
+    rows = {
+        i: [f"{d}/{n}/{i}.png {c}" for d in ("sketch", "real") for n, c in numbered.items()] for i in ("000", "001")
+    }
+    with pytest.raises(DataError, match=r"are not at .*train\.txt"):
+        SOURCES["domainnet_200"](config(tmp_path))
+    write_lists(root, train=rows["000"], test=rows["001"])
+    data = SOURCES["domainnet_200"](config(tmp_path))
+    assert data.class_names == ["bee", "ant"]
+    assert data.train.domains is None
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [1, 0, 1, 0]
+
+
+# ---- sources of their own -------------------------------------------------------------------------------------------------
+
+
 def test_tiny_imagenet_layout(tmp_path, write_images):
     root = tmp_path / "tiny-imagenet-200"
     for wnid in ("n02", "n01"):

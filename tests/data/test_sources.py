@@ -88,7 +88,9 @@ def test_hash_depends_on_the_shape():
 
 # ---- missing and damaged --------------------------------------------------------------------------------------------------
 
-FOLDERS = ("tiny_imagenet", "mini_imagenet", "domainnet", "pacs")
+FOLDERS = (
+    "tiny_imagenet", "mini_imagenet", "imagenet_r", "imagenet_a", "cub200", "domainnet", "domainnet_200", "pacs",
+)  # fmt: skip
 FETCHED = ("mnist", "fashion_mnist", "kmnist", "emnist", "svhn", "usps", "cifar10", "cifar100", "gtsrb", "omniglot")
 
 

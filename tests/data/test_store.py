@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from clbench.data import store
-from clbench.data.store import Store
+from clbench.data.store import Store, shared_store
 from clbench.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -72,6 +72,16 @@ def test_every_placement_trains_on_the_same_inputs(tmp_path, small_setup):
     for placement in PLACEMENTS[1:]:
         for ours, expected in zip(inputs[placement], inputs["device"], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_equally_many_training_and_test_images_of_one_file_are_two_stores(placement, mapped):
+    """The parts of a memory map all name the offset of the whole file."""
+    train, test = (shared_store(part, CPU, placement) for part in (mapped[:25], mapped[25:]))
+    rows = torch.tensor([0, 24])
+    assert np.array_equal(train.take(rows).numpy(), mapped[[0, 24]])
+    assert np.array_equal(test.take(rows).numpy(), mapped[[25, 49]])
+    assert shared_store(mapped[25:], CPU, placement) is test
 
 
 def test_mmap_needs_a_file():
