@@ -193,6 +193,12 @@ class EvaluatorConfig:
         "0 never",
         at_least=0,
     )
+    connectivity_points: int = option(
+        0,
+        help="at every task's end, evaluate so many points of the straight line from the state after the previous task to the "
+        "present one, both ends included; 0 never, 11 for steps of a tenth",
+        at_least=0,
+    )
 
 
 @dataclass

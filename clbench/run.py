@@ -17,6 +17,7 @@ from clbench import config as configuration
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, Diverged
 from clbench.evaluation.adaptive import AdaptiveEvaluator
+from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
 from clbench.models.continual import ContinualModel
@@ -67,6 +68,11 @@ def set_up(composed: DictConfig) -> Setup:
         raise ConfigError(
             f"evaluator.every={config.evaluator.every} has no meaning with evaluator=adaptive, which chooses among all "
             "iterations: leave it at 1, or choose evaluator=periodic"
+        )
+    if config.evaluator.connectivity_points in (1, 2):
+        raise ConfigError(
+            f"evaluator.connectivity_points={config.evaluator.connectivity_points} has no point between the two ends. Valid "
+            "choices: 0 for never, or at least 3, e.g. 11"
         )
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -182,6 +188,7 @@ class Run:
             "pretrained": origin(config.model, setup.learner.model.backbone),
             "fleet": fleet,
             "compiled": None,  # known at the end
+            "interpolated": INTERPOLATED if config.evaluator.connectivity_points else None,
         }
         folder.write_json("environment.json", environment(_device_name(setup.device)) | own)
         folder.write_json("summary.json", {"status": "running"})
@@ -269,6 +276,8 @@ def write_tables(folder: RunFolder, trainer: Trainer) -> None:
         folder.write_table("diagnostics.parquet", trainer.diagnostics.table())
     if trainer.plasticity.every:
         folder.write_table("plasticity.parquet", trainer.plasticity.table())
+    if trainer.connectivity.points:
+        folder.write_table("connectivity.parquet", trainer.connectivity.table())
 
 
 def _added_strategies(config: RunConfig) -> list[Any]:

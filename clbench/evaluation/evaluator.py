@@ -181,14 +181,18 @@ class ContinualEvaluator:
         with self.undisturbed():
             for task in range(last):
                 ids = self.split.ids(task)
-                sums = [
-                    self._scores(self.inputs.plain(self.split, ids[part]), task).sum(0, dtype=torch.float64)
-                    for part in self.parts(len(ids))
-                ]
-                correct, loss = torch.stack(sums).sum(0).tolist()
-                rows.append((task_learning, iteration, task, len(ids), correct, loss))
+                rows.append((task_learning, iteration, task, len(ids), *self.sums_of(task, ids)))
         self.seconds += time.perf_counter() - started
         return as_table(np.array(rows, np.float64).reshape(-1, len(COLUMNS)))
+
+    def sums_of(self, task: int, ids: Tensor) -> tuple[int, float]:
+        """Correct answers and summed cross-entropy of samples of one task, by their ids. Called within :meth:`undisturbed`."""
+        sums = [
+            self._scores(self.inputs.plain(self.split, ids[part]), task).sum(0, dtype=torch.float64)
+            for part in self.parts(len(ids))
+        ]
+        correct, loss = torch.stack(sums).sum(0).tolist()
+        return int(correct), loss
 
     def first_images(self, task: int, n: int) -> Samples:
         """The first ``n`` samples of a task's subset, as images."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from clbench.config import RunConfig
 from clbench.errors import Diverged
+from clbench.evaluation.connectivity import Connectivity
 from clbench.evaluation.diagnostics import Diagnostics
 from clbench.evaluation.evaluator import ContinualEvaluator, as_table
 from clbench.evaluation.per_sample import refuse_batch_dependence
@@ -78,6 +79,7 @@ class Trainer:
         self.device = next(learner.parameters()).device
         self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
         self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
+        self.connectivity = Connectivity(learner, evaluator, config.evaluator.connectivity_points)
         self.parameters = list(learner.trainable().values())
         self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
         self.precision = evaluator.precision
@@ -212,6 +214,7 @@ class Trainer:
         self.learner.end_task(self._task)
         if self.task in (0, 1, self.scenario.n_tasks - 1):
             refuse_batch_dependence(self.evaluator, self.task)
+        self.connectivity.look(self.task)
         self._measurements += [(self.task, name, *reported) for name, reported in self.learner.measurements()]
         self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
@@ -353,6 +356,7 @@ class Trainer:
                 "losses": list(self._loss_rows),
                 "diagnostics": self.diagnostics.rows(),
                 "plasticity": self.plasticity.rows(),
+                "connectivity": self.connectivity.state_dict(),
                 "measurements": list(self._measurements),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -366,6 +370,9 @@ class Trainer:
         state: dict[str, Any] | None = load_checkpoint(self.checkpoint, self.device)
         if state is None:
             return
+        for parameter in self.learner.model.parameters():
+            if not parameter.requires_grad:  # other members of a fleet may hold the same tensor, see share_frozen
+                parameter.data = parameter.data.clone()
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load_state_dict(state["loss_scale"])
@@ -378,6 +385,8 @@ class Trainer:
         self._n_checked = len(self._loss_rows)
         self.diagnostics.restore(state["diagnostics"])
         self.plasticity.restore(state.get("plasticity", []))  # none in older checkpoints
+        if "connectivity" in state:  # not in older checkpoints
+            self.connectivity.load_state_dict(state["connectivity"], self.task)
         self._measurements = [tuple(row) for row in state.get("measurements", [])]  # none in older checkpoints
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
