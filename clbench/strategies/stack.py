@@ -172,6 +172,18 @@ def _over_rows(function: Callable, *arguments: Any) -> Any:
     return torch.vmap(function, in_dims=dimensions, randomness="different")(*arguments)
 
 
+def share_frozen(first: Learner, other: Learner) -> None:
+    """Let ``other`` use the frozen parameters of ``first``'s model where its own are equal, so that they are held once.
+
+    Nothing may then change them in place: who changes such a weight (a merged adapter, a checkpoint) makes a new tensor of it.
+    """
+    own = dict(other.model.named_parameters())
+    for name, parameter in first.model.named_parameters():
+        mine = own.get(name)
+        if mine is not None and not (parameter.requires_grad or mine.requires_grad) and torch.equal(parameter, mine):
+            mine.data = parameter.data
+
+
 def state_of(learner: Learner) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer with its name, each once."""
     return [*learner.named_parameters(), *learner.named_buffers()]

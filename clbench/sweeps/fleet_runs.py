@@ -15,6 +15,7 @@ from clbench.progress import ProgressDisplay
 from clbench.records.run_folder import RunFolder
 from clbench.run import Run, recorded, run
 from clbench.scenarios.build import sources_kept
+from clbench.strategies.stack import share_frozen
 from clbench.sweeps.grouping import why_alone
 from clbench.sweeps.ways import n_processes, pool, seconds_per_iteration
 from clbench.training.fleet import Fleet
@@ -123,6 +124,8 @@ def _train_stacked(jobs: list[Job]) -> list[Outcome]:
             made = Run(job.config, job.path)
             with made.recording_failure():
                 made.begin(fleet={"runs": len(jobs), "way": "stacked"})
+            if runs:  # at once: R copies of a large backbone might not fit
+                share_frozen(next(iter(runs.values())).setup.learner, made.setup.learner)
             runs[number] = made
         except ClbenchError as error:
             outcomes[number] = Outcome(failure=str(error))

@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from clbench.run import set_up
+from clbench.strategies.stack import share_frozen
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 
@@ -66,7 +67,10 @@ def pool(n: int) -> ProcessPoolExecutor:
 
 
 def _seconds_stacked(configs: list[DictConfig], folder: Path) -> float:
-    members = [_trainer(config, folder / f"stacked{number}") for number, config in enumerate(configs)]
+    members: list[Trainer] = []
+    for number, config in enumerate(configs):
+        members.append(_trainer(config, folder / f"stacked{number}"))
+        share_frozen(members[0].learner, members[-1].learner)
     fleet = Fleet(members)
     fleet.begin_task()
     step = _seconds(fleet.train_step, members[0].device)

@@ -6,14 +6,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from clbench.config import compose, load_run_config
+from clbench.config import compose, load_run_config, to_dataclass
+from clbench.models.small_vit import SmallViT
 from clbench.run import run
 from clbench.strategies.finetune import Finetune
 from clbench.sweeps import fleet_runs, ways
 from clbench.sweeps.fleet_runs import Job, train_together
 from clbench.training.fleet import Fleet
 
+FIRST_LAYER = {
+    "lora": "backbone.network.blocks.0.attn.qkv.base.weight",
+    "oneprompt": "backbone.backbone.network.blocks.0.attn.qkv.weight",
+    "reglora": "backbone.network.blocks.0.attn.qkv.base.weight",
+}
 OPTIONS = [
     "strategy=ewc", "model.hidden=[8]", "trainer.epochs=null", "trainer.max_steps_per_task=4", "trainer.batch_size=8",
     "evaluator.subset=20", "scenario.increment=5", "progress=false", "device=cpu",
@@ -133,3 +140,33 @@ def test_ways_are_timed_on_throwaway_learners(monkeypatch):
     monkeypatch.setattr(ways, "WORTH_PROCESSES", 0.0)
     monkeypatch.setattr(ways, "n_processes", lambda config, n: 2)
     assert set(ways.seconds_per_iteration(configs)) == {"stacked", "in_turn", "processes"}
+
+
+@pytest.mark.parametrize(("strategy", "copies"), [("lora", 1), ("oneprompt", 1), ("reglora", 3)])
+def test_members_hold_one_copy_of_a_frozen_backbone(strategy, copies, tmp_path, monkeypatch):
+    """From the moment they are built to the end; where a method merges into it, until it does."""
+    sizes = ["model=small_vit", "model.width=8", "model.depth=5", "model.heads=1"]
+    config = to_dataclass(compose(sizes)).model
+    save_file(SmallViT(config, (1, 8, 8)).network.state_dict(), tmp_path / "pretrained.safetensors")
+    small = [*sizes, f"model.checkpoint={tmp_path / 'pretrained.safetensors'}", *OPTIONS[2:]]
+    seeds = [Job(compose([f"strategy={strategy}", *small, f"seed={seed}"]), tmp_path / str(seed)) for seed in range(3)]
+    seen, fit = [], Fleet.fit
+
+    def count(members):
+        weights = [member.learner.model.get_parameter(FIRST_LAYER[strategy]) for member in members]
+        return len({weight.data_ptr() for weight in weights})
+
+    def counted(fleet):
+        seen.append(count(fleet.members))
+        fit(fleet)
+        seen.append(count(fleet.members))
+
+    monkeypatch.setattr(Fleet, "fit", counted)
+    outcomes = train_together(seeds, "stacked")
+    assert seen == [1, copies]
+    run(seeds[1].config, tmp_path / "alone")
+    mine, its = (pd.read_parquet(path / "tasks.parquet") for path in (seeds[1].path, tmp_path / "alone"))
+    assert outcomes[1].summary["metrics"]["ACC"] == pytest.approx(
+        (mine.correct / mine.n)[mine.task_learning == 1].mean()
+    )
+    pd.testing.assert_frame_equal(mine, its, rtol=1e-3, atol=1e-3)
