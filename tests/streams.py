@@ -18,8 +18,15 @@ STREAMS = {
 
 SMALL_OPTIONS = {
     "acil": ["strategy.width=30"],
+    "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=50", "strategy.length=4"],  # of 50 tasks, at most
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=1"],
     "dst": ["strategy.update_every=2"],
+    "dualprompt": [
+        "strategy.general_blocks=[0]",
+        "strategy.general_length=2",
+        "strategy.expert_blocks=[1]",
+        "strategy.expert_length=4",
+    ],
     "hypernetwork": ["strategy.chunk_size=300"],
     "if2net": [
         "strategy.n_windows=2",
@@ -28,6 +35,7 @@ SMALL_OPTIONS = {
         "strategy.n_out=20",
         "strategy.admm_iter=5",
     ],
+    "l2p": ["strategy.blocks=[0,1]", "strategy.pool=5", "strategy.length=4", "strategy.top_k=2"],
     "oneprompt": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]"],
     "ranpac": ["strategy.projection=30"],
     "slda": ["strategy.shrinkage=0.1"],  # a few samples leave the covariance singular

@@ -25,6 +25,10 @@ class Prompting(Strategy):
 
     def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
+        if model.frozen:
+            raise ConfigError(
+                f"model.frozen={model.frozen} has to be 0: strategy {config.name} trains no part of the network but its prompts"
+            )
         backbone = model.backbone
         chosen, n_blocks = self.prompts(backbone.n_features, scenario), len(backbone.transformer.blocks)
         beyond = [block for block in chosen if not 0 <= block < n_blocks]
@@ -65,3 +69,15 @@ class KeyedPrompting(Prompting):
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         """The pull of the keys chosen for the batch that ``outputs`` come from."""
         return self.pull * self.network.matching_loss()
+
+
+def check_places(blocks_option: str, blocks: list[int], length_option: str, length: int) -> None:
+    """Refuse blocks that are none or not all different, and a length that cannot be halved.
+
+    Raises:
+        ConfigError: with the option's name and value.
+    """
+    if not blocks or len(set(blocks)) < len(blocks):
+        raise ConfigError(f"strategy.{blocks_option}={blocks} has to name at least one block, and none twice")
+    if length % 2:
+        raise ConfigError(f"strategy.{length_option}={length} has to be even: half of a prompt's vectors are keys")
