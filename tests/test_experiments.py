@@ -119,6 +119,30 @@ def test_two_kinds_of_hypernetworks_at_the_same_budget():
     assert budgets["chunked"] == budgets["recurrent"]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("predkd", {"strategy.loss": "bce_kd", "strategy.scale": 5.0}),
+        ("predkd_l2", {"strategy.plus": ["predkd"], "strategy.lam": 0.05, "strategy.from_start": True}),
+        ("predkd_ewc", {"strategy.plus": ["predkd"], "strategy.lam": 1280.0, "strategy.mode": "online"}),
+        ("predkd_featkd", {"strategy.plus": ["predkd"], "strategy.lam": 5.0, "strategy.from_start": True}),
+        ("featkd", {"strategy.plus": [], "strategy.lam": 5.0}),
+        ("ewc", {"strategy.plus": [], "strategy.lam": 1280.0, "strategy.where": "backbone"}),
+    ],
+)
+def test_published_settings_of_the_rehearsal_free_suite(name, expected):
+    """One network and schedule for all of them, with BatchNorm as the authors' code has it."""
+    config = compose([f"experiment=cifar100_rehearsal_free_{name}"])
+    for key, value in expected.items():
+        group, field = key.split(".")
+        assert config[group][field] == value, key
+    trainer = config.trainer
+    assert (trainer.optimizer, trainer.lr, trainer.weight_decay, trainer.batch_size) == ("adam", 0.001, 0.0002, 128)
+    assert (trainer.scheduler, trainer.milestones, trainer.epochs) == ("step", [0.4, 0.6, 0.8], 250)
+    assert trainer.batch_norm == "frozen"
+    assert (config.scenario.class_order, config.scenario.augment.crop_padding) == ("shuffled", 4)
+
+
 def test_an_experiment_chooses_its_model_over_its_scenarios():
     config = compose(["experiment=cifar100_rehearsal_free_ewc"])
     assert (config.model.kind, config.model.name) == ("timm", "resnet18")

@@ -5,20 +5,20 @@ z are the logits on the task's own samples, z̄ those of the network before the 
 earlier tasks, N = L \\ O, y the label, σ the sigmoid and bce(z, t) = −t log σ(z) − (1 − t) log(1 − σ(z)). The mean over the
 batch of, by ``loss``,
 
-    bce_kd         s/|L| · ( Σ_{c∈N} bce(z_c, 1[c=y]) + Σ_{c∈O} bce(z_c, σ(z̄_c)) )                            PredKD
+    bce_kd         s/|L| · ( Σ_{c∈N} bce(z_c, 1[c=y]) + Σ_{c∈O} bce(z_c, σ(z̄_c)) )
     balanced_bce   1/|L| · ( w Σ_{c∈N} v_c bce(z_c, 1[c=y]) + Σ_{c∈O} bce(z_c, σ(z̄_c)) )
                    v_c = 1 where c = y and 1/|N| elsewhere,  w = 2|N| / (1 + 1/|N|)
     softmax_kd     −log softmax_L(z)_y + KL( softmax_O(z̄/T) ‖ softmax_O(z/T) )
-    bce_local      s/|N| · Σ_{c∈N} bce(z_c, 1[c=y])                                                   no distillation
-    bce_all        s/|L| · Σ_{c∈L} bce(z_c, 1[c=y])                                                   no distillation
-    softmax        −log softmax_L(z)_y                                                                no distillation
+    bce_local      s/|N| · Σ_{c∈N} bce(z_c, 1[c=y])
+    bce_all        s/|L| · Σ_{c∈L} bce(z_c, 1[c=y])
+    softmax        −log softmax_L(z)_y
 
-The sum over N is recorded as the loss ``new``, that over O (or the KL) as ``predkd``, whose gradient is exactly 0 at a task's
-first step. In the first task O is empty.
+bce_kd is the method of the paper; the last three do not distil. The sum over N is recorded as the loss ``new``, that over O (or
+the KL) as ``predkd``, whose gradient is exactly 0 at a task's first step. In the first task O is empty.
 
 Read in the authors' code (shaunak27/data-free-continual-learning at 5388102, learners/kd.py): all six, with s = 5 and T = 2
 hard-coded, no s in balanced_bce, and a cross-entropy in place of the KL, which differs by a constant. Second-hand: that the
-paper's PredKD is bce_kd and its figures, from notes on the paper; there the first term is written CE(p_θ(x), p_θ̄(x)).
+paper's PredKD is bce_kd, from notes on the paper that give its figures; they write the second sum as CE(p_θ(x), p_θ̄(x)).
 
 ``strategy.plus=[l2]``, ``[ewc]`` or ``[featkd]`` adds the penalties of the paper. Theirs are added to a loss with s = 5: a
 weight of a penalty belongs to an s. Stores the teacher, where there is distillation.
