@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
+from clbench.reports.connectivity_tables import LINE_COLUMNS
 from clbench.reports.loading import MEASUREMENT_COLUMNS, PLASTICITY_COLUMNS
 from clbench.reports.protocols import ProtocolReport, Sensitivity
 from clbench.reports.statistics import Ranking
@@ -69,12 +70,14 @@ def made_comparison(
     failures: bool = True,
     reporting: tuple[str, ...] = (),
     plasticity: tuple[str, ...] = (),
+    connectivity: tuple[str, ...] = (),
 ) -> Comparison:
     """Every part of a comparison filled; method i has the look and curve of ``METHODS[i % 3]`` and the name ``methods[i]``.
 
     Args:
         reporting: the methods that report something of themselves, see :func:`made_measurements`.
         plasticity: the methods of whose networks plasticity was measured, see :func:`made_plasticity`.
+        connectivity: the methods between whose states was evaluated, see :func:`made_connectivity`.
     """
     methods = METHODS if methods is None else methods
     curves, rows = {}, []
@@ -120,6 +123,10 @@ def made_comparison(
         plasticity=of_runs(made_plasticity, plasticity, [*RUN, *PLASTICITY_COLUMNS]),
         plasticity_tables=[
             _table(f"Plasticity: {scenario}", methods, scenario) for scenario in scenarios if plasticity
+        ],
+        connectivity=of_runs(made_connectivity, connectivity, [*RUN, *LINE_COLUMNS]),
+        connectivity_tables=[
+            _table(f"Connectivity: {scenario}", methods, scenario) for scenario in scenarios if connectivity
         ],
         costs=[_table(f"Costs: {scenario}", methods, scenario) for scenario in scenarios],
         failures=_table("Failures", methods[-1:]) if failures else None,
@@ -167,6 +174,20 @@ def made_plasticity(n_tasks: int, shift: float) -> pd.DataFrame:
         rows += [(task, "", "sigma_max", "h1", 5.0), (task, "", "sigma_max", "h2", 2.0 + task + shift)]
     table = pd.DataFrame(rows, columns=["task_learning", "probe", "quantity", "part", "value"])
     return table.assign(iteration=100 * (table.task_learning + 1))
+
+
+def made_connectivity(n_tasks: int, shift: float) -> pd.DataFrame:
+    """Five points between the states after task t − 1 and after t ≥ 1, counted from 0.
+
+    Accuracy on the current task 0.1 · t + 0.4 λ + ``shift``, on the earlier ones 0.5 − 0.2 λ + ``shift``; loss 1 on all.
+    """
+    rows = [
+        (task, lam, tasks, accuracy + shift, 1.0)
+        for task in range(1, n_tasks)
+        for lam in (0.0, 0.25, 0.5, 0.75, 1.0)
+        for tasks, accuracy in (("current", 0.1 * task + 0.4 * lam), ("earlier", 0.5 - 0.2 * lam))
+    ]
+    return pd.DataFrame(rows, columns=LINE_COLUMNS)
 
 
 def _table(title: str, methods: list[str], scenario: str = "") -> Table:

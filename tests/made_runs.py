@@ -54,6 +54,7 @@ def write_run(
     notes: list[str] | None = None,
     measurements: list[tuple[int, str, str, str, float]] | None = None,
     plasticity: list[tuple[int, int, str, str, str, float]] | None = None,
+    connectivity: list[tuple[int, float, int, int, int, float]] | None = None,
     learned: list[float] | None = None,
     **metrics: float | None,
 ) -> Path:
@@ -63,6 +64,7 @@ def write_run(
         notes: those of ``summary.json``; None: a run from before there were notes.
         measurements: rows of ``method.parquet``: task_learning, strategy, quantity, part, value; None: no such file.
         plasticity: rows of ``plasticity.parquet``: task_learning, iteration, probe, quantity, part, value; None: no such file.
+        connectivity: rows of ``connectivity.parquet``: task_learning, lam, task_eval, n, correct, loss; None: no such file.
         learned: accuracy on every task when it was just learned, in hundredths; all earlier tasks are then at 0.1. None: the two
             tasks that every run has.
     """
@@ -125,6 +127,9 @@ def write_run(
     if plasticity is not None:
         columns = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
         pd.DataFrame(plasticity, columns=columns).to_parquet(folder / "plasticity.parquet")
+    if connectivity is not None:
+        columns = ["task_learning", "lam", "task_eval", "n", "correct", "loss"]
+        pd.DataFrame(connectivity, columns=columns).to_parquet(folder / "connectivity.parquet")
     rows = [(0, 10, 0, 5, 5, 0.1), (1, 20, 0, 5, 3, 0.9), (1, 20, 1, 5, 5, 0.1)]
     table = pd.DataFrame(rows, columns=["task_learning", "iteration", "task_eval", "n", "correct", "loss"])
     table.to_parquet(folder / "curve.parquet")

@@ -19,6 +19,7 @@ from clbench.reports.loading import load
 from clbench.reports.statistics import TESTS
 from clbench.reports.tables import METRICS, Cell, Table
 from clbench.reports.text_formats import (
+    connectivity_numbers,
     latex,
     main_numbers,
     markdown,
@@ -114,6 +115,8 @@ def _write(comparison: Comparison, out: Path) -> Path:
         measurement_numbers(comparison).to_csv(out / "reported.csv", index=False)
     if comparison.plasticity_tables:
         plasticity_numbers(comparison).to_csv(out / "plasticity.csv", index=False, float_format="%.6g")
+    if comparison.connectivity_tables:
+        connectivity_numbers(comparison).to_csv(out / "connectivity.csv", index=False, float_format="%.6g")
     write_page(comparison, out / "report.html")
     return out / "report.html"
 

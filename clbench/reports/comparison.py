@@ -10,6 +10,7 @@ import pandas as pd
 from clbench.errors import ConfigError, choose_from
 from clbench.reports import tables
 from clbench.reports.checks import Selection, select
+from clbench.reports.connectivity_tables import LINE_COLUMNS, along_lines, connectivity_table
 from clbench.reports.loading import MEASUREMENT_COLUMNS, PLASTICITY_COLUMNS, Runs, load
 from clbench.reports.measurement_tables import measurement_tables
 from clbench.reports.plasticity_tables import plasticity_table, task_ends
@@ -69,6 +70,13 @@ class Comparison:
 
     plasticity_tables: list[Table]
     """Accuracy on tasks just learned, and :attr:`plasticity` after the last one, a table per scenario where it was measured."""
+
+    connectivity: pd.DataFrame
+    """Accuracy and loss on the lines between the states after successive tasks (``connectivity.parquet``): ``scenario, method,
+    seed, folder``, then ``task_learning, lam, tasks, accuracy, loss``. Without rows where none were evaluated."""
+
+    connectivity_tables: list[Table]
+    """Barriers on these lines, a table per scenario where there are any."""
 
     costs: list[Table]
     """Time, memory, parameters and FLOPs, one table per scenario."""
@@ -135,7 +143,8 @@ def compare(
     ranks = _ranks(included, metric)
     measurements = _of_all_runs(included, runs.measurements, MEASUREMENT_COLUMNS)
     plasticity = _of_all_runs(included, lambda folder: task_ends(runs.plasticity(folder)), PLASTICITY_COLUMNS)
-    main, reported, plasticity_tables, costs, provenance, hyperparameters = [], [], [], [], [], []
+    connectivity = _of_all_runs(included, lambda folder: along_lines(runs.connectivity(folder)), LINE_COLUMNS)
+    main, reported, plasticity_tables, connectivity_tables, costs, provenance, hyperparameters = ([] for _ in range(7))
     for scenario, rows in included.groupby("scenario", sort=False):
         name = str(scenario)
         methods, seeds = _methods_on(selection, name), selection.expected_seeds[name]
@@ -146,6 +155,8 @@ def compare(
         reported += measurement_tables(own, rows, methods)
         if len(own := plasticity[plasticity.scenario == scenario]):
             plasticity_tables.append(plasticity_table(own, rows, methods, runs))
+        if len(own := connectivity[connectivity.scenario == scenario]):
+            connectivity_tables.append(connectivity_table(own, rows, methods))
         costs.append(tables.costs_table(rows, methods))
         provenance.append(tables.provenance_table(rows, runs, seeds))
         hyperparameters.append(tables.hyperparameters_table(rows, runs, methods))
@@ -164,6 +175,8 @@ def compare(
         reported=reported,
         plasticity=plasticity,
         plasticity_tables=plasticity_tables,
+        connectivity=connectivity,
+        connectivity_tables=connectivity_tables,
         costs=costs,
         failures=tables.failures_table(selection.failures),
         provenance=provenance,
@@ -199,7 +212,7 @@ def _notes(selection: Selection, scenario: str) -> dict[str, list[str]]:
 
 def _of_all_runs(included: pd.DataFrame, read: Callable[[str], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     """The tables that ``read`` gives for the folders of the compared runs, below each other: ``scenario, method, seed, folder``
-    and ``columns``. Values that are not finite, undefined in their run, are left out."""
+    and ``columns``. Rows whose ``value`` is not finite, undefined in their run, are left out."""
     of_run = ["scenario", "method", "seed", "folder"]
     tables = [
         table.assign(**{name: row[name] for name in of_run})
@@ -209,7 +222,7 @@ def _of_all_runs(included: pd.DataFrame, read: Callable[[str], pd.DataFrame], co
     if not tables:
         return pd.DataFrame(columns=[*of_run, *columns])
     table = pd.concat(tables, ignore_index=True)[[*of_run, *columns]]
-    return table[np.isfinite(table.value)]
+    return table[np.isfinite(table.value)] if "value" in columns else table
 
 
 def _statistics(included: pd.DataFrame, metric: str, test: str | None) -> dict[str, AgainstBest]:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
+from clbench.reports.connectivity_tables import SPACE, accuracy_lines
 from clbench.reports.figure_data import curves, just_learned_lines, mean_matrix, plasticity_and_stability
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.plasticity_tables import QUANTITIES, recorded_names
@@ -25,7 +26,8 @@ class ReportFigure:
     """File name without its ending: lower case letters, digits, ``-`` and ``_``."""
 
     section: str
-    """Where it belongs in the report: ``figures``, ``plasticity``, ``reported``, ``protocols``, ``sensitivity`` or ``cost``."""
+    """Where it belongs in the report: ``figures``, ``plasticity``, ``connectivity``, ``reported``, ``protocols``, ``sensitivity``
+    or ``cost``."""
 
     title: str
     caption: str
@@ -47,6 +49,7 @@ def figures_of(comparison: Comparison) -> Iterator[ReportFigure]:
     for scenario, rows in comparison.included.groupby("scenario", sort=False):
         yield from _scenario_figures(comparison, str(scenario), rows)
         yield from _plasticity_figures(comparison, str(scenario))
+        yield from _connectivity_figures(comparison, str(scenario), rows)
         yield from _measurement_figures(comparison, str(scenario))
     if comparison.ranks is not None:
         yield _critical_difference(comparison)
@@ -204,6 +207,25 @@ def _plasticity_figures(comparison: Comparison, scenario: str) -> Iterator[Repor
         ),
         kind="quantities",
         data={"lines": lines, "columns": 3, "logarithmic": logarithmic},
+    )
+
+
+def _connectivity_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame) -> Iterator[ReportFigure]:
+    on_lines = comparison.connectivity[comparison.connectivity.scenario == scenario]
+    if on_lines.empty:
+        return
+    yield ReportFigure(
+        name=file_name("connectivity", scenario),
+        section="connectivity",
+        title=f"Accuracy between the states after successive tasks: {scenario}",
+        caption=(
+            "Accuracy on the straight line from the state after one task (λ = 0) to that after the next (λ = 1): on the task "
+            "that was learned between the two, and the mean on the tasks before it, both averaged over all tasks but the first "
+            f"(evaluation subsets of {scenario}, {_listed(rows.split)} split). {SPACE}. Lines: mean over {_seeds(on_lines)}; "
+            "bands: lowest to highest seed."
+        ),
+        kind="connectivity",
+        data={"lines": accuracy_lines(on_lines)},
     )
 
 

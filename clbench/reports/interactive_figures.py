@@ -128,6 +128,22 @@ def just_learned(lines: pd.DataFrame, looks: Looks) -> go.Figure:
     return figure
 
 
+def connectivity(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.Figure:
+    """Accuracy in percent on the line between the states after two tasks, a panel each for the current and the earlier tasks."""
+    figure, cells = make_panels(list(lines), 2, 300)
+    for (row, column), line in zip(cells, lines.values(), strict=True):
+        where = {"row": row, "col": column}
+        for method, own in line.groupby("method", sort=False):
+            name, look = str(method), looks[str(method)]
+            trace = line_trace(name, own, look, legend=column == 1)
+            hover = f"{literal(name)}: %{{y:.1f}} % at λ = %{{x:.3~g}}<extra></extra>"
+            figure.add_trace(band_trace(name, own, look), **where)
+            figure.add_trace(trace.update(hovertemplate=hover), **where)
+        figure.update_xaxes(title_text="λ", **where)
+    figure.update_yaxes(title_text="accuracy (%)", row=1, col=1)
+    return figure
+
+
 def quantities(
     lines: Mapping[str, pd.DataFrame], looks: Looks, columns: int = 2, logarithmic: Collection[str] = ()
 ) -> go.Figure:
@@ -406,7 +422,7 @@ DRAW: dict[str, Callable[..., Any]] = {
     drawing.__name__: drawing
     for drawing in (
         accuracy_curves, switch_zoom, accuracy_matrices, stability_plasticity, cost_fronts, critical_difference,
-        rank_changes, optimism_gaps, sensitivity, just_learned, quantities, quantity_maps,
+        rank_changes, optimism_gaps, sensitivity, just_learned, connectivity, quantities, quantity_maps,
     )
 }  # fmt: skip
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""

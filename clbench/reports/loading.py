@@ -30,6 +30,7 @@ PROVENANCE = ["device", "torch", "clbench", "git_commit", "command"]
 
 MEASUREMENT_COLUMNS = ["task_learning", "strategy", "quantity", "part", "value"]
 PLASTICITY_COLUMNS = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
+CONNECTIVITY_COLUMNS = ["task_learning", "lam", "task_eval", "n", "correct", "loss"]
 
 STATUSES = ("finished", "diverged", "failed", "running", "unreadable")
 
@@ -83,6 +84,11 @@ class Runs:
         """``plasticity.parquet``: task_learning, iteration, probe, quantity, part, value; without rows where there is none."""
         file = Path(folder) / "plasticity.parquet"
         return pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=PLASTICITY_COLUMNS)
+
+    def connectivity(self, folder: str) -> pd.DataFrame:
+        """``connectivity.parquet``: task_learning, lam, task_eval, n, correct, loss; without rows where there is none."""
+        file = Path(folder) / "connectivity.parquet"
+        return pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=CONNECTIVITY_COLUMNS)
 
     def stream(self, folder: str) -> dict[str, Any]:
         """``scenario.json``: name, hash, frozen name, note and every task's classes, sizes and hashes."""

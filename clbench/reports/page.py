@@ -86,7 +86,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
 def _sections(comparison: Comparison) -> list[Section]:
     """The sections that have anything to show, in their order."""
     drawn: dict[str, list[PageFigure]] = {
-        name: [] for name in ("figures", "plasticity", "reported", "protocols", "sensitivity", "cost")
+        name: [] for name in ("figures", "plasticity", "connectivity", "reported", "protocols", "sensitivity", "cost")
     }
     method_looks = looks(methods_of(comparison))
     for figure in figures_of(comparison):
@@ -101,6 +101,7 @@ def _sections(comparison: Comparison) -> list[Section]:
         Section("results", "Results", [*comparison.main, *comparison.tests], [], []),
         Section("figures", "Figures", [], drawn["figures"], []),
         Section("plasticity", "Plasticity", comparison.plasticity_tables, drawn["plasticity"], []),
+        Section("connectivity", "Mode connectivity", comparison.connectivity_tables, drawn["connectivity"], []),
         Section("reported", "What the methods report", comparison.reported, drawn["reported"], []),
         Section("protocols", "Tuning protocols", protocol_tables, drawn["protocols"], protocol_notes),
         Section("sensitivity", "Hyperparameter sensitivity", [], drawn["sensitivity"], []),

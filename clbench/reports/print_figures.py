@@ -153,6 +153,18 @@ def just_learned(lines: pd.DataFrame, looks: Looks) -> Figure:
     return figure
 
 
+def connectivity(lines: Mapping[str, pd.DataFrame], looks: Looks) -> Figure:
+    """Accuracy in percent on the line between the states after two tasks, a panel each for the current and the earlier tasks."""
+    figure, grid = _panels(len(lines), 2, 2.5)
+    for axes, (tasks, line) in zip(grid, lines.items(), strict=True):
+        _lines_with_bands(axes, line, looks)
+        axes.set_title(tasks, loc="left", **STYLE)
+        axes.set_xlabel("λ", **STYLE)
+    grid[0].set_ylabel("accuracy (%)", **STYLE)
+    _legend(figure, pd.concat(lines.values()).method.unique(), looks, lines=True)
+    return figure
+
+
 def quantities(
     lines: Mapping[str, pd.DataFrame], looks: Looks, columns: int = 2, logarithmic: Collection[str] = ()
 ) -> Figure:
@@ -330,7 +342,7 @@ DRAW: dict[str, Callable[..., Figure]] = {
     draw.__name__: draw
     for draw in (
         accuracy_curves, switch_zoom, accuracy_matrices, stability_plasticity, cost_fronts, critical_difference,
-        rank_changes, optimism_gaps, sensitivity, just_learned, quantities, quantity_maps,
+        rank_changes, optimism_gaps, sensitivity, just_learned, connectivity, quantities, quantity_maps,
     )
 }  # fmt: skip
 """Kind of a :class:`~clbench.reports.figures.ReportFigure` → the function that draws it."""

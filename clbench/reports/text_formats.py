@@ -26,6 +26,7 @@ def markdown(comparison: Comparison, figures: list[tuple[str, str]]) -> str:
         parts += ["## Missing and failed runs", markdown_table(comparison.failures)]
     parts += _section("Results", [*comparison.main, *comparison.tests])
     parts += _section("Plasticity", comparison.plasticity_tables)
+    parts += _section("Mode connectivity", comparison.connectivity_tables)
     parts += _section("What the methods report", comparison.reported)
     if figures:
         parts.append("## Figures")
@@ -97,15 +98,15 @@ LATEX_SPECIAL = {
 
 
 def latex(comparison: Comparison) -> str:
-    """Main, test, protocol, cost and plasticity tables and what methods report, each a ``table`` with booktabs rules.
+    """Main, test, protocol, cost, plasticity and connectivity tables and what methods report.
 
-    They are to be ``\\input``.
+    Each is a ``table`` with booktabs rules, to be ``\\input``.
 
     Wide tables are scaled down to the line, for which the document loads ``graphicx`` beside ``booktabs``.
     """
     reports = [table for report in comparison.protocols for table in report.tables]
     every = [*comparison.main, *comparison.tests, *reports, *comparison.costs, *comparison.plasticity_tables]
-    every += comparison.reported
+    every += [*comparison.connectivity_tables, *comparison.reported]
     head = "% needs \\usepackage{booktabs,graphicx}\n"
     return head + "\n\n".join(latex_table(table) for table in every) + "\n"
 
@@ -222,3 +223,19 @@ def plasticity_numbers(comparison: Comparison) -> pd.DataFrame:
     table = comparison.plasticity.groupby(keys, sort=False).value.agg(["mean", "std", "count"]).reset_index()
     numbers = table[[*keys, "mean"]]
     return numbers.assign(half_width=half_widths(table["std"], table["count"]), runs=table["count"])
+
+
+def connectivity_numbers(comparison: Comparison) -> pd.DataFrame:
+    """Accuracy (a fraction) and mean cross-entropy at every point of the lines between the states after successive tasks.
+
+    Returns:
+        ``scenario, method, task_learning, tasks, lam``, then ``accuracy`` and ``loss``, each the mean over the ``runs`` that
+        evaluated the point and followed by its ``…_half_width`` (95 %).
+    """
+    keys = ["scenario", "method", "task_learning", "tasks", "lam"]
+    groups = comparison.connectivity.groupby(keys, sort=False)
+    means, deviations, counts = groups[["accuracy", "loss"]].mean(), groups[["accuracy", "loss"]].std(), groups.size()
+    numbers = {}
+    for name in means:
+        numbers |= {name: means[name], f"{name}_half_width": half_widths(deviations[name], counts)}
+    return pd.DataFrame(numbers).assign(runs=counts).reset_index()

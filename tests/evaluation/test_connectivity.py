@@ -11,7 +11,7 @@ from torch import nn
 
 from clbench.errors import ConfigError
 from clbench.evaluation.connectivity import COLUMNS, Connectivity, between
-from clbench.reports.connectivity import along_lines, barriers
+from clbench.reports.connectivity_tables import along_lines, barriers
 from clbench.training.fleet import Fleet
 
 POINTS = "evaluator.connectivity_points=5"

@@ -17,13 +17,13 @@ OPTIONS = ["trainer.max_steps_per_task=3", "model.hidden=[16]", "progress=false"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    run(compose([*OPTIONS, "evaluator.diagnostics_every=1"]), path)
+    run(compose([*OPTIONS, "evaluator.diagnostics_every=1", "evaluator.connectivity_points=3"]), path)
     return RunFolder(path)
 
 
 def test_every_file_is_there(folder):
     files = {"config.yaml", "scenario.json", "environment.json", "summary.json", "curve.parquet", "tasks.parquet",
-             "training.parquet", "diagnostics.parquet", "curve.png"}  # fmt: skip
+             "training.parquet", "diagnostics.parquet", "connectivity.parquet", "curve.png"}  # fmt: skip
     assert files <= {path.name for path in folder.path.iterdir()}
     assert not list(folder.path.rglob("*unfinished*"))
     assert folder.status == "finished"
@@ -48,6 +48,7 @@ def test_environment_has_versions_device_git_and_command(folder):
     assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"clbench", "python", "device", "git", "command"} <= set(environment)
     assert len(environment["initial_weights_sha256"]) == 64
+    assert "A and B, each by itself" in environment["interpolated"]
 
 
 def test_checkpoint_runs_no_code_when_loaded(folder):

@@ -18,7 +18,7 @@ def test_every_figure_there_are_data_for():
         "critical_difference", "rank_changes", "optimism_gaps", "sensitivity", "sensitivity",
     ]  # fmt: skip
     assert (
-        set(kinds) | {"just_learned", "quantities", "quantity_maps"}
+        set(kinds) | {"just_learned", "connectivity", "quantities", "quantity_maps"}
         == set(print_figures.DRAW)
         == set(interactive_figures.DRAW)
     )

@@ -216,6 +216,17 @@ def test_measures_of_plasticity(tmp_path):
     assert list(second) == list(first)
 
 
+def test_lines_between_states(tmp_path):
+    rows = [(1, 0.0, 0, 10, 5, 7.5), (1, 1.0, 1, 10, 9, 2.5)]
+    write_run(tmp_path / "a", seed=0, connectivity=rows)
+    write_run(tmp_path / "b", seed=1)
+    runs = load([tmp_path])
+    first, second = (runs.connectivity(folder) for folder in runs.table.folder)
+    assert list(first.itertuples(index=False, name=None)) == rows
+    assert second.empty
+    assert list(second) == list(first)
+
+
 def test_without_notes_there_is_no_column_of_notes(tmp_path):
     write_run(tmp_path / "a", seed=0, notes=[])
     write_run(tmp_path / "b", seed=1)

@@ -186,13 +186,16 @@ def test_notes_stand_at_the_methods_names_and_below_the_table(tmp_path):
     assert "What has to be known of the methods:" in page.texts_of("strong")
 
 
-def test_what_methods_report_and_plasticity_have_sections_with_table_and_figures(tmp_path):
-    page = parsed(made_comparison(scenarios=("one",), reporting=("er", "ewc"), plasticity=("er",)), tmp_path)
+def test_what_methods_report_plasticity_and_connectivity_have_sections_with_table_and_figures(tmp_path):
+    comparison = made_comparison(scenarios=("one",), reporting=("er", "ewc"), plasticity=("er",), connectivity=("er",))
+    page = parsed(comparison, tmp_path)
     headings = page.texts_of("h2")
     at = headings.index("Figures") + 1
-    assert headings[at : at + 2] == ["Plasticity", "What the methods report"]
-    assert {"Plasticity: one", "Reported: one", "Measures of plasticity: one"} <= set(page.texts_of("h3"))
-    assert {"just_learned-one", "plasticity-one"} <= set(page.having("figure", "id"))
+    assert headings[at : at + 3] == ["Plasticity", "Mode connectivity", "What the methods report"]
+    assert {"Plasticity: one", "Connectivity: one", "Reported: one", "Measures of plasticity: one"} <= set(
+        page.texts_of("h3")
+    )
+    assert {"just_learned-one", "plasticity-one", "connectivity-one"} <= set(page.having("figure", "id"))
     reported = [name for name in page.having("figure", "id") if "sparse" in name]
     assert reported == ["quantities-one-sparse", "parts-one-sparse-free_share", "tasks-one-sparse-overlap"]
     maps = [plot for plot in plots(page) if plot["data"][0]["type"] == "heatmap"]

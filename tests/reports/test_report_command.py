@@ -46,6 +46,7 @@ def test_report_of_methods_that_say_something_of_themselves(sweep, tmp_path, cap
         write_run(
             sweep / f"x{seed}", "sparse", seed, notes=["sparse: [b]ours[/b]."], measurements=rows,
             plasticity=[(task, 10 * task + 10, "", "weight_rms", "", 0.5 * task + seed) for task in range(2)],
+            connectivity=[(1, lam, task, 10, 5, 20.0) for lam in (0.0, 0.5, 1.0) for task in range(2)],
         )  # fmt: skip
     report(["multirun", "--out", "here"])
     shown = capsys.readouterr().out
@@ -54,7 +55,8 @@ def test_report_of_methods_that_say_something_of_themselves(sweep, tmp_path, cap
     text = (tmp_path / "here" / "report.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert {"quantities-stream-sparse.png", "parts-stream-sparse-free_share.png"} <= set(pictures)
-    assert {"just_learned-stream.png", "plasticity-stream.png"} <= set(pictures)
+    assert {"just_learned-stream.png", "plasticity-stream.png", "connectivity-stream.png"} <= set(pictures)
+    assert pd.read_csv(tmp_path / "here" / "connectivity.csv")[["accuracy", "loss", "runs"]].drop_duplicates().size == 3
     table = pd.read_csv(tmp_path / "here" / "plasticity.csv")
     assert table[["method", "task_learning", "mean", "runs"]].to_numpy().tolist() == [
         ["sparse", 0, 0.5, 2],
@@ -73,7 +75,14 @@ def test_report_of_methods_that_say_nothing_has_nothing_more(sweep, tmp_path):
     report(["multirun", "--out", "after"])
     names = {file.name for file in (tmp_path / "before").iterdir()}
     assert {file.name for file in (tmp_path / "after").iterdir()} == names
-    assert not names & {"reported.csv", "plasticity.csv", "just_learned-stream.png", "plasticity-stream.png"}
+    assert not names & {
+        "reported.csv",
+        "plasticity.csv",
+        "connectivity.csv",
+        "connectivity-stream.png",
+        "just_learned-stream.png",
+        "plasticity-stream.png",
+    }
     for name in names:
         before, after = ((tmp_path / out / name).read_bytes() for out in ("before", "after"))
         assert after == before.replace(b"--out before", b"--out after"), name

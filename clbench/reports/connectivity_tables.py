@@ -85,7 +85,7 @@ def connectivity_table(lines: pd.DataFrame, rows: pd.DataFrame, methods: Iterabl
     scenario = str(rows.scenario.iloc[0])
     found = barriers(lines).reindex(rows.folder)
     where = f"{SUBSETS}, {', '.join(rows.split.dropna().unique())} split"
-    shown = {tasks: unit_and_digits(found[tasks], small_too=True) for tasks in TASKS}
+    shown = {tasks: unit_and_digits(found[tasks]) for tasks in TASKS}
     columns = [Column("method")]
     columns += [
         Column(f"{quantity_heading(f'barrier, {name}', shown[tasks][0])} ↓", where, True)
