@@ -121,5 +121,5 @@ def between(before: Tensor, after: Tensor, lam: float) -> Tensor:
     """(1 − ``lam``) ``before`` + ``lam`` ``after``; exact at both ends and where the two agree."""
     if lam in (0, 1):
         return after if lam else before
-    # Without where, rounding would move weights that are never trained, and infinite entries would become NaN.
+    # Without where, rounding would move weights that are never trained.
     return torch.where(before == after, after, (1 - lam) * before + lam * after)

@@ -88,7 +88,7 @@ def connectivity_table(lines: pd.DataFrame, rows: pd.DataFrame, methods: Iterabl
     shown = {tasks: unit_and_digits(found[tasks]) for tasks in TASKS}
     columns = [Column("method")]
     columns += [
-        Column(f"{quantity_heading(f'barrier, {name}', shown[tasks][0])} ↓", where, True)
+        Column(f"{quantity_heading(f'barrier on the {name}', shown[tasks][0])} ↓", where, True)
         for tasks, name in TASKS.items()
     ]
     body = []

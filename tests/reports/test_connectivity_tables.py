@@ -59,8 +59,8 @@ def test_table_of_barriers(comparison):
     [table] = comparison.connectivity_tables
     assert [column.heading for column in table.columns] == [
         "method",
-        "barrier, current task ↓",
-        "barrier, earlier tasks ↓",
+        "barrier on the current task ↓",
+        "barrier on the earlier tasks ↓",
     ]
     er, ewc = table.rows
     low, high = stats.ttest_1samp([0.25, 1.25], 0).confidence_interval(0.95)
