@@ -136,7 +136,10 @@ class TimmBackbone(nn.Module):
     @property
     def transformer(self) -> "VisionTransformer | None":
         """The network where it is timm's plain vision transformer, into which prompts and adapters can be put; else None."""
-        return self.network if type(self.network).__name__ == "VisionTransformer" else None
+        if type(self.network).__name__ != "VisionTransformer":
+            return None
+        parts = {(type(block).__name__, type(getattr(block, "attn", None)).__name__) for block in self.network.blocks}
+        return self.network if parts == {("Block", "Attention")} else None
 
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename and reshape a checkpoint as timm does for its own: position embeddings, input channels, no classifier."""
