@@ -16,6 +16,16 @@ STREAMS = {
 }
 
 
+OUTLIERS = [
+    "strategy.share=0.75",  # of four steps the last three
+    "strategy.neighbours=3",
+    "strategy.select=5",
+    "strategy.sample_from=6",
+    "strategy.per_class=12",
+    "strategy.tau_id=-3.0",
+    "strategy.tau_ood=-1.0",
+]
+
 SMALL_OPTIONS = {
     "acil": ["strategy.width=30"],
     "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=50", "strategy.length=4"],  # of 50 tasks, at most
@@ -35,9 +45,14 @@ SMALL_OPTIONS = {
         "strategy.n_out=20",
         "strategy.admm_iter=5",
     ],
+    "ilora": ["strategy.rank=2"],
     "l2p": ["strategy.blocks=[0,1]", "strategy.pool=5", "strategy.length=4", "strategy.top_k=2"],
+    "lora": ["strategy.rank=2"],
     "oneprompt": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]"],
+    "outliers": OUTLIERS,
+    "ovor": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]", *OUTLIERS],
     "ranpac": ["strategy.projection=30"],
+    "reglora": ["strategy.rank=2", "strategy.top_fraction=0.1"],  # of 8×8 entries
     "slda": ["strategy.shrinkage=0.1"],  # a few samples leave the covariance singular
     "redo": ["strategy.period_unit=steps", "strategy.period=2", "strategy.threshold=0.5"],
 }

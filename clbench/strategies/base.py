@@ -180,6 +180,15 @@ class Strategy(nn.Module):
     def pause(self, task: Task, step: int) -> None:
         """Act before ``step`` of the task, in evaluation mode. May read the host, as the other hooks of a task."""
 
+    @property
+    def holds_features(self) -> bool:
+        """Whether in the present phase the head alone is trained.
+
+        Features are then computed in evaluation mode and without a gradient. The weights that they depend on have to be kept as
+        they are by the strategy itself, since an optimizer with momentum or weight decay moves them even so.
+        """
+        return False
+
     def outputs(self, batch: Batch) -> Outputs:
         """One forward pass over the batch's samples."""
         features = self.model.features(batch.samples.x)

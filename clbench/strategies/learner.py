@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Plan, Strategy
+from clbench.strategies.base import Batch, Measurement, Outputs, Plan, Strategy
 from clbench.strategies.compilation import Compilation
 
 EXCLUSIVE = {
@@ -86,9 +86,19 @@ class Learner(nn.Module):
         for strategy, phase in zip(self, phases, strict=True):
             strategy.phase = phase
 
+    @property
+    def holds_features(self) -> bool:
+        """Whether the head alone is trained in the present phase, see :attr:`Strategy.holds_features`."""
+        return any(strategy.holds_features for strategy in self)
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms by name: the data terms, and one per strategy with a penalty."""
-        outputs = self._owner["outputs"].outputs(batch)
+        if self.holds_features:
+            with torch.no_grad():
+                features = self.model.features(batch.samples.x)
+            outputs = Outputs(features, self.model.head(features))
+        else:
+            outputs = self._owner["outputs"].outputs(batch)
         terms = dict(self._owner["data_loss"].data_loss(batch, outputs))
         for strategy in self:
             penalty = strategy.penalty(batch, outputs)

@@ -97,11 +97,11 @@ class Fleet:
                 shape = len(ids), n_new, None if reference is None else len(reference)
                 groups.setdefault((shape, member.learner.phases), []).append(row)
         # Batches of one shape are one computation. They differ where tasks differ in size: an epoch's last batch is smaller.
-        learner = self._stacked.learner  # a member's own, so that it has to be left as it was found
-        phases_of_the_member = learner.phases
-        for (_, learner.phases), rows in groups.items():
+        own = self._living[0].learner.phases
+        for (_, phases), rows in groups.items():
+            self._enter(phases)
             self._step_together(rows, step)
-        learner.phases = phases_of_the_member
+        self._enter(own)
         places = [
             Place(row, self._task, member.step, len(member.steps), member.iteration)
             for row, member in enumerate(self._living)
@@ -121,6 +121,13 @@ class Fleet:
     def step(self) -> int:
         """The number of steps taken in the current task."""
         return max(member.step for member in self._living)
+
+    def _enter(self, phases: tuple[int, ...]) -> None:
+        """Let the learner of the stack, which is the first member's own, be in ``phases`` of the members that step next."""
+        first = self._living[0]
+        if first.learner.phases != phases:
+            first.learner.phases = phases
+            first.train_mode()
 
     def _step_together(self, rows: list[int], step: int) -> None:
         """One step of the members in ``rows``."""

@@ -255,6 +255,9 @@ class Trainer:
         if look:
             self.diagnostics.before_step(task, self.iteration + 1, terms)
         self.precision.backward(total, self.optimizer)
+        if self.learner.holds_features:
+            # What has no gradient gets zeros, as in a fleet: the optimizer, too, has to go on as it does there.
+            assign_gradients(self.parameters, flatten_gradients(self.parameters))
         if self.learner.edits_gradients:
             gradient = flatten_gradients(self.parameters)
             if self.learner.looks_ahead:
@@ -299,7 +302,7 @@ class Trainer:
         return self._reference[1]
 
     def train_mode(self) -> None:
-        """Training mode, with BatchNorm as ``trainer.batch_norm`` says."""
+        """Training mode, with BatchNorm as ``trainer.batch_norm`` says, and all that features depend on where they are held."""
         if not self.learner.learns_by_gradient:
             self.learner.eval()
             return
@@ -309,6 +312,8 @@ class Trainer:
             for module in self.learner.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        if self.learner.holds_features:
+            self.learner.model.backbone.eval()
 
     # ---- losses ---------------------------------------------------------------------------------------------------
 
