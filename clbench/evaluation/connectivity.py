@@ -19,7 +19,8 @@ L the mean cross-entropy on the current task, or the mean over the earlier tasks
 * All other state (memories, masks, which classes have been seen) is that after task t, for every λ. So in a class-incremental
   scenario the classes of task t compete at λ = 0 already, with the rows of the classifier that they had at the end of task
   t − 1, untrained; accuracy on earlier tasks may be lower there than it was at the end of task t − 1. Where the task is given
-  or all outputs are seen from the start, λ = 0 is the network as it was.
+  or all outputs are seen from the start, λ = 0 is the network as it was; a method that infers the task (a hypernetwork) chooses
+  among all tasks up to t there too.
 
 The learner is put into each state in turn and back into its own, bit for bit, and no random number is drawn.
 """
