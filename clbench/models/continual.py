@@ -227,7 +227,7 @@ class ContinualModel(nn.Module):
                 self.head.weight.zero_()
                 self.head.bias.zero_()
             return
-        if task == 0 or self._head_is_fixed:
+        if task == 0 or self.head_is_fixed:
             return
         new = self.class_task == task
         bound = 1 / math.sqrt(self.head.in_features)
@@ -287,7 +287,7 @@ class ContinualModel(nn.Module):
 
     def visible(self, task: Tensor | None, predicting: bool = False) -> Tensor | None:
         """Boolean (B, n_classes) or (n_classes,): the outputs a sample may see; None for all."""
-        if self._head_is_fixed:
+        if self.head_is_fixed:
             return None
         if self.setting == "task" or (self.logit_scope == "current" and not predicting):
             assert task is not None, "the scenario gives each sample's task"
@@ -295,7 +295,7 @@ class ContinualModel(nn.Module):
         return self.class_task <= self.current_task
 
     @property
-    def _head_is_fixed(self) -> bool:
+    def head_is_fixed(self) -> bool:
         """Whether every sample sees every output from the start, so that nothing grows."""
         return self.setting == "domain" or (self.setting == "class" and self.logit_scope == "all")
 

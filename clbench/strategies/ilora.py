@@ -85,14 +85,13 @@ class ILoRA(LoRA):
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
     def begin_task(self, task: Task) -> None:
-        """Let the slow head have the rows of the task's new classes."""
-        new = torch.isin(torch.arange(self.model.head.out_features), torch.tensor(task.classes))
-        if self.model.setting == "domain" and task.index > 0:
+        """Let the slow head have the rows of the task's classes, where the model has just drawn them anew."""
+        if task.index == 0 or self.model.head_is_fixed:
             return
+        new, slow = self.model.class_task == task.index, self.slow()
         with torch.no_grad():
             for name in ("head.weight", "head.bias"):
-                rows = new.to(self.memory.device)
-                self.slow()[name][rows] = self.model.get_parameter(name)[rows]
+                slow[name][new] = self.model.get_parameter(name)[new]
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Walk through the task's steps: offer the new samples to the reservoir, then draw from it."""

@@ -51,7 +51,20 @@ def traced_only(monkeypatch):
     return compiled
 
 
-SLOW = ["hypernetwork", "spectral", "wasserstein", "redo", "continual_backprop", "owm", "slda", "ranpac", "if2net"]
+SLOW = [
+    "ilora",
+    "reglora",
+    "hypernetwork",
+    "spectral",
+    "wasserstein",
+    "redo",
+    "continual_backprop",
+    "owm",
+    "slda",
+    "ranpac",
+    "if2net",
+    "outliers",
+]
 
 
 @pytest.mark.parametrize(
