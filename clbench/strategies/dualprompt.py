@@ -6,7 +6,8 @@
     L = CE( z over the current task's classes, y ) + pull · mean over samples and expert blocks of (1 − cos(q(x), k_t))
 
 q(x) are the features of the frozen network without prompts. In task t nothing of the other tasks' e and k gets a gradient; with
-an optimizer that starts anew in every task and without weight decay they stay as they are.
+an optimizer that starts anew in every task and without weight decay they stay as they are. With Adam ``pull`` makes no
+difference, as in L2P (:mod:`clbench.strategies.l2p`).
 
 There are as many prompts e_t as the scenario has tasks. Keys of tasks that have not begun do not compete in evaluation; in
 the code of CODA-Prompt and OVOR they do, with the values that they were drawn with. A task's prompt and key begin as they were

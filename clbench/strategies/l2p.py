@@ -6,7 +6,8 @@
 
 as prefixes in front of keys and values (:mod:`clbench.models.prompts`), the "L2P++" of Smith et al. 2023 (CODA-Prompt,
 arXiv:2211.13218); with ``blocks=[0,1,2,3,4]``, each with a pool of its own, their "deep" variant. Pool and keys are shared by
-all tasks.
+all tasks. Keys get a gradient from the second term alone, and nothing else does, so that with Adam, which does not
+see how large a gradient is, ``pull`` makes no difference; with SGD it does.
 
 Every image chooses by itself. What the released codes do otherwise is left out: L2P's majority vote over the batch, in
 which the prompts of an image depend on the others and in training on their task; and a matching loss of CODA-Prompt's and

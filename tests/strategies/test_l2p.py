@@ -40,6 +40,20 @@ def test_keys_come_nearer_to_the_queries(small_trainer, learn_tasks):
     assert distances[1] < distances[0] - 0.05
 
 
+def test_with_adam_the_pull_is_as_strong_whatever_its_weight(small_trainer, learn_tasks):
+    """Keys have no other gradient. So a search over it would be wasted; with SGD it would not."""
+    keys = {}
+    for optimizer in ("adam", "sgd"):
+        for pull in (0.1, 1.0):
+            trainer = small_trainer(
+                *SMALL, f"strategy.pull={pull}", f"trainer.optimizer={optimizer}", "trainer.lr=0.01"
+            )
+            learn_tasks(trainer, 1)
+            keys[optimizer, pull] = trainer.learner.model.backbone.prompts["0"].keys.detach()
+    torch.testing.assert_close(keys["adam", 0.1], keys["adam", 1.0], atol=1e-5, rtol=0)
+    assert (keys["sgd", 0.1] - keys["sgd", 1.0]).abs().max() > 1e-4
+
+
 def test_replay_composes_with_it(small_trainer, learn_tasks):
     """strategy=l2p strategy.plus=[er]: replayed samples pass through their own prompts and pull their own keys."""
     trainer = small_trainer(*SMALL, "strategy.plus=[er]", "+plus.er.memory_size=40")
