@@ -28,8 +28,8 @@ Where the code does otherwise, or leaves it open: candidates of ``paper`` are di
 samples go through the network in every step, with that step's augmentation, where the code goes on with the features that the
 outliers were made of; its batches of outliers are sorted by distance.
 
-**Thresholds are energies**, which grow with the norms of features and head. −15 and −3 belong to a pretrained ViT-B. Small networks
-never come to −15, so that τ_id pulls without end: choose both anew. What to choose by is reported after every task:
+**Thresholds are energies**, which grow with the norms of features and head. −15 and −3 belong to a pretrained ViT-B; small
+networks never come to −15, so that τ_id pulls without end: choose both anew. What to choose by is reported after every task:
 ``inlier_energy`` and ``outlier_energy``, the mean E of all features and of all outliers as the last regularised epoch began.
 """
 
@@ -134,7 +134,7 @@ class Outliers(Strategy):
         features = self._features(task, step)
         generator = task.torch_generator(f"outliers{step}")
         n = self.options.per_class * len(task.classes)
-        made = self._made_of(features, n, generator)
+        made = self.synthesise(features, n, generator)
         order = torch.randperm(len(made), generator=generator).to(made.device)
         self.outliers[: len(made)] = made[order]
         self.n_outliers.fill_(len(made))
@@ -170,6 +170,21 @@ class Outliers(Strategy):
             logits = logits.masked_fill(self.model.class_task != self.model.current_task, -math.inf)
         return -logits.logsumexp(1)
 
+    def synthesise(self, features: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` outliers (n, n_features), or as many as there are candidates; see the module docstring."""
+        o = self.options
+        noise = torch.randn(o.sample_from, features.shape[1], generator=generator).to(features) * self.cov
+        directions = F.normalize(features)
+        n_boundary = min(o.select, len(features))
+        if o.outlier_mode == "released":
+            candidates = compared = noise.repeat(n_boundary, 1)
+        else:
+            farthest = kth_distances(directions, directions, o.neighbours).topk(n_boundary).indices
+            candidates = (features[farthest, None] + noise).flatten(0, 1)
+            compared = F.normalize(candidates)
+        kept = kth_distances(compared, directions, o.neighbours).topk(min(n, len(candidates))).indices
+        return candidates[kept]
+
     def _regularised(self, n: int) -> int:
         """How many of ``n`` epochs or steps are."""
         return max(1, round(self.options.share * n))
@@ -189,21 +204,6 @@ class Outliers(Strategy):
             parts.append(self.model.features(samples.x))
             n_before += len(ids)
         return torch.cat(parts)
-
-    def _made_of(self, features: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` outliers (n, n_features), or as many as there are candidates; see the module docstring."""
-        o = self.options
-        noise = torch.randn(o.sample_from, features.shape[1], generator=generator).to(features) * self.cov
-        directions = F.normalize(features)
-        n_boundary = min(o.select, len(features))
-        if o.outlier_mode == "released":
-            candidates = compared = noise.repeat(n_boundary, 1)
-        else:
-            farthest = kth_distances(directions, directions, o.neighbours).topk(n_boundary).indices
-            candidates = (features[farthest, None] + noise).flatten(0, 1)
-            compared = F.normalize(candidates)
-        kept = kth_distances(compared, directions, o.neighbours).topk(min(n, len(candidates))).indices
-        return candidates[kept]
 
     # ---- reports ----------------------------------------------------------------------------------------------------
 

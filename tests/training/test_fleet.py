@@ -91,6 +91,12 @@ def test_members_whose_tasks_differ_in_size(small_trainer):
         assert_same_run(member, trainer)
 
 
+def test_members_in_different_phases(small_trainer):
+    """One holds its features, in evaluation mode and without gradients, while the other still trains them."""
+    common = ["strategy=outliers", *RESNET, "trainer.optimizer=adam", "trainer.reset_optimizer=false"]
+    assert_same_when_alone(small_trainer, [[*common, "strategy.share=0.25"], [*common, "strategy.share=0.75"]])
+
+
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_real_valued_options_of_a_member_are_its_own(name, small_trainer):
     """Every real-valued option of every strategy differs between two members, and each trains by its own."""
