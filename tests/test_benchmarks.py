@@ -1,6 +1,7 @@
 """The benchmarks run with tiny numbers and write what they promise. What they measure is not asserted: machines differ."""
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,3 +154,21 @@ def test_batch_leak_writes_a_table(script, tmp_path):
     of = table.set_index("fitted at test to").accuracy_percent
     assert of["each task's test set"] > of["last task"]
     assert of["first task"] > of["last task"]
+
+
+@pytest.mark.slow
+def test_shared_backbone_writes_a_table(tmp_path):
+    """Two learners on one backbone hold hardly more than one."""
+    script = [
+        sys.executable,
+        str(BENCHMARKS / "shared_backbone.py"),
+        "--network",
+        "vit_tiny_patch16_224",
+        "--runs",
+        "1",
+        "2",
+    ]
+    subprocess.run([*script, "--strategies", "lora", "--out", str(tmp_path)], check=True, capture_output=True)
+    table = pd.read_csv(tmp_path / "shared_backbone.csv").set_index(["runs", "way"]).tensor_mib
+    assert table[2, "shared"] < 1.05 * table[1, "shared"]
+    assert table[2, "separate"] == pytest.approx(2 * table[1, "separate"], rel=0.01)
