@@ -197,5 +197,5 @@ def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
         trainer._train_step(0, *trainer.steps[trainer.step])
     after = torch.cat([t.detach().flatten() for t in learned])
     assert after.isfinite().all()
-    assert (after != before).float().mean() > 0.1
+    assert (after != before).float().mean() > 0.099  # of CODA-Prompt, a task of ten trains a tenth
     assert trainer.training.loss.notna().all()
