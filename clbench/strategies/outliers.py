@@ -28,9 +28,11 @@ Where the code does otherwise, or leaves it open: candidates of ``paper`` are di
 samples go through the network in every step, with that step's augmentation, where the code goes on with the features that the
 outliers were made of; its batches of outliers are sorted by distance.
 
-**Thresholds are energies**, which grow with the norms of features and head. −15 and −3 belong to a pretrained ViT-B; small
-networks never come to −15, so that τ_id pulls without end: choose both anew. What to choose by is reported after every task:
-``inlier_energy`` and ``outlier_energy``, the mean E of all features and of all outliers as the last regularised epoch began.
+**Thresholds are energies**, which grow with the norms of features and head: −15 and −3 belong to a pretrained ViT-B, and other
+networks need others. What to choose them by is reported after every task: ``inlier_energy`` and ``outlier_energy``, the mean E of
+all features and of all outliers as the last regularised epoch began. The features should hardly change from task to task: on split
+digits (logit_scope=current, three seeds) outliers took final accuracy from 0.67 to 0.71 on a frozen layer of 400 random units, with
+τ_id = −4, τ_ood = −1 and λ = cov = 1; where an MLP was trained from scratch, the few settings tried lowered it.
 """
 
 import math
