@@ -30,9 +30,11 @@ outliers were made of; its batches of outliers are sorted by distance.
 
 **Thresholds are energies**, which grow with the norms of features and head: −15 and −3 belong to a pretrained ViT-B, and other
 networks need others. What to choose them by is reported after every task: ``inlier_energy`` and ``outlier_energy``, the mean E of
-all features and of all outliers as the last regularised epoch began. The features should hardly change from task to task: on split
-digits (logit_scope=current, three seeds) outliers took final accuracy from 0.67 to 0.71 on a frozen layer of 400 random units, with
-τ_id = −4, τ_ood = −1 and λ = cov = 1; where an MLP was trained from scratch, the few settings tried lowered it.
+all features and of all outliers as the last regularised epoch began.
+
+Features should hardly change from task to task. Split digits, ``scenario.logit_scope=current``, test accuracy at the end, means of
+three seeds: on a frozen layer of 400 random units 0.67 without outliers, 0.66 with the default options, 0.72 with the best of three
+others; an MLP trained from scratch 0.55 without, at most 0.44 with any of three.
 """
 
 import math

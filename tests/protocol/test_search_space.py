@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from operator import attrgetter
 
 import numpy as np
 import optuna
@@ -105,7 +106,7 @@ def test_a_strategys_search_names_options_that_exist_with_values_that_can_be_run
     for place in range(max((len(values) for values in search.values()), default=0)):
         values = {option: choices[place % len(choices)] for option, choices in search.items()}
         config = typed(compose([f"strategy={name}", *as_overrides(values)]))
-        assert {option: getattr(config.strategy, option.removeprefix("strategy.")) for option in search} == values
+        assert {option: attrgetter(option)(config) for option in search} == values
 
 
 def test_every_method_with_a_strength_of_its_own_searches_it():
