@@ -125,7 +125,7 @@ class EWC(Strategy):
         if self.tasks_learned:
             drift = theta - self.anchor
             self.remainder.add_((self.importance * share * drift.square()).sum())
-            self.anchor.add_(share * drift)
+            self.anchor.lerp_(theta, share)  # exactly θ where the new task has all the share
         else:
             self.anchor.copy_(theta)
         self.importance.copy_(total)
