@@ -153,6 +153,12 @@ def _print_needs(console: Console, name: str) -> None:
     facts += ["stores training samples"] if needs.memory else []
     facts += ["reads earlier tasks' data in full: an upper bound"] if needs.all_data else []
     facts += ["acts at task boundaries"] if needs.boundaries else []
+    facts += (
+        ["acts within a vision transformer: model=small_vit, or a plain ViT of model=timm"] if needs.transformer else []
+    )
+    facts += (
+        ["puts modules into the network: it has to be the main strategy"] if STRATEGIES[name].changes_network else []
+    )
     facts += ["a step costs more the more tasks have been learned"] if needs.cost_grows else []
     facts += [f"cannot train in a fleet: {needs.alone}"] if needs.alone else ["can train in a fleet"]
     console.print("[bold]needs[/bold]  " + "; ".join(facts) + "\n", highlight=False)

@@ -10,6 +10,9 @@ from clbench.config import catalogue_dir, compose
 from clbench.registry import STRATEGIES
 from clbench.run import run
 
+ON_DIGITS = [name for name in STRATEGIES.names() if not STRATEGIES[name].needs.transformer]
+"""What acts within a pretrained transformer has nothing to show on an untrained one."""
+
 
 def rows(strategy: str, scenario: str) -> list[dict[str, str]]:
     with (catalogue_dir() / scenario / "targets.csv").open() as file:
@@ -27,7 +30,7 @@ def check(strategy: str, tmp_path, scenario: str | None = None) -> None:
 
 
 def test_every_strategy_has_a_target():
-    assert all(rows(name, digits_for(name)) for name in STRATEGIES.names())
+    assert all(rows(name, digits_for(name)) for name in ON_DIGITS)
 
 
 @pytest.mark.parametrize("strategy", ["er", "l2"])
@@ -45,6 +48,6 @@ def test_other_target_with_the_task_given(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES.names()) - {"er", "l2", "dst"}))
+@pytest.mark.parametrize("strategy", sorted(set(ON_DIGITS) - {"er", "l2", "dst"}))
 def test_other_targets(strategy, tmp_path):
     check(strategy, tmp_path)

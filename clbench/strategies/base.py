@@ -149,9 +149,8 @@ class Strategy(nn.Module):
         self.name = config.name
         self.tasks_learned = 0  # tasks whose training has ended
         self.tasks_seen = 0  # tasks whose training has begun
-        self.phase = (
-            0  # of a task's training, for methods with several: set by plan and pause, read by the loop's hooks
-        )
+        # Of a task's training, for methods with several phases: set by plan and pause, read by the loop's hooks.
+        self.phase = 0
         for spec in dataclasses.fields(config):
             value = getattr(config, spec.name)
             if isinstance(value, float):

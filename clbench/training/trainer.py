@@ -201,7 +201,8 @@ class Trainer:
     def pause_where_due(self) -> None:
         """Let strategies act that want to before the next step."""
         if self.step in self.pauses:
-            self.learner.pause(self._task, self.step, len(self.steps))
+            with self.precision.autocast():
+                self.learner.pause(self._task, self.step, len(self.steps))
             self.train_mode()
 
     def look_at_plasticity(self) -> None:
