@@ -1,7 +1,6 @@
 """One run: from a configuration to a complete run folder."""
 
 import dataclasses
-import hashlib
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
 from clbench.models.continual import ContinualModel
 from clbench.models.timm_backbone import write_attention_out
-from clbench.models.weights import load_backbone, origin, refuse_seen_classes
+from clbench.models.weights import load_backbone, origin, refuse_seen_classes, weights_hash
 from clbench.progress import ProgressDisplay
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
@@ -50,6 +49,8 @@ class Setup:
     learner: Learner
     inputs: InputPipeline
     evaluator: ContinualEvaluator
+    pretrained: dict[str, str] | None
+    """Where the network's weights come from."""
 
 
 def set_up(composed: DictConfig) -> Setup:
@@ -85,6 +86,7 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = check_frozen(config.scenario, scenario)
     torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
+    pretrained = origin(config.model, model.backbone)
     if device.type == "cpu":
         write_attention_out(model)
     compilation = Compilation(config.trainer.compile, device)
@@ -98,7 +100,7 @@ def set_up(composed: DictConfig) -> Setup:
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
     evaluator = evaluator_class(learner, scenario, inputs, config.evaluator, config.seed, precision)
-    return Setup(config, device, scenario, learner, inputs, evaluator)
+    return Setup(config, device, scenario, learner, inputs, evaluator, pretrained)
 
 
 def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]:
@@ -180,12 +182,12 @@ class Run:
             },
         )
         own = {
-            "initial_weights_sha256": _weights_hash(setup.learner.model),
+            "initial_weights_sha256": weights_hash(setup.learner.model),
             "tf32": {
                 "products": torch.backends.cuda.matmul.allow_tf32,
                 "convolutions": torch.backends.cudnn.allow_tf32,
             },
-            "pretrained": origin(config.model, setup.learner.model.backbone),
+            "pretrained": setup.pretrained,
             "fleet": fleet,
             "compiled": None,  # known at the end
             "interpolated": INTERPOLATED if config.evaluator.connectivity_points else None,
@@ -373,15 +375,6 @@ def _device(name: str) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _weights_hash(model: ContinualModel) -> str:
-    """SHA-256 of the weights that a run starts from, drawn or pretrained."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """``python -m clbench pretrain`` and what may start from its weights."""
 
+import hashlib
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -31,6 +33,10 @@ def test_a_stream_of_other_classes_starts_from_the_weights(weights):
     own = setup.learner.model.backbone.network.state_dict()
     assert own.keys() == stored.keys() - {SEEN_IMAGES}
     assert all(torch.equal(own[name], stored[name]) for name in own)
+    assert setup.pretrained == {
+        "file": "backbone.safetensors",
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
 
 
 def test_a_stream_with_classes_that_were_seen_is_refused(weights):

@@ -108,11 +108,28 @@ def refuse_seen_classes(path: str, scenario: Scenario) -> None:
 
 
 def origin(config: Any, backbone: nn.Module) -> dict[str, str] | None:
-    """Where a network's weights come from: the checkpoint file and its SHA-256, or timm's tag; None for random weights."""
+    """Where a network's weights come from; None for random weights.
+
+    The checkpoint file and its SHA-256, or timm's name with its tag, the repository they lie in, and the SHA-256 of the names
+    and values of the tensors as they were loaded (adapters and prompts are not there yet, a classifier never is).
+    """
     if config.checkpoint is not None:
         content = Path(config.checkpoint).expanduser().read_bytes()
         return {"file": Path(config.checkpoint).name, "sha256": hashlib.sha256(content).hexdigest()}
     if getattr(config, "pretrained", False):
         published = backbone.network.pretrained_cfg  # type: ignore[union-attr]
-        return {"timm": f"{published['architecture']}.{published['tag']}", "hub": str(published.get("hf_hub_id"))}
+        return {
+            "timm": f"{published['architecture']}.{published['tag']}",
+            "hub": str(published.get("hf_hub_id")),
+            "sha256": weights_hash(backbone),
+        }
     return None
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the names and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
