@@ -1,7 +1,6 @@
 """Shared fixtures: real data where there are any, and small runs built as a user's run is built."""
 
 import copy
-import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +8,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from composed import composed
 
-from clbench.config import compose
 from clbench.run import Setup, set_up
 from clbench.training.trainer import Trainer
 
@@ -30,21 +26,6 @@ SMALL = [
     "device=cpu",
 ]
 """Overrides that shrink the default run to a fraction of a second."""
-
-
-GROUPS = (
-    "strategy",
-    "scenario",
-    "model",
-    "evaluator",
-    "experiment",
-    "protocol",
-    "debug",
-    "training",
-    "local",
-    "search_space",
-)
-"""What chooses a file of the Hydra tree."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,22 +54,6 @@ def small_setup() -> Callable[..., Setup]:
         return set_up(copy.deepcopy(composed(*small, *overrides)))
 
     return make
-
-
-@functools.cache
-def composed(*overrides: str) -> DictConfig:
-    """The configuration of overrides, as :func:`clbench.config.compose` makes it. It is made once: nobody may change it.
-
-    Composing takes longer than a small run, so that files are composed once for every choice of them; setting single values
-    is what Hydra does last.
-    """
-    groups = [override for override in overrides if override.partition("=")[0] in GROUPS]
-    values = [override for override in overrides if override not in groups]
-    if not values:
-        return compose(groups)
-    config = composed(*groups).copy()
-    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
-    return config
 
 
 @pytest.fixture

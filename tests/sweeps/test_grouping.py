@@ -1,14 +1,14 @@
 """Which runs of a sweep may train as one stack, and how they are parted."""
 
 import pytest
+from composed import composed
 
-from clbench.config import compose
 from clbench.registry import STRATEGIES
 from clbench.sweeps.grouping import grouped, why_alone
 
 
 def groups(*overrides: list[str], largest: int = 64, workers: int = 1) -> list[list[int]]:
-    return grouped([compose(list(o)) for o in overrides], largest, workers)
+    return grouped([composed(*o) for o in overrides], largest, workers)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_parts_of_nearly_equal_size():
 
 @pytest.mark.parametrize("reason", ["evaluator.diagnostics_every=1", "trainer.precision=fp16"])
 def test_what_is_trained_alone_says_why(reason):
-    assert why_alone(compose([reason]))
+    assert why_alone(composed(reason))
     assert groups([reason], [reason, "seed=1"]) == [[0], [1]]
 
 
@@ -70,5 +70,5 @@ def test_a_strategys_own_reason(monkeypatch):
 
     cls = STRATEGIES["l2"]
     monkeypatch.setattr(cls, "needs", dataclasses.replace(cls.needs, alone="it draws a tree"))
-    assert why_alone(compose(["strategy=l2"])) == "l2: it draws a tree"
-    assert why_alone(compose(["strategy=er", "strategy.plus=[l2]"])) == "l2: it draws a tree"
+    assert why_alone(composed("strategy=l2")) == "l2: it draws a tree"
+    assert why_alone(composed("strategy=er", "strategy.plus=[l2]")) == "l2: it draws a tree"
