@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from timm.layers.attention import Attention
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.config import compose, conf_dir, to_dataclass
@@ -69,6 +71,31 @@ def test_attention_to_no_prompts_is_timms():
     attention = small_vit().network.blocks[0].attn
     x, none = torch.randn(BATCH, 7, WIDTH), torch.empty(0, WIDTH)
     torch.testing.assert_close(attend(attention, x, none, none), attention(x))
+
+
+def test_norms_of_queries_and_keys_leave_prompts_as_they_are():
+    attention = Attention(WIDTH, num_heads=3, qk_norm=True, norm_layer=nn.LayerNorm).eval()
+    x, none, keys = torch.randn(BATCH, 7, WIDTH), torch.empty(0, WIDTH), torch.randn(4, WIDTH)
+    torch.testing.assert_close(attend(attention, x, none, none), attention(x))
+    larger = attend(attention, x, 3 * keys, keys)
+    assert not torch.allclose(larger, attend(attention, x, keys, keys), atol=1e-4)
+
+
+def test_a_transformer_takes_the_prompts_that_its_own_features_find():
+    """The query is what the network without prompts makes of the image."""
+    vit = small_vit()
+    prompted = PromptedTransformer(vit, {1: PromptPool(6, 4, WIDTH, top_k=2)}).eval()
+    x = torch.randn(BATCH, 1, 8, 8)
+    tokens = vit.network.blocks[0](vit.embed(x))
+    block, pool = vit.network.blocks[1], prompted.prompts["1"]
+    rows = []
+    for sample, query in enumerate(vit(x)):
+        nearest = sorted(range(6), key=lambda m: -cosine(query, pool.keys[m]))[:2]
+        keys, values = (torch.cat([half[m] for m in nearest]) for half in (pool.vectors[:, :2], pool.vectors[:, 2:]))
+        h = tokens[sample : sample + 1]
+        h = h + attend(block.attn, block.norm1(h), keys, values)
+        rows.append(h + block.mlp(block.norm2(h)))
+    torch.testing.assert_close(prompted(x), vit.pool(vit.network.blocks[2](torch.cat(rows))))
 
 
 def test_prefix_is_halved():

@@ -151,3 +151,28 @@ def test_per_sample_gradients_of_a_vit():
     estimate = fisher_diagonal(setup.learner.strategies[0], task)
     assert estimate.isfinite().all()
     assert (estimate > 0).float().mean() > 0.9
+
+
+def test_small_vit_takes_images_of_another_size():
+    """Those of the weights it starts from: images are scaled to them."""
+    config = to_dataclass(compose(["model=small_vit", "model.width=12", "model.depth=1", "model.image_size=16"])).model
+    model = MODELS["small_vit"](config, (1, 8, 8)).eval()
+    x = torch.rand(2, 1, 8, 8)
+    assert model.embed(x).shape == (2, 1 + 16, 12)
+    upscaled = F.interpolate(x, (16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(x), model.network(upscaled))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"), [("patch_size=3", "does not divide images"), ("heads=5", "does not divide")]
+)
+def test_small_vit_that_does_not_divide(option, sentence):
+    config = to_dataclass(compose(["model=small_vit", f"model.{option}"])).model
+    with pytest.raises(ConfigError, match=sentence):
+        MODELS["small_vit"](config, (3, 32, 32))
+
+
+def test_attention_is_written_out_on_a_processor():
+    """Fleets batch it there, and the fused kernel is slower in bfloat16."""
+    model = set_up(compose(["model=small_vit", "model.depth=1", "strategy=finetune", "device=cpu"])).learner.model
+    assert [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")] == [False]

@@ -8,6 +8,7 @@ from torch import nn
 
 from clbench.errors import ConfigError
 from clbench.scenarios.task import Task
+from clbench.strategies.finetune import Finetune
 from clbench.training.fleet import Fleet
 
 
@@ -177,3 +178,19 @@ def test_what_is_learned_without_gradients_is_not_augmented(small_trainer):
     assert expected.abs().max() > 0
     assert torch.equal(expected, flipped.learner.strategies[0].W)
     torch.testing.assert_close(expected, fleet[0].learner.strategies[0].W, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pause_is_before_its_step_and_leaves_training_as_it_was(small_trainer, monkeypatch):
+    trainer = small_trainer("strategy=finetune", "model=slim_resnet18", "model.width=2", "scenario.tasks=1")
+    seen = []
+    monkeypatch.setattr(Finetune, "pauses", lambda self, task, n_steps: [0, n_steps - 1])
+    monkeypatch.setattr(Finetune, "pause", lambda self, task, step: seen.append((step, trainer.learner.training)))
+    train_step = trainer._train_step
+
+    def watched(*arguments):
+        seen.append(trainer.learner.model.backbone.training)
+        train_step(*arguments)
+
+    trainer._train_step = watched
+    trainer.fit()
+    assert seen == [(0, False), True, True, True, (3, False), True]
