@@ -90,7 +90,9 @@ def set_up(composed: DictConfig) -> Setup:
     if device.type == "cpu":
         write_attention_out(model)
     compilation = Compilation(config.trainer.compile, device)
-    learner = Learner(model, _strategies(strategies, model, scenario, config.seed), compilation).to(device)
+    learner = Learner(
+        model, _strategies(strategies, model, scenario, config.seed, config.model.trained), compilation
+    ).to(device)
     if config.trainer.zero_head and not learner.predicts_by_model:
         raise ConfigError(
             f"trainer.zero_head=true is for methods that predict with the network's own head, which {config.strategy.name} does "
@@ -314,8 +316,15 @@ def _added_strategies(config: RunConfig) -> list[Any]:
     return added
 
 
-def _strategies(chosen: list[Any], model: ContinualModel, scenario: Scenario, seed: int) -> list[Strategy]:
+def _strategies(
+    chosen: list[Any], model: ContinualModel, scenario: Scenario, seed: int, trained: str
+) -> list[Strategy]:
     """The strategies; weights of their own are drawn from the stream (seed, "strategy_initialisation")."""
+    if trained != "all" and STRATEGIES[chosen[0].name].changes_network:
+        raise ConfigError(
+            f"model.trained={trained} has no meaning with strategy={chosen[0].name}, which freezes the network and trains "
+            "what it puts into it: leave it at all"
+        )
     for options in chosen[1:]:
         if STRATEGIES[options.name].changes_network:
             others = ",".join(o.name for o in chosen if o is not options)
