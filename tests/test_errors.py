@@ -8,8 +8,8 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from clbench.__main__ import check_group_choices, check_overrides
-from clbench.config import compose
+from clbench.__main__ import check_group_choices
+from clbench.config import check_overrides, compose
 from clbench.errors import ConfigError, DataError, TestStreamLocked
 from clbench.registry import STRATEGIES
 from clbench.run import run
