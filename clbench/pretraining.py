@@ -34,7 +34,7 @@ def pretrain(arguments: list[str]) -> Path:
         arguments: ``data=``, ``classes=`` (numbers and ranges: ``0-49,60``), optionally ``folder=``, and overrides of a run.
 
     Raises:
-        ConfigError: an argument is missing or malformed, or training diverged.
+        ConfigError: an argument is missing or malformed, the weights are there already, or training diverged.
     """
     own = {name: _take(arguments, name) for name in ("data", "classes", "folder")}
     if own["data"] is None or own["classes"] is None:
@@ -52,6 +52,9 @@ def pretrain(arguments: list[str]) -> Path:
     composed = compose(overrides)
     named = f"{own['data']}-{len(classes)}-classes-{composed.model.name}-seed{composed.seed}"
     folder = Path(own["folder"] or Path("outputs") / "pretraining" / named)
+    file = folder / WEIGHTS_FILE
+    if RunFolder(folder).status == "finished":
+        raise ConfigError(f"{file} has been made already: use it as model.checkpoint, or give another folder=")
     with RunFolder(folder).owned():
         job = Run(composed, folder)
         with job.recording_failure():
@@ -62,10 +65,12 @@ def pretrain(arguments: list[str]) -> Path:
             except Diverged as error:
                 job.finish(error)
                 raise ConfigError(f"pretraining diverged, so that there are no weights to keep: {error}") from error
-            summary = job.finish()
-            file = folder / WEIGHTS_FILE
-            write_weights(trainer.learner.model.backbone, trainer.scenario, composed, summary, file)
-    print(f"accuracy on the {len(classes)} classes {100 * summary['metrics']['ACC']:.1f} %; weights in {file}")
+            test = trainer.tasks.iloc[-1]
+            accuracy = float(test.correct / test.n)
+            # Before the record says that it is finished: a run that is killed between the two can be repeated.
+            write_weights(trainer.learner.model.backbone, trainer.scenario, composed, accuracy, file)
+            job.finish()
+    print(f"accuracy on the {len(classes)} classes {100 * accuracy:.1f} %; weights in {file}")
     return file
 
 
@@ -87,7 +92,7 @@ def class_numbers(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def write_weights(backbone: nn.Module, scenario: Scenario, composed: Any, summary: dict[str, Any], file: Path) -> None:
+def write_weights(backbone: nn.Module, scenario: Scenario, composed: Any, accuracy: float, file: Path) -> None:
     """Write the backbone's weights with the digests of the training images; metadata say how they were made."""
     network = getattr(backbone, "network", backbone)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -100,7 +105,7 @@ def write_weights(backbone: nn.Module, scenario: Scenario, composed: Any, summar
         "std": str(list(scenario.std)),
         "epochs": str(composed.trainer.epochs),
         "seed": str(composed.seed),
-        "accuracy": f"{summary['metrics']['ACC']:.4f}",
+        "accuracy": f"{accuracy:.4f}",
     }
     partial = file.with_suffix(".partial")
     save_file(tensors, partial, metadata)

@@ -1,6 +1,7 @@
 """``python -m clbench pretrain`` and what may start from its weights."""
 
 import hashlib
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,19 +11,19 @@ from clbench.config import compose
 from clbench.errors import ConfigError
 from clbench.models.weights import SEEN_IMAGES, read_weights
 from clbench.pretraining import class_numbers, pretrain
-from clbench.run import set_up
+from clbench.run import Run, set_up
 
 SMALL = ["model.width=16", "model.depth=2", "model.heads=2"]
 STREAM = ["scenario=split_digits", "scenario.frozen=null", "strategy=finetune", "model=small_vit", *SMALL, "device=cpu"]
+FEW_STEPS = [*SMALL, "trainer.epochs=null", "trainer.max_steps_per_task=3", "evaluator.every=0", "evaluator.subset=20",
+             "progress=false", "record.figure=false", "device=cpu", "scenario.augment.saturation=0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Weights of a few steps on the digits 0 to 4."""
     folder = tmp_path_factory.mktemp("pretrained")
-    few_steps = ["trainer.epochs=null", "trainer.max_steps_per_task=3", "evaluator.every=0", "evaluator.subset=20"]
-    own = ["progress=false", "record.figure=false", "device=cpu", "scenario.augment.saturation=0"]
-    return pretrain(["data=digits", "classes=0-4", f"folder={folder / 'run'}", *SMALL, *few_steps, *own])
+    return pretrain(["data=digits", "classes=0-4", f"folder={folder / 'run'}", *FEW_STEPS])
 
 
 def test_a_stream_of_other_classes_starts_from_the_weights(weights):
@@ -76,3 +77,18 @@ def test_usage(arguments):
 def test_a_misspelt_option():
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         pretrain(["data=digits", "classes=0-4", "trainer.epoch=3"])
+
+
+def test_a_second_run_says_where_the_weights_are(weights):
+    with pytest.raises(ConfigError, match=r"backbone\.safetensors has been made already: .* or give another folder="):
+        pretrain(["data=digits", "classes=0-4", f"folder={weights.parent}", *FEW_STEPS])
+
+
+def test_stopped_at_its_very_end_it_can_be_repeated(tmp_path, monkeypatch, weights):
+    command = ["data=digits", "classes=0-4", f"folder={tmp_path}", *FEW_STEPS]
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(list(command))
+    again, once = (read_weights(str(file)) for file in (pretrain(list(command)), weights))
+    assert all(torch.equal(again[name], once[name]) for name in once)
