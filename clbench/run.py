@@ -320,10 +320,11 @@ def _strategies(
     chosen: list[Any], model: ContinualModel, scenario: Scenario, seed: int, trained: str
 ) -> list[Strategy]:
     """The strategies; weights of their own are drawn from the stream (seed, "strategy_initialisation")."""
-    if trained != "all" and STRATEGIES[chosen[0].name].changes_network:
+    if STRATEGIES[chosen[0].name].changes_network and (trained != "all" or model.frozen):
+        option, left_at = (f"trained={trained}", "all") if trained != "all" else (f"frozen={model.frozen}", "0")
         raise ConfigError(
-            f"model.trained={trained} has no meaning with strategy={chosen[0].name}, which freezes the network and trains "
-            "what it puts into it: leave it at all"
+            f"model.{option} has no meaning with strategy={chosen[0].name}, which freezes the network and trains what it puts "
+            f"into it: leave it at {left_at}"
         )
     for options in chosen[1:]:
         if STRATEGIES[options.name].changes_network:

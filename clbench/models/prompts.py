@@ -81,11 +81,6 @@ class PromptedTransformer(nn.Module):
         """timm's network."""
         return self.backbone.network
 
-    @property
-    def transformer(self) -> None:
-        """None: a second method cannot put anything into the network."""
-        return None
-
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, n_features) of images (B, C, H, W)."""
         h = self._stem(x)

@@ -311,3 +311,8 @@ class Strategy(nn.Module):
             return self.cross_entropy(logits, samples).mean()
 
         return torch.cat([g.reshape(-1) for g in grad(loss)(parameters, buffers).values()])
+
+
+def buffer_name(kind: str, name: str) -> str:
+    """The name of the buffer that keeps something of the parameter or module ``name``: buffers' names have no dots."""
+    return f"{kind}_{name.replace('.', '_')}"

@@ -54,7 +54,7 @@ from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_uniform, stream_seed
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Strategy
+from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Strategy, buffer_name
 from clbench.strategies.task_statistics import TaskStatistics
 
 DOUBT = 1e-4
@@ -157,11 +157,11 @@ class HypernetworkLearning(Strategy):
             self.register_buffer("importance", torch.zeros(n_tasks, n))
         for name, parameter in self.hypernetwork.named_parameters():
             if config.targets == "online":
-                self.register_buffer(_buffer("before", name), parameter.detach().clone())
+                self.register_buffer(buffer_name("before", name), parameter.detach().clone())
             if config.growth and name in OWN_OF_A_TASK:
-                self.register_buffer(_buffer("own", name), torch.zeros(n_tasks, *parameter.shape))
+                self.register_buffer(buffer_name("own", name), torch.zeros(n_tasks, *parameter.shape))
             if config.growth and name in FIXED_CORE:
-                self.register_buffer(_buffer("core", name), torch.zeros_like(parameter))
+                self.register_buffer(buffer_name("core", name), torch.zeros_like(parameter))
 
     # ---- training -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class HypernetworkLearning(Strategy):
         self.draw_key.fill_(stream_seed(task.seed, "regularised_tasks", task.index))
         if self.options.targets == "online":
             for name, parameter in self.hypernetwork.named_parameters():
-                self.get_buffer(_buffer("before", name)).copy_(parameter)
+                self.get_buffer(buffer_name("before", name)).copy_(parameter)
         elif task.index:
             learned = torch.arange(task.index, device=self.embedding.device)
             self.targets[: task.index] = self.made_for(learned, self.parameters_of_h())
@@ -219,9 +219,9 @@ class HypernetworkLearning(Strategy):
         if self.options.growth:
             for name, parameter in self.hypernetwork.named_parameters():
                 if name in OWN_OF_A_TASK:
-                    self.get_buffer(_buffer("own", name))[task.index] = parameter
+                    self.get_buffer(buffer_name("own", name))[task.index] = parameter
                 elif name in FIXED_CORE and task.index == 0:
-                    self.get_buffer(_buffer("core", name)).copy_(parameter)
+                    self.get_buffer(buffer_name("core", name)).copy_(parameter)
         if self.options.regulariser == "importance":
             fisher = self._fisher(task)
             self.importance[task.index] = fisher / fisher.mean().clamp(min=torch.finfo(fisher.dtype).tiny)
@@ -266,16 +266,16 @@ class HypernetworkLearning(Strategy):
     def _before(self) -> dict[str, Tensor]:
         """θ* by name."""
         names = [name for name, _ in self.hypernetwork.named_parameters()]
-        theta = {name: self.get_buffer(_buffer("before", name)) for name in names}
+        theta = {name: self.get_buffer(buffer_name("before", name)) for name in names}
         return self._with_core(theta) if self.options.growth else theta
 
     def _with_core(self, theta: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**theta, **{name: self.get_buffer(_buffer("core", name)) for name in FIXED_CORE}}
+        return {**theta, **{name: self.get_buffer(buffer_name("core", name)) for name in FIXED_CORE}}
 
     def _own_of(self, tasks: Tensor | int) -> dict[str, Tensor]:
         """With ``growth`` the parameters that earlier tasks have for themselves, else nothing."""
         names = OWN_OF_A_TASK if self.options.growth else ()
-        return {name: self.get_buffer(_buffer("own", name))[tasks] for name in names}
+        return {name: self.get_buffer(buffer_name("own", name))[tasks] for name in names}
 
     def _made_now(self) -> Tensor:
         """The weights (N,) of the task being learned."""
@@ -382,8 +382,3 @@ class HypernetworkLearning(Strategy):
                 "strategy.magnitude_invariant squashes embeddings by a sigmoid, which is not in arXiv:2304.07645"
             )
         return said
-
-
-def _buffer(kind: str, name: str) -> str:
-    """The name of a buffer for a parameter: buffers' names have no dots."""
-    return f"{kind}_{name.replace('.', '_')}"

@@ -37,7 +37,7 @@ from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan
+from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
 from clbench.strategies.lora import LoRA, LoRAConfig
 from clbench.strategies.memory import EMPTY, check_memory_size, draw_uniform, reservoir_step
 
@@ -74,13 +74,13 @@ class ILoRA(LoRA):
         self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
         for name, weight in model.trained().items():
-            self.register_buffer(buffer_of(name), weight.detach().clone())
+            self.register_buffer(buffer_name("slow", name), weight.detach().clone())
         self.states = BlockOutputs(model.backbone.transformer.blocks) if config.layers == "all" else None
         self._memory_after_task: tuple[np.ndarray, int] | None = None  # made by plan(), taken over by end_task()
 
     def slow(self) -> dict[str, Tensor]:
         """The slow weights, adapters and head, by the names of the model's parameters."""
-        return {name: self.get_buffer(buffer_of(name)) for name in self.model.trained()}
+        return {name: self.get_buffer(buffer_name("slow", name)) for name in self.model.trained()}
 
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
@@ -182,8 +182,3 @@ class BlockOutputs:
         """The outputs (B, N, D) of all blocks."""
         states, self._states = self._states[-self._n_blocks :], []
         return states
-
-
-def buffer_of(parameter: str) -> str:
-    """The name of a parameter's slow weights: buffers' names have no dots."""
-    return f"slow_{parameter.replace('.', '_')}"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from clbench.config import StrategyConfig, option
-from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.models.lora import TARGETS, Adapter, adapters, add_adapters
 from clbench.registry import STRATEGIES
@@ -41,10 +40,6 @@ class LoRA(Strategy):
 
     def __init__(self, config: LoRAConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        if model.frozen:
-            raise ConfigError(
-                f"model.frozen={model.frozen} has to be 0: strategy {config.name} trains no part of the network but its adapters"
-            )
         add_adapters(model.backbone.transformer, config.targets, config.rank, config.alpha)
         model.train(model.training)  # the new modules take the network's mode
 

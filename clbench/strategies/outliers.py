@@ -49,7 +49,7 @@ from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
+from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy, buffer_name
 
 AT_ONCE = 256
 """Images, or features whose neighbours are looked for, that are held on the device together."""
@@ -105,7 +105,7 @@ class Outliers(Strategy):
         self.register_buffer("per_step", torch.zeros((), dtype=torch.int64))  # 0 outside the regularised stage
         self.register_buffer("energies", torch.zeros(2))  # of features and outliers
         for name, weight in self._behind_features().items():
-            self.register_buffer(buffer_of(name), weight.detach().clone())
+            self.register_buffer(buffer_name("held", name), weight.detach().clone())
 
     # ---- the stage --------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Outliers(Strategy):
         self.phase = max(1, len(made) // self._batches_per_epoch(task))
         self.per_step.fill_(self.phase)
         for name, weight in self._behind_features().items():
-            self.get_buffer(buffer_of(name)).copy_(weight)
+            self.get_buffer(buffer_name("held", name)).copy_(weight)
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         """The energies' loss, in the regularised stage."""
@@ -166,7 +166,7 @@ class Outliers(Strategy):
         if self.phase:
             self.next_outlier.add_(self.phase)
             for name, weight in self._behind_features().items():
-                weight.copy_(self.get_buffer(buffer_of(name)))
+                weight.copy_(self.get_buffer(buffer_name("held", name)))
 
     def energy(self, logits: Tensor) -> Tensor:
         """E (B,) of logits (B, n_classes): over the current task's classes, in domain-incremental streams over all."""
@@ -237,8 +237,3 @@ def kth_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
     k = min(k, len(points))
     nearest = (torch.cdist(part, points).topk(k, largest=False).values for part in queries.split(AT_ONCE))
     return torch.cat([distances[:, -1] for distances in nearest])
-
-
-def buffer_of(parameter: str) -> str:
-    """The name of the buffer that keeps a parameter: buffers' names have no dots."""
-    return f"held_{parameter.replace('.', '_')}"

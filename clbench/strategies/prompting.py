@@ -19,16 +19,12 @@ from clbench.strategies.base import Batch, Measurement, Outputs, Strategy
 
 
 class Prompting(Strategy):
-    """Base of the prompt methods, which override ``prompts``, and give a weight ``pull`` to keys where they have them."""
+    """Base of the prompt methods, which override ``prompts``."""
 
     changes_network = True
 
     def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        if model.frozen:
-            raise ConfigError(
-                f"model.frozen={model.frozen} has to be 0: strategy {config.name} trains no part of the network but its prompts"
-            )
         backbone = model.backbone
         chosen, n_blocks = self.prompts(backbone.n_features, scenario), len(backbone.transformer.blocks)
         beyond = [block for block in chosen if not 0 <= block < n_blocks]
@@ -59,7 +55,7 @@ class Prompting(Strategy):
 
 
 class KeyedPrompting(Prompting):
-    """Base of methods that find prompts by keys: their loss pulls the chosen keys towards the queries.
+    """Base of methods that find prompts by keys: their loss pulls the chosen keys towards the queries, by their option ``pull``,
 
     pull · mean over blocks of the prompts' matching loss.
     """

@@ -33,7 +33,7 @@ from clbench.models.lora import adapted_layers
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs
+from clbench.strategies.base import Batch, Measurement, Needs, Outputs, buffer_name
 from clbench.strategies.lora import LoRA, LoRAConfig
 
 
@@ -68,7 +68,7 @@ class RegLoRA(LoRA):
                     f"strategy.top_fraction={config.top_fraction} leaves no key entry among the {shape[0]}×{shape[1]} of "
                     f"{name}: choose a larger one"
                 )
-            self.register_buffer(buffer_of(name), torch.zeros(shape, dtype=torch.int16))
+            self.register_buffer(buffer_name("key", name), torch.zeros(shape, dtype=torch.int16))
 
     def begin_task(self, task: Task) -> None:
         """Start a fresh adapter; the first task has one already."""
@@ -83,7 +83,7 @@ class RegLoRA(LoRA):
             return None
         means = []
         for name, adapter in self.adapters().items():
-            counts = self.get_buffer(buffer_of(name)).to(adapter.A.dtype)
+            counts = self.get_buffer(buffer_name("key", name)).to(adapter.A.dtype)
             means.append((counts * adapter.product().abs()).sum() / counts.sum())
         return self.lam * torch.stack(means).mean()
 
@@ -91,7 +91,7 @@ class RegLoRA(LoRA):
     def end_task(self, task: Task) -> None:
         """Note the task's key entries, then merge its updates."""
         for name, adapter in self.adapters().items():
-            counts = self.get_buffer(buffer_of(name))
+            counts = self.get_buffer(buffer_name("key", name))
             counts += key_entries(adapter.product(), self.options.top_fraction)
             if self.options.accumulate == "union":
                 counts.clamp_(max=1)
@@ -100,7 +100,7 @@ class RegLoRA(LoRA):
 
     def measurements(self) -> list[Measurement]:
         """Also the share of entries that are key."""
-        counts = [self.get_buffer(buffer_of(name)) for name in self.adapters()]
+        counts = [self.get_buffer(buffer_name("key", name)) for name in self.adapters()]
         share = sum(int((c > 0).sum()) for c in counts) / sum(c.numel() for c in counts)
         return [*super().measurements(), Measurement("key_entries", "", share)]
 
@@ -111,8 +111,3 @@ def key_entries(update: Tensor, fraction: float) -> Tensor:
     chosen = torch.zeros(update.numel(), dtype=torch.bool, device=update.device)
     chosen[update.abs().flatten().topk(n).indices] = True
     return chosen.view(update.shape)
-
-
-def buffer_of(adapter: str) -> str:
-    """The name of an adapter's C: buffers' names have no dots."""
-    return f"key_{adapter.replace('.', '_')}"

@@ -85,7 +85,7 @@ def test_needs_a_vision_transformer(name, small_setup):
         (["strategy.lengths=[2,3]"], r"strategy\.lengths=\[2, 3\] has to hold even numbers"),
         (
             ["model.frozen=2"],
-            r"model\.frozen=2 has to be 0: strategy oneprompt trains no part of the network but its prompts",
+            r"model\.frozen=2 has no meaning with strategy=oneprompt, which freezes the network .* leave it at 0",
         ),
         (["strategy.plus=[l2p]"], r"l2p puts modules into the network.* make it the main strategy"),
     ],
