@@ -218,6 +218,12 @@ class DataConfig:
         above=0,
         at_most=0.9,
     )
+    duplicates: str = option(
+        "refuse",
+        help="images of a folder of one's own that occur under two classes, or in training and test: refuse them, or keep them "
+        "and say so in the record",
+        choices=("refuse", "keep"),
+    )
     image_size: int | None = option(
         None,
         help="height and width to which images of different sizes are decoded; set by scenario.image_size",

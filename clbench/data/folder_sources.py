@@ -6,6 +6,8 @@ the same test images. ``data.folder`` names the folder within the root where it 
 ImageNet's statistics, as usual for these sets; ``scenario.mean`` and ``scenario.std`` change that.
 """
 
+import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,20 +15,31 @@ import numpy as np
 
 from clbench.config import DataConfig
 from clbench.data.decode import decode_files
+from clbench.data.image_folders import (
+    LeftOut,
+    Listing,
+    class_folders,
+    in_words,
+    is_hidden,
+    listed_files,
+    named,
+    refuse_contradictions,
+    same_classes,
+    text_lines,
+)
 from clbench.data.images import ImageSet, SourceData
 from clbench.data.location import data_folder, data_root, require, verified
+from clbench.data.same_images import refuse_or_note
 from clbench.errors import ConfigError, DataError
 from clbench.registry import SOURCES
+
+log = logging.getLogger(__name__)
 
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation that torchvision's models expect."""
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 PACS_DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 DOMAINNET_DOMAINS = ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"]
-
-Listing = list[tuple[Path, int]]
-"""Image files with their labels."""
 
 
 @SOURCES.register("folder")
@@ -35,14 +48,18 @@ def folder(config: DataConfig) -> SourceData:
 
     Either ``<folder>/train/<class>/…`` and ``<folder>/test/…`` (or ``val``), or ``<folder>/<class>/…``. Of these the lists
     ``<folder>/train.txt`` and ``<folder>/test.txt`` say which image is in which split (a line is a file's path within the
-    folder, and after a space its class number where the list numbers the classes); without lists ``data.test_fraction`` of
-    every class is held out.
+    folder, and after a space, tab or comma its class number where the list numbers the classes; the classes are the numbers that
+    occur); without lists ``data.test_fraction`` of every class is held out.
+
+    Read are files with the suffixes in :data:`clbench.data.image_folders.SUFFIXES`, as image viewers show them. Hidden files and
+    folders are no data; what else is left out is noted in the record. Refused are a class without images, a file that is listed
+    twice or cannot be decoded, and images under two classes or in both splits (``data.duplicates=keep`` keeps these).
     """
     if not config.folder:
         raise ConfigError(
             "scenario.source=folder needs data.folder: the name of a folder of class folders within data.root"
         )
-    path = require("folder", data_folder(config), "a folder of images per class")
+    path = require("folder", config, data_folder(config), "a folder of images per class")
     return _read_with_the_split_found("folder", config, path)
 
 
@@ -54,7 +71,7 @@ def imagenet_r(config: DataConfig) -> SourceData:
     lists as ``source=folder`` reads them, which GT-RIPL/CODA-Prompt and zugexiaodui/VPTinNSforCL publish. Or train/ and test/,
     as LAMDA-CL/LAMDA-PILOT packs it. Else ``data.test_fraction`` of every class is held out.
     """
-    path = require("imagenet_r", data_folder(config, "imagenet-r"), "the 200 class folders of imagenet-r.tar")
+    path = require("imagenet_r", config, data_folder(config, "imagenet-r"), "the 200 class folders of imagenet-r.tar")
     return verified("imagenet_r", _read_with_the_split_found("imagenet_r", config, path), path)
 
 
@@ -66,7 +83,7 @@ def imagenet_a(config: DataConfig) -> SourceData:
     a split are published: jpmorganchase/ovor reads train/ and test/ that its user has made, LAMDA-CL/LAMDA-PILOT offers a copy
     of its own.
     """
-    path = require("imagenet_a", data_folder(config, "imagenet-a"), "the 200 class folders of imagenet-a.tar")
+    path = require("imagenet_a", config, data_folder(config, "imagenet-a"), "the 200 class folders of imagenet-a.tar")
     return verified("imagenet_a", _read_with_the_split_found("imagenet_a", config, path), path)
 
 
@@ -81,17 +98,16 @@ def cub200(config: DataConfig) -> SourceData:
     path = data_folder(config, "CUB_200_2011")
     what = "the unpacked CUB_200_2011.tgz, with images/, images.txt and train_test_split.txt"
     paths, splits = (
-        dict(line.split(maxsplit=1) for line in require("cub200", path / name, what).read_text().splitlines() if line)
-        for name in ("images.txt", "train_test_split.txt")
+        _numbered(require("cub200", config, path / name, what)) for name in ("images.txt", "train_test_split.txt")
     )
     odd = paths.keys() ^ splits.keys()
     if odd:
         raise DataError(f"image {min(odd)} is in only one of {path / 'images.txt'} and {path / 'train_test_split.txt'}")
-    files = {number: path / "images" / name.strip() for number, name in paths.items()}
+    files = {number: path / "images" / name for number, name in paths.items()}
     names = sorted({file.parent.name for file in files.values()})
     label = {name: i for i, name in enumerate(names)}
     train, test = (
-        sorted((file, label[file.parent.name]) for number, file in files.items() if splits[number].strip() == mark)
+        sorted((file, label[file.parent.name]) for number, file in files.items() if splits[number] == mark)
         for mark in ("1", "0")
     )
     return verified("cub200", _read(config, train, test, names), path)
@@ -102,12 +118,12 @@ def tiny_imagenet(config: DataConfig) -> SourceData:
     """Tiny-ImageNet: 200 classes, 100,000 training and 10,000 validation images (used as test), 64×64 RGB (Le & Yang 2015)."""
     path = data_folder(config, "tiny-imagenet-200")
     what = "the unpacked tiny-imagenet-200.zip, with train/, val/ and val/val_annotations.txt"
-    require("tiny_imagenet", path / "train", what)
-    files, names = _classes(path / "train", below="images")
+    require("tiny_imagenet", config, path / "train", what)
+    files, names, _ = class_folders(path / "train", below="images")
     number = {name: label for label, name in enumerate(names)}
-    annotations = require("tiny_imagenet", path / "val" / "val_annotations.txt", what)
+    annotations = require("tiny_imagenet", config, path / "val" / "val_annotations.txt", what)
     test = []
-    for line in annotations.read_text().splitlines():
+    for line in text_lines(annotations):
         name, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
         if wnid not in number:
@@ -123,17 +139,17 @@ def mini_imagenet(config: DataConfig) -> SourceData:
     Class folders directly below, or below train/, val/ and test/ (the few-shot split, whose classes are pooled here); of
     every class's files in alphabetical order each sixth is a test image: 500 + 100 of 600, as in De Lange et al. 2023.
     """
-    path = require("mini_imagenet", data_folder(config, "miniimagenet"), "the 100 class folders")
+    path = require("mini_imagenet", config, data_folder(config, "miniimagenet"), "the 100 class folders")
     parts = [path / part for part in ("train", "val", "test") if (path / part).is_dir()] or [path]
-    listings = [_classes(part) for part in parts]
-    names = sorted(name for _, names in listings for name in names)
+    listings = [class_folders(part) for part in parts]
+    names = sorted(name for _, names, _ in listings for name in names)
     number = {name: label for label, name in enumerate(names)}
     if len(number) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
             f"the class {twice} is in more than one of {', '.join(part.name for part in parts)} below {path}"
         )
-    files = sorted((file, number[own[label]]) for listing, own in listings for file, label in listing)
+    files = sorted((file, number[own[label]]) for listing, own, _ in listings for file, label in listing)
     sized = replace(config, image_size=config.image_size or 84)
     return verified("mini_imagenet", _read(sized, *_spread_test_files(files, 1 / 6), names), path)
 
@@ -145,14 +161,18 @@ def domainnet(config: DataConfig) -> SourceData:
     ``<domain>/<class>/…`` with the official lists ``<domain>_train.txt`` and ``<domain>_test.txt`` (path and class number a
     line); domains without a folder are left out. scenario.image_size has to be set, since the images differ in size.
     """
-    path = require("domainnet", data_folder(config, "domainnet"), "the folders of the domains and their file lists")
+    path = require(
+        "domainnet", config, data_folder(config, "domainnet"), "the folders of the domains and their file lists"
+    )
     domains = [domain for domain in DOMAINNET_DOMAINS if (path / domain).is_dir()]
     if not domains:
         raise DataError(
             f"{path} holds no domain of domainnet: put at least one there of {', '.join(DOMAINNET_DOMAINS)}"
         )
     lists = [path / f"{domain}_{split}.txt" for split in ("train", "test") for domain in domains]
-    listings, names = _listed("domainnet", path, lists, "DomainNet's official list of that name")
+    for listed in lists:
+        require("domainnet", config, listed, "DomainNet's official list of that name")
+    listings, names = listed_files(path, lists)
     train, test = listings[: len(domains)], listings[len(domains) :]
     return verified("domainnet", _read_domains(config, train, test, names, domains), path)
 
@@ -167,6 +187,7 @@ def domainnet_200(config: DataConfig) -> SourceData:
     """
     path = require(
         "domainnet_200",
+        config,
         data_folder(config, "domainnet"),
         "the folders of the domains and the lists of iamwangyabin/ESN",
     )
@@ -185,9 +206,9 @@ def pacs(config: DataConfig) -> SourceData:
     test: list[Listing] = []
     names: list[str] = []
     for domain in PACS_DOMAINS:
-        require("pacs", path / domain, "the images of that domain, a folder per class")
-        files, found = _classes(path / domain)
-        _same_classes(path / PACS_DOMAINS[0], names or found, path / domain, found)
+        require("pacs", config, path / domain, "the images of that domain, a folder per class")
+        files, found, _ = class_folders(path / domain)
+        same_classes(path / PACS_DOMAINS[0], names or found, path / domain, found)
         names = found
         kept, held_out = _spread_test_files(files, 0.1)
         train.append(kept)
@@ -197,13 +218,20 @@ def pacs(config: DataConfig) -> SourceData:
 
 def read_split_folder(source: str, config: DataConfig, path: Path) -> SourceData:
     """``<path>/train/<class>/…`` and ``<path>/test/<class>/…`` (or ``val``)."""
-    require(source, path / "train", "class folders with the training images")
+    require(source, config, path / "train", "class folders with the training images")
     test_folder = path / "val" if (path / "val").is_dir() and not (path / "test").is_dir() else path / "test"
-    require(source, test_folder, "class folders with the test images")
-    train, names = _classes(path / "train")
-    test, test_names = _classes(test_folder)
-    _same_classes(path / "train", names, test_folder, test_names)
-    return _read(config, train, test, names)
+    require(source, config, test_folder, "class folders with the test images")
+    train, names, left_out = class_folders(path / "train")
+    test, test_names, also_left_out = class_folders(test_folder)
+    same_classes(path / "train", names, test_folder, test_names)
+    left_out += also_left_out
+    for beside in sorted(path.iterdir()):
+        is_list = beside.name in ("train.txt", "test.txt")
+        if is_list or (
+            beside.is_dir() and beside.name not in ("train", test_folder.name) and not is_hidden(beside.name)
+        ):
+            left_out[f"{beside.name} beside train"] += 1
+    return _read(config, train, test, names, own=source == "folder", left_out=left_out)
 
 
 def _read_with_the_split_found(source: str, config: DataConfig, path: Path) -> SourceData:
@@ -212,78 +240,42 @@ def _read_with_the_split_found(source: str, config: DataConfig, path: Path) -> S
         return read_split_folder(source, config, path)
     if (path / "train.txt").exists() or (path / "test.txt").exists():
         return _read_by_lists(source, config, path)
-    files, names = _classes(path)
+    files, names, left_out = class_folders(path)
     train, test = _spread_test_files(files, config.test_fraction)
     if not test:
         raise DataError(
             f"no class of {path} has enough images for a test set of data.test_fraction={config.test_fraction}"
         )
+    untested = [name for label, name in enumerate(names) if label not in {label for _, label in test}]
+    if untested:
+        raise DataError(
+            f"{named(untested, 'class folder')} in {path} would have no test image: data.test_fraction={config.test_fraction} of "
+            "so few is less than one"
+        )
     note = f"{path.name} came without a split: data.test_fraction={config.test_fraction} of every class is held out as test data"
-    return replace(_read(config, train, test, names), note=note)
+    data = _read(config, train, test, names, own=source == "folder", left_out=left_out)
+    return replace(data, note=f"{note}; {data.note}" if data.note else note)
 
 
 def _read_by_lists(source: str, config: DataConfig, path: Path) -> SourceData:
     """The images that ``<path>/train.txt`` and ``<path>/test.txt`` name."""
-    lists = [path / "train.txt", path / "test.txt"]
-    (train, test), names = _listed(source, path, lists, "the list of that split's images, a path a line")
+    what = "the list of that split's images, a path a line"
+    lists = [require(source, config, path / name, what) for name in ("train.txt", "test.txt")]
+    (train, test), names = listed_files(path, lists)
     for listed, listing in zip(lists, (train, test), strict=True):
         if not listing:
             raise DataError(f"{listed} names no images")
-    both = {file for file, _ in train} & {file for file, _ in test}
-    if both:
-        raise DataError(f"{lists[0]} and {lists[1]} both name {min(both)}")
-    return _read(config, train, test, names)
+    refuse_contradictions(lists, [train, test], names)
+    return _read(config, train, test, names, own=source == "folder")
 
 
-def _listed(source: str, root: Path, lists: list[Path], what: str) -> tuple[list[Listing], list[str]]:
-    """The listing of each list of files, and the class names.
-
-    The classes are those that the lists number. Where they do not, they are the folders that the files lie in, in
-    alphabetical order.
-    """
-    rows = [_rows(root, require(source, listed, what)) for listed in lists]
-    numbers = {number for part in rows for _, number in part}
-    if None not in numbers:
-        folders = {number: file.parent.name for part in rows for file, number in part}
-        names = [folders.get(number, f"class {number}") for number in range(1 + max(folders, default=-1))]
-        return [sorted(part) for part in rows], names
-    if len(numbers) > 1:
-        raise DataError(f"{' and '.join(map(str, lists))} number the classes of some images and not of others")
-    names = sorted({file.parent.name for part in rows for file, _ in part})
-    label = {name: i for i, name in enumerate(names)}
-    return [sorted((file, label[file.parent.name]) for file, _ in part) for part in rows], names
-
-
-def _rows(root: Path, listed: Path) -> list[tuple[Path, int | None]]:
-    """The files that a list names, with their class numbers or None: a line is a path within ``root``, or path, space, number."""
-    rows: list[tuple[Path, int | None]] = []
-    for line in (line.strip() for line in listed.read_text().splitlines()):
-        path, _, number = line.rpartition(" ")
-        if path and number.isdigit():
-            rows.append((root / path, int(number)))
-        elif line:
-            rows.append((root / line, None))
-    return rows
-
-
-def _classes(path: Path, below: str = "") -> tuple[Listing, list[str]]:
-    """Image files with labels, and the class names, of ``<path>/<class>/<below>/…``."""
-    folders = sorted((child for child in path.iterdir() if child.is_dir()), key=lambda child: child.name)
-    folders = [child for child in folders if not child.name.startswith(".")]
-    files = [
-        (file, label)
-        for label, child in enumerate(folders)
-        for file in sorted(file for file in (child / below).rglob("*") if file.suffix.lower() in SUFFIXES)
-    ]
-    if not files:
-        raise DataError(f"{path} holds no images: it has to hold one folder of images per class")
-    return files, [child.name for child in folders]
-
-
-def _same_classes(one: Path, classes: list[str], other: Path, other_classes: list[str]) -> None:
-    odd = sorted(set(classes) ^ set(other_classes))
-    if odd:
-        raise DataError(f"the classes below {one} and {other} differ: {', '.join(odd[:5])}")
+def _numbered(file: Path) -> dict[str, str]:
+    """The lines of a list of CUB-200-2011: an image's number, and what the list says of it."""
+    lines = [line.split(maxsplit=1) for line in text_lines(file)]
+    odd = next((line for line in lines if len(line) != 2), None)
+    if odd is not None:
+        raise DataError(f"{file} has a line {odd[0]!r}, which is not an image's number and something of it")
+    return dict(lines)  # type: ignore[arg-type]
 
 
 def _spread_test_files(files: Listing, fraction: float) -> tuple[Listing, Listing]:
@@ -298,12 +290,31 @@ def _spread_test_files(files: Listing, fraction: float) -> tuple[Listing, Listin
     return train, test
 
 
-def _read(config: DataConfig, train: Listing, test: Listing, names: list[str]) -> SourceData:
-    """Decode both splits, into one array so that they get one image size."""
-    pixels = decode_files([file for file, _ in train + test], config.image_size, "RGB", data_root(config))
+def _read(
+    config: DataConfig,
+    train: Listing,
+    test: Listing,
+    names: list[str],
+    own: bool = False,
+    left_out: LeftOut | None = None,
+) -> SourceData:
+    """Decode both splits, into one array so that they get one image size.
+
+    Data of the user's ``own``, and not of a published set, are decoded as image viewers show them. Images that occur twice are
+    refused there, and what was ``left_out`` is noted.
+    """
+    files = [file for file, _ in train + test]
+    pixels = decode_files(files, config.image_size, "RGB", data_root(config), as_shown=own)
     labels = np.array([label for _, label in train + test], np.int64)
-    n = len(train)
-    return SourceData(ImageSet(pixels[:n], labels[:n]), ImageSet(pixels[n:], labels[n:]), names, *IMAGENET_STATISTICS)
+    n, notes = len(train), []
+    if own:
+        notes = [in_words(left_out or Counter())]
+        notes.append(refuse_or_note(files, pixels, labels, n, config.duplicates == "keep"))
+    note = "; ".join(filter(None, notes))
+    if note:
+        log.warning("%s: %s", data_folder(config), note)
+    sets = ImageSet(pixels[:n], labels[:n]), ImageSet(pixels[n:], labels[n:])
+    return SourceData(*sets, names, *IMAGENET_STATISTICS, note=note)
 
 
 def _read_domains(

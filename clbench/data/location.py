@@ -23,20 +23,36 @@ def data_root(config: DataConfig) -> Path:
 
 def data_folder(config: DataConfig, usual: str = "") -> Path:
     """``data.folder`` within the root, or the source's ``usual`` folder where the user names none."""
-    return data_root(config) / (config.folder or usual)
+    return data_root(config) / (Path(config.folder).expanduser() if config.folder else usual)
 
 
-def require(source: str, path: Path, what: str) -> Path:
+def require(source: str, config: DataConfig, path: Path, what: str) -> Path:
     """``path``, where it exists.
 
     Raises:
-        DataError: it does not; says what belongs there.
+        DataError: it does not; says what belongs there, or which option names a folder that is not there.
     """
     if not path.exists():
-        raise DataError(
-            f"the data of {source} are not at {path}: put {what} there, or set data.root to the folder that holds them"
-        )
+        raise DataError(_missing(source, config, path, what))
     return path
+
+
+def _missing(source: str, config: DataConfig, path: Path, what: str) -> str:
+    root = data_root(config)
+    if config.root:
+        origin = f"data.root={config.root}"
+    else:
+        origin = f"CLBENCH_DATA={root}" if os.environ.get("CLBENCH_DATA") else f"the default data folder {root}"
+    if not root.is_dir():
+        wrong = "is no folder" if root.exists() else "does not exist"
+        return f"{origin} {wrong}: set data.root to the folder that holds the data of {source}"
+    if config.folder and not data_folder(config).is_dir():
+        wrong = "is no folder" if data_folder(config).exists() else "does not exist"
+        return (
+            f"data.folder={config.folder} {wrong} in {origin}: name a folder there with {what}, or set data.root to the folder "
+            "that holds it"
+        )
+    return f"the data of {source} are not at {path}: put {what} there, or set data.root to the folder that holds them"
 
 
 def read_or_download(source: str, config: DataConfig, expected: Path, what: str, read: Callable[[bool], Any]) -> Any:

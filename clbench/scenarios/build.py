@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from clbench.config import DataConfig, ScenarioConfig
+from clbench.data.image_folders import named
 from clbench.data.images import ImageSet, SourceData
 from clbench.data.store import shared_store
 from clbench.errors import ConfigError
@@ -95,10 +96,18 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         test = _cut(plan, data.test, source.test.digests, _rows_of_tasks(plan, source.test), device, place)
     _refuse_empty_tasks(config, plan, train, "training samples")
     _refuse_empty_tasks(config, plan, test, "test samples")
+    held_back = f", of which scenario.validation={config.validation} holds some out" if config.validation else ""
+    _refuse_empty_classes(config, plan, train, f"training samples{held_back}")
+    _refuse_empty_classes(config, plan, test, "test samples")
+    note = data.note
     if validation is not None:
         _refuse_empty_tasks(
             config, plan, validation, f"validation samples: raise scenario.validation={config.validation}"
         )
+        lacking = _classes_without(validation, plan)
+        if lacking:
+            why = f"scenario.validation={config.validation} of their training images is less than one"
+            note = "; ".join(filter(None, [note, f"no validation samples of {named(lacking, 'class')}: {why}"]))
     return Scenario(
         name=config.name,
         setting=plan.setting,
@@ -112,7 +121,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         validation=validation,
         _test=test,
         recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe, **_labelling(plan, train)},
-        note=data.note,
+        note=note,
     )
 
 
@@ -251,6 +260,25 @@ def _refuse_empty_tasks(config: ScenarioConfig, plan: StreamPlan, split: Split, 
     for name, (start, stop) in zip(plan.task_names, split.bounds, strict=True):
         if start == stop:
             raise ConfigError(f"task {name!r} of scenario {config.name} has no {what}")
+
+
+def _classes_without(split: Split, plan: StreamPlan) -> list[str]:
+    """The classes of the stream that have no sample in ``split``."""
+    counts = np.bincount(split.labels.cpu().numpy(), minlength=len(plan.class_names))
+    return [plan.class_names[label] for label in np.flatnonzero(counts == 0)]
+
+
+def _refuse_empty_classes(config: ScenarioConfig, plan: StreamPlan, split: Split, what: str) -> None:
+    """Refuse a class without a sample, where the images decide which classes occur and not a draw."""
+    if plan.images is not None or any(part.relabel for part in plan.parts):
+        return
+    lacking = _classes_without(split, plan)
+    if lacking:
+        raise ConfigError(f"{named(lacking, 'class')} of scenario {config.name} {_have(lacking)} no {what}")
+
+
+def _have(names: list[str]) -> str:
+    return "have" if len(names) > 1 else "has"
 
 
 def _cut(
