@@ -223,7 +223,13 @@ class Run:
             "notes": self.setup.learner.notes(),
             "seed": config.seed,
             "split": config.evaluator.split,
-            "metrics": summarise(trainer.curve, trainer.tasks, config.evaluator.every, is_adaptive),
+            "metrics": summarise(
+                trainer.curve,
+                trainer.tasks,
+                config.evaluator.every,
+                is_adaptive,
+                self.setup.learner.learns_at_task_end,
+            ),
             "costs": _costs(self.setup, trainer),
         }
         compiled = {"compiled": self.setup.learner.compilation.done}

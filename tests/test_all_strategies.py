@@ -43,7 +43,10 @@ def test_deterministic_and_undisturbed_by_evaluation(name, setting, small_traine
     pd.testing.assert_frame_equal(runs[0][1], runs[1][1])
     sparse = runs[3][1]
     merged = sparse.merge(
-        runs[0][1], how="left", on=["iteration", "task_learning", "task_eval"], suffixes=("", "_dense")
+        runs[0][1],
+        how="left",
+        on=["iteration", "task_learning", "task_eval", "consolidated"],
+        suffixes=("", "_dense"),
     )
     assert (merged.correct == merged.correct_dense).all()
 

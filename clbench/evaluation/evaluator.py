@@ -3,11 +3,16 @@
 De Lange, van de Ven & Tuytelaars 2023 (arXiv:2205.13452). Each task is represented by a subset that is drawn once, from a
 generator of its own, so that a minimum over iterations measures the network and not the draw. One evaluation is one fused
 forward pass over the subsets of all seen tasks; its counts stay on the device until :meth:`ContinualEvaluator.flush`.
+
+Many methods do something when a task is over, and some of them predict otherwise from then on (RanPAC solves its head there).
+So where a strategy has such a hook, the last iteration of a task is evaluated twice: before the hooks, as any other iteration,
+and after them (``consolidated``).
 """
 
 import time
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate, groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +30,9 @@ from clbench.training.precision import Precision
 COLUMNS = ["task_learning", "iteration", "task_eval", "n", "correct", "loss"]
 """One row per evaluation and task: the task being learned and the one evaluated count from 0; ``iteration`` is the number of
 optimizer steps since the start of the stream (0: before the first); ``loss`` is the summed cross-entropy of ``n`` samples."""
+
+CURVE_COLUMNS = [*COLUMNS, "consolidated"]
+"""Those of the curve: ``consolidated`` is True in rows that were evaluated after the hooks at the end of ``task_learning``."""
 
 SAMPLES_AT_ONCE = {"cuda": 4096, "cpu": 8192, "cpu, convolutions": 128}
 """Samples of one forward pass. Convolutions on a processor want their activations to stay in its cache: slim ResNet-18 takes
@@ -68,8 +76,8 @@ class ContinualEvaluator:
         if 4 * self._images.numel() <= LARGEST_CACHE:
             self._images = inputs.normalise(self._images)
         self._labels, self._tasks = labels, tasks
-        self._stages_done, self._after_stages = 0, None  # see begin_task
-        self._pending: list[tuple[int, int, Tensor]] = []
+        self._stages_done, self._after_stages = 0, None  # see compute_prefix
+        self._pending: list[tuple[int, int, bool, Tensor]] = []
         self._rows: list[np.ndarray] = []
         self._modules = list(learner.modules())
         convolves = any(isinstance(module, nn.Conv2d) for module in self._modules)
@@ -97,11 +105,12 @@ class ContinualEvaluator:
     def settle(self) -> None:
         """Make evaluations that are due and wait."""
 
-    def begin_task(self) -> None:
+    def compute_prefix(self) -> None:
         """Compute what the frozen first stages of the network make of the subsets; called in training mode.
 
-        Nothing in training changes it, so that every evaluation of the task can start from there. Not where a strategy's
-        predictions may look at the images by themselves.
+        Nothing in training changes it, so that every evaluation of the task can start from there. Hooks between training may
+        change it: it has to be computed again after them. Not where a strategy's predictions may look at the images by
+        themselves.
         """
         model = self.learner.model
         n = 0
@@ -121,11 +130,22 @@ class ContinualEvaluator:
 
     def evaluate(self, task_learning: int, iteration: int) -> None:
         """Evaluate all tasks up to ``task_learning`` on their subsets; no result is read on the host."""
+        self._evaluate(task_learning, iteration, consolidated=False)
+
+    def evaluate_consolidated(self, task_learning: int, iteration: int) -> None:
+        """The same after the hooks at the end of ``task_learning``; ``iteration`` is its last one.
+
+        The hooks may have changed what :meth:`compute_prefix` computed.
+        """
+        self._evaluate(task_learning, iteration, consolidated=True)
+
+    def _evaluate(self, task_learning: int, iteration: int, consolidated: bool) -> None:
         started = time.perf_counter()
         with self.undisturbed(), self.from_stages():
             passes = self.passes(self.sizes[: task_learning + 1])
             scores = torch.cat([self._scores(self.subset(part), task) for part, task in passes])
-            self.add(task_learning, iteration, sums_per_task(scores, self.sizes[: task_learning + 1]))
+            sums = sums_per_task(scores, self.sizes[: task_learning + 1])
+        self._pending.append((task_learning, iteration, consolidated, sums))
         self.seconds += time.perf_counter() - started
 
     def parts(self, n: int, states: int = 1) -> list[slice]:
@@ -149,10 +169,6 @@ class ContinualEvaluator:
             for task, (start, size) in enumerate(zip(accumulate([0, *sizes]), sizes, strict=False))
             for part in self.parts(size, states)
         ]
-
-    def add(self, task_learning: int, iteration: int, sums: Tensor) -> None:
-        """Record the result (tasks, 2: correct, loss) of an evaluation, which may stay on the device."""
-        self._pending.append((task_learning, iteration, sums))
 
     def subset_of(self, task: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs as they are kept (uint8 images are not normalised yet), labels and tasks of one task's subset."""
@@ -212,34 +228,33 @@ class ContinualEvaluator:
     def latest(self) -> list[float]:
         """Accuracy on every seen task at the last evaluation. Waits for the device; meant for a progress display."""
         if self._pending:
-            correct = self._pending[-1][2][:, 0].tolist()
+            correct = self._pending[-1][-1][:, 0].tolist()
         elif self._rows and len(self._rows[-1]):
-            last = self._rows[-1]
-            correct = last[last[:, 1] == last[-1, 1], 4].tolist()
+            rows = self._rows[-1]
+            same_evaluation = (rows[:, [1, 6]] == rows[-1, [1, 6]]).all(1)  # iteration, consolidated
+            correct = rows[same_evaluation, 4].tolist()
         else:
             return []
         return [c / n for c, n in zip(correct, self.sizes, strict=False)]
 
     def flush(self) -> np.ndarray:
-        """All rows so far, float64 (rows, len(COLUMNS)), on the host."""
-        for (task_learning, _), group in groupby(
-            self._pending, key=lambda evaluation: (evaluation[0], len(evaluation[2]))
-        ):
+        """All rows so far, float64 (rows, len(CURVE_COLUMNS)), on the host."""
+        for (task_learning, consolidated), group in groupby(self._pending, key=itemgetter(0, 2)):
             together = list(group)
             # One copy from the device for all evaluations within a task.
-            sums = torch.stack([sums for _, _, sums in together]).cpu().numpy()
-            self._append(task_learning, [iteration for _, iteration, _ in together], sums)
+            sums = torch.stack([sums for *_, sums in together]).cpu().numpy()
+            self._append(task_learning, [iteration for _, iteration, *_ in together], sums, consolidated)
         self._pending = []
         if len(self._rows) > 1:
             self._rows = [np.concatenate(self._rows)]
-        return self._rows[0] if self._rows else np.empty((0, len(COLUMNS)))
+        return self._rows[0] if self._rows else np.empty((0, len(CURVE_COLUMNS)))
 
     def extend(self, task_learning: int, iterations: list[int], sums: np.ndarray) -> None:
         """Record evaluations made elsewhere, after ``iterations`` (E,): their sums (E, tasks, 2: correct, loss)."""
         self.flush()
         self._append(task_learning, iterations, sums)
 
-    def _append(self, task_learning: int, iterations: list[int], sums: np.ndarray) -> None:
+    def _append(self, task_learning: int, iterations: list[int], sums: np.ndarray, consolidated: bool = False) -> None:
         n_evaluations, n_tasks, _ = sums.shape
         tasks = np.tile(np.arange(n_tasks), n_evaluations)
         self._rows.append(
@@ -250,12 +265,15 @@ class ContinualEvaluator:
                     tasks,
                     np.array(self.sizes)[tasks],
                     sums.reshape(-1, 2),
+                    np.full(len(tasks), consolidated),
                 ]
             )
         )
 
     def restore(self, rows: np.ndarray) -> None:
         """Start from the rows of a checkpoint."""
+        if rows.shape[1] == len(COLUMNS):  # of before there were consolidated rows
+            rows = np.column_stack([rows, np.zeros(len(rows))])
         self._pending, self._rows = [], [rows]
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,7 +319,7 @@ def sums_per_task(scores: Tensor, sizes: list[int]) -> Tensor:
     return torch.stack([part.sum(-2, dtype=torch.float64) for part in scores.split(sizes, dim=-2)], dim=-2)
 
 
-def as_table(rows: np.ndarray) -> pd.DataFrame:
-    """Rows in the order of :data:`COLUMNS` as a typed table."""
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.astype({name: "int64" for name in COLUMNS if name != "loss"})
+def as_table(rows: np.ndarray, columns: list[str] = COLUMNS) -> pd.DataFrame:
+    """Rows in the order of :data:`COLUMNS`, or :data:`CURVE_COLUMNS`, as a typed table."""
+    types = {"loss": "float64", "consolidated": "bool"}
+    return pd.DataFrame(rows, columns=columns).astype({name: types.get(name, "int64") for name in columns})

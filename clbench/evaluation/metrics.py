@@ -1,7 +1,10 @@
 """All metrics, as pure functions of the tables that a run writes.
 
 Notation (De Lange et al. 2023, arXiv:2205.13452): A(E_i, f_t) is the accuracy on task i's evaluation set after iteration t,
-e_i the last iteration of task i, k the number of tasks. Accuracies are fractions in [0, 1].
+e_i the end of task i, k the number of tasks. Accuracies are fractions in [0, 1].
+
+A method may act when a task is over, and predict otherwise from then on. e_i is the moment after that. The curve then has two
+evaluations of a task's last iteration, before and after (``consolidated``), and every metric says below which it takes.
 
 From the full test sets at task ends (``tasks``), R[k, i] = A(E_i, f_{e_k}):
 
@@ -18,26 +21,36 @@ From the full test sets at task ends (``tasks``), R[k, i] = A(E_i, f_{e_k}):
 
 From the per-iteration table on fixed subsets (``curve``):
 
-* min-ACC = (1/(k−1)) Σ_{i<k} min_{n > e_i} A(E_i, f_n)   strictly after the task was learned
-* WC-ACC = (1/k) A(E_k, f) + (1 − 1/k) min-ACC            a lower bound on ACC
+* min-ACC = (1/(k−1)) Σ_{i<k} min_{n > e_i} A(E_i, f_n)   strictly after the task was learned: over every evaluation since the
+  next task began, before and after the hooks at the ends of later tasks. The evaluation after the task's own end is the state
+  that was just learned, and does not count
+* WC-ACC = (1/k) A(E_k, f) + (1 − 1/k) min-ACC            A(E_k, f) is the last evaluation, after e_k; a lower bound on ACC
 * WF^w = mean over tasks of max_t max_{m<n in a window of w evaluations} (A_m − A_n), at least 0;  WP^w with the sign reversed
 * LCA = mean over tasks of the mean of the first 10 accuracies while the task is learned (A-GEM, without its zero-shot point,
   which the table holds for the first task only)
 * AAA = mean over evaluations of the mean accuracy on the tasks seen so far (Caccia et al. 2022; ocl_survey)
 
-Windows, LCA and AAA count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`). Where the
-curve was recorded adaptively they, recovery and gap_area are computed on the curve with its gaps :func:`filled`; the minima and
-what follows from them rest on evaluated iterations alone.
+Windows, LCA and AAA count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`) and take one
+evaluation of every iteration: the last, at a task's end that after e_i. Where the curve was recorded adaptively they, recovery
+and gap_area are computed on the curve with its gaps :func:`filled`; the minima and what follows from them rest on evaluated
+iterations alone.
 
 Ours, labelled as such, each the mean over the tasks i that are followed by another, looking at A(E_i) while task i + 1 is
-learned; its *plateau* is the mean of the last tenth of those evaluations:
+learned; its *plateau* is the mean of the last tenth of those evaluations. A(E_i, f_{e_i}) is that after the end of task i.
+The last two take one evaluation of every iteration, the last:
 
-* gap_depth = A(E_i, f_{e_i}) − min A(E_i) over task i + 1
+* gap_depth = A(E_i, f_{e_i}) − min A(E_i) over task i + 1, every evaluation counted as in min-ACC
 * recovery_iterations = iterations after the switch until A(E_i) is back at 95 % of its plateau for good. 0 where it never falls
   below that and nothing is lost. Undefined where accuracy falls and stays down (the plateau regains less than 5 % of what was
   lost); the mean is over the other switches, ``switches_recovered`` of ``switches``
 * gap_area = Σ max(0, plateau − A(E_i)) over the evaluations of task i + 1, in accuracy × iterations: what is lost in passing;
   what stays lost is in FORG
+
+What has no meaning for a run is None, and ``undefined`` says why. For a method that learns nothing of a task before the task
+is over (RanPAC) that holds of LCA and WP, which say how fast a task is learned, and of recovery and gap_area, which say how a
+task comes back while the next is learned. Its curve is flat within a task, but its minima, drops (WF) and what it would have
+answered at any time (AAA) are what they are. WF^w and WP^w are undefined where no task has more evaluations than the next
+shorter window: they would be the same numbers again.
 
 The rehearsal-free literature's global and local forgetting need predictions restricted to class subsets, which the table does
 not hold; they are left out.
@@ -45,6 +58,7 @@ not hold; they are left out.
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -64,20 +78,27 @@ SMALLEST_SUBSET = 500
 UNRESOLVED = 0.002
 """An adaptively recorded min-ACC that is expected to be wrong by more, in accuracy, comes with a warning."""
 
-Summary = dict[str, float | int | str | list[str] | None]
+Summary = dict[str, float | int | str | list[str] | dict[str, str] | None]
+
+OF_LEARNING_WITHIN_A_TASK = ("LCA", *(f"WP{w}" for w in WINDOWS), "recovery_iterations", "gap_area")
+"""Metrics without a meaning for a method that learns nothing of a task before the task is over."""
 
 
-def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bool = False) -> Summary:
+def summarise(
+    curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bool = False, learns_at_task_end: bool = False
+) -> Summary:
     """Every metric of the module docstring, plus what a reader needs to judge them.
 
     Args:
-        curve: per-iteration table on subsets (columns: task_learning, iteration, task_eval, n, correct, loss).
-        tasks: the same columns on full test sets at task ends; task_learning −1 is the untrained network.
+        curve: per-iteration table on subsets (columns: task_learning, iteration, task_eval, n, correct, loss, consolidated).
+        tasks: the same columns but the last, on full test sets at task ends; task_learning −1 is the untrained network.
         every: the evaluation period, in iterations; 0 where only task switches are evaluated.
         adaptive: whether only some iterations were evaluated, at irregular distances, in place of all.
+        learns_at_task_end: whether the method learns nothing of a task before the task is over.
 
     Returns:
-        Metric → value; None where it is undefined (fewer than two tasks, a run that diverged in its first task).
+        Metric → value; None where it has no meaning (fewer than two tasks, a run that diverged in its first task), and then
+        ``undefined`` has the metric → a clause that says why.
         ``tasks_learned`` is the k of the metrics on full test sets, less than the stream's length where a run diverged;
         ``warning`` exists only where a subset is smaller than :data:`SMALLEST_SUBSET`, or where ``min_ACC_unresolved``
         exceeds :data:`UNRESOLVED`. Where ``adaptive``, ``evaluations`` is the number of evaluated iterations,
@@ -97,7 +118,7 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bo
         "recovery_iterations": _mean(recovery),
         "gap_area": gap_area(regular),
     }
-    values = {
+    of_tasks = {
         "ACC": final_accuracy(matrix),
         "FORG": forgetting(matrix),
         "forgetting_max": forgetting_max(matrix),
@@ -106,15 +127,19 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bo
         "average_incremental": average_incremental(matrix),
         "LA": learning_accuracy(matrix),
         "LA_slope": learning_accuracy_slope(matrix),
+    }
+    of_curve = {
         "min_ACC": minimum,
         "min_ACC_stderr": stderr,
         "WC_ACC": worst_case_accuracy(curve),
         "gap_depth": gap_depth(curve),
         **on_regular_grid,
     }
-    summary: Summary = {name: None if math.isnan(value) else value for name, value in values.items()}
+    undefined = _why_undefined(of_tasks, len(matrix)) | _why_undefined_on_curve(of_curve, traces, learns_at_task_end)
+    summary: Summary = {name: None if name in undefined else v for name, v in {**of_tasks, **of_curve}.items()}
+    summary["undefined"] = undefined
     summary["switches"] = len(recovery)
-    summary["switches_recovered"] = int(np.isfinite(recovery).sum())
+    summary["switches_recovered"] = None if learns_at_task_end else int(np.isfinite(recovery).sum())
     summary["tasks_learned"] = len(matrix)
     summary["every"] = every
     summary["smallest_subset"] = int(curve.n.min()) if len(curve) else None
@@ -126,6 +151,8 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bo
         summary["evaluations"] = curve.iteration.nunique()
         summary["interpolated"] = list(on_regular_grid)
         summary["min_ACC_unresolved"] = None if math.isnan(unresolved) else unresolved
+        if math.isnan(unresolved):
+            undefined["min_ACC_unresolved"] = undefined["min_ACC"]
         if unresolved > UNRESOLVED:
             warnings.append(
                 f"accuracy moves so much between the evaluations that min-ACC may be {100 * unresolved:.1f} points lower: "
@@ -134,6 +161,46 @@ def summarise(curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bo
     if warnings:
         summary["warning"] = "; ".join(warnings)
     return summary
+
+
+NO_SWITCH = "no task is followed by another"
+
+
+def _why_undefined(of_tasks: dict[str, float], k: int) -> dict[str, str]:
+    """Why metrics on full test sets after ``k`` task ends are NaN, by name, for those that are."""
+    reasons = {}
+    for name in (name for name, value in of_tasks.items() if math.isnan(value)):
+        if k == 0:
+            reasons[name] = "no task was learned to its end"
+        elif name == "LA_slope":
+            reasons[name] = "a slope takes three tasks"
+        elif k == 1:
+            reasons[name] = NO_SWITCH
+        else:
+            reasons[name] = "outputs grow with the tasks, so that there is no accuracy on a task before it is learned"
+    return reasons
+
+
+def _why_undefined_on_curve(
+    of_curve: dict[str, float], traces: list[np.ndarray], learns_at_task_end: bool
+) -> dict[str, str]:
+    """Why metrics on the curve, whose accuracies are ``traces``, have no meaning, by name, for those that have none."""
+    if not traces:
+        return dict.fromkeys(of_curve, "nothing was evaluated")
+    reasons = {}
+    if learns_at_task_end:
+        reasons = dict.fromkeys(
+            OF_LEARNING_WITHIN_A_TASK, "the method learns nothing of a task before the task is over"
+        )
+    longest = max(map(len, traces))
+    for shorter, window in pairwise(WINDOWS):
+        if longest <= shorter:
+            clause = f"no task has more than {shorter} evaluations, so that it would be that of {shorter} again"
+            reasons = {f"WF{window}": clause, f"WP{window}": clause} | reasons
+    for name in (name for name, value in of_curve.items() if math.isnan(value) and name not in reasons):
+        lost = name == "recovery_iterations" and not math.isnan(of_curve["gap_area"])
+        reasons[name] = "what is lost at a switch stays lost" if lost else NO_SWITCH
+    return reasons
 
 
 def _small_subset_warning(curve: pd.DataFrame, tasks: pd.DataFrame) -> str:
@@ -223,10 +290,26 @@ def just_learned(R: np.ndarray) -> np.ndarray:
 # ---- per-iteration table on subsets -----------------------------------------------------------------------------------
 
 
+def in_order(curve: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order in which they were evaluated: at a task's end, those after its hooks come last.
+
+    Curves from before there were such rows have no column ``consolidated``; here they get it.
+    """
+    if "consolidated" not in curve:
+        curve = curve.assign(consolidated=False)
+    return curve.iloc[np.lexsort((curve.task_eval, curve.consolidated, curve.iteration))]
+
+
+def last_of_iteration(curve: pd.DataFrame) -> pd.DataFrame:
+    """One evaluation of every iteration, in order: the last, at a task's end that after its hooks."""
+    ordered = in_order(curve)
+    return ordered[~ordered.duplicated(["iteration", "task_eval"], keep="last")]
+
+
 def accuracy_traces(curve: pd.DataFrame) -> list[np.ndarray]:
-    """Accuracy of every task in the order of the evaluations, from its first one on."""
-    table = curve.assign(accuracy=curve.correct / curve.n).sort_values("iteration")
-    return [rows.to_numpy() for _, rows in table.groupby("task_eval").accuracy]
+    """Accuracy of every task after every evaluated iteration, from its first one on."""
+    table = last_of_iteration(curve)
+    return [rows.to_numpy() for _, rows in (table.correct / table.n).groupby(table.task_eval)]
 
 
 def minimum_accuracy(curve: pd.DataFrame) -> tuple[float, float]:
@@ -246,21 +329,23 @@ def unresolved_minimum(curve: pd.DataFrame) -> float:
     Mean over the tasks of the largest expected undercut of any interval (:mod:`clbench.evaluation.refinement`). An estimate
     from a model of the curve, to be read as none, tenths of a point, or points.
     """
-    after = curve[curve.task_eval < curve.task_learning].sort_values("iteration")
+    after = in_order(curve[curve.task_eval < curve.task_learning])
     largest = []
     for _, rows in after.groupby("task_eval"):
-        accuracy = (rows.correct / rows.n).to_numpy()[:, None]
-        largest.append(expected_undercut(rows.iteration.to_numpy(), accuracy, accuracy.min(0)).max(initial=0))
+        minimum = (rows.correct / rows.n).min()
+        steps = rows[~rows.consolidated]  # nothing lies between the two evaluations of a task's last iteration
+        accuracy = (steps.correct / steps.n).to_numpy()[:, None]
+        largest.append(expected_undercut(steps.iteration.to_numpy(), accuracy, np.array([minimum])).max(initial=0))
     return float(np.mean(largest)) if largest else math.nan
 
 
 def worst_case_accuracy(curve: pd.DataFrame) -> float:
-    """WC-ACC at the end of the curve; the accuracy on the first task while there is only one."""
+    """WC-ACC at the end of the curve, after the hooks at a task's end; the accuracy on the first task while there is only one."""
     if not len(curve):
         return math.nan
     last_task = curve.task_learning.max()
     rows = curve[(curve.task_learning == last_task) & (curve.task_eval == last_task)]
-    last = rows.sort_values("iteration").iloc[-1]
+    last = in_order(rows).iloc[-1]
     current = float(last.correct / last.n)
     k = last_task + 1
     return current if k == 1 else float(current / k + (1 - 1 / k) * minimum_accuracy(curve)[0])
@@ -280,7 +365,7 @@ def windowed_plasticity(traces: list[np.ndarray], window: int) -> float:
 
 def learning_curve_area(curve: pd.DataFrame) -> float:
     """LCA: mean of the first ten accuracies on each task while it is learned, mean over tasks."""
-    learning = curve[(curve.task_eval == curve.task_learning) & (curve.iteration > 0)].sort_values("iteration")
+    learning = last_of_iteration(curve[(curve.task_eval == curve.task_learning) & (curve.iteration > 0)])
     accuracy = (learning.correct / learning.n).groupby(learning.task_eval)
     return float(accuracy.apply(lambda a: a.head(LCA_LENGTH).mean()).mean()) if len(learning) else math.nan
 
@@ -289,11 +374,15 @@ def average_anytime_accuracy(curve: pd.DataFrame) -> float:
     """AAA: mean over evaluations of the mean accuracy on the tasks seen so far."""
     if not len(curve):
         return math.nan
-    return float((curve.correct / curve.n).groupby(curve.iteration).mean().mean())
+    last = last_of_iteration(curve)
+    return float((last.correct / last.n).groupby(last.iteration).mean().mean())
 
 
 def gap_depth(curve: pd.DataFrame) -> float:
-    """How far accuracy on a task falls below its value at the switch while the next task is learned (ours)."""
+    """How far accuracy on a task falls below its value at the switch while the next task is learned (ours).
+
+    The value at the switch is that after the hooks at the task's end.
+    """
     return _mean(_per_switch(curve, lambda iterations, accuracy, before: before - accuracy.min()))
 
 
@@ -321,7 +410,7 @@ def recovery_per_switch(curve: pd.DataFrame) -> np.ndarray:
         back = below[-1] + 1
         return math.nan if back == len(accuracy) else float(iterations[back])
 
-    return _per_switch(curve, recovery)
+    return _per_switch(last_of_iteration(curve), recovery)
 
 
 def gap_area(curve: pd.DataFrame) -> float:
@@ -331,7 +420,7 @@ def gap_area(curve: pd.DataFrame) -> float:
         missing = np.maximum(0, _plateau(accuracy) - accuracy)
         return float((missing * np.diff(iterations, prepend=0)).sum())
 
-    return _mean(_per_switch(curve, area))
+    return _mean(_per_switch(last_of_iteration(curve), area))
 
 
 def coarsened(curve: pd.DataFrame, every: int) -> pd.DataFrame:
@@ -348,12 +437,14 @@ def filled(curve: pd.DataFrame) -> pd.DataFrame:
     """The curve with a row for every iteration between a task's first and last evaluation while another is learned.
 
     ``correct`` (then a float) and ``loss`` are interpolated linearly between the evaluations next to the missing iteration;
-    nothing is drawn across a task switch. Rows are ordered by iteration and task.
+    nothing is drawn across a task switch, nor to an evaluation after the hooks at a task's end, which stays as it is. Rows are
+    in order, see :func:`in_order`.
     """
+    curve = in_order(curve)
     if not len(curve):
         return curve
-    parts = []
-    for (learning, task), rows in curve.sort_values("iteration").groupby(["task_learning", "task_eval"]):
+    parts = [curve[curve.consolidated]]
+    for (learning, task), rows in curve[~curve.consolidated].groupby(["task_learning", "task_eval"]):
         iterations = np.arange(rows.iteration.iloc[0], rows.iteration.iloc[-1] + 1)
         part = {
             "task_learning": learning,
@@ -362,9 +453,10 @@ def filled(curve: pd.DataFrame) -> pd.DataFrame:
             "n": rows.n.iloc[0],
             "correct": np.interp(iterations, rows.iteration, rows.correct),
             "loss": np.interp(iterations, rows.iteration, rows.loss),
+            "consolidated": False,
         }
         parts.append(pd.DataFrame(part))
-    return pd.concat(parts).sort_values(["iteration", "task_eval"], ignore_index=True)
+    return in_order(pd.concat(parts)).reset_index(drop=True)
 
 
 def _plateau(accuracy: np.ndarray) -> float:
@@ -373,7 +465,7 @@ def _plateau(accuracy: np.ndarray) -> float:
 
 def _per_switch(curve: pd.DataFrame, measure: Callable[[np.ndarray, np.ndarray, float], float]) -> np.ndarray:
     """``measure(iterations since the switch, accuracies, accuracy at the switch)`` of every task while the next is learned."""
-    table = curve.assign(accuracy=curve.correct / curve.n).sort_values("iteration")
+    table = in_order(curve.assign(accuracy=curve.correct / curve.n))
     own, following = table[table.task_eval == table.task_learning], table[table.task_eval + 1 == table.task_learning]
     at_switch = own.groupby("task_eval")[["iteration", "accuracy"]].last()
     values = []

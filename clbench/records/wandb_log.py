@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from clbench.config import WandbConfig
+from clbench.evaluation.metrics import last_of_iteration
 
 
 class WandbLog:
@@ -36,8 +37,8 @@ class WandbLog:
         self._run.define_metric("*", step_metric="iteration")
 
     def log_curve(self, curve: pd.DataFrame) -> None:
-        """Log the iterations of the per-iteration table that have not been logged yet."""
-        fresh = curve[curve.iteration > self._last_iteration]
+        """Log the iterations of the per-iteration table that have not been logged yet: of each its last state."""
+        fresh = last_of_iteration(curve[curve.iteration > self._last_iteration])
         for iteration, rows in fresh.groupby("iteration"):
             accuracy = rows.correct / rows.n
             values = {f"accuracy/task_{task}": value for task, value in zip(rows.task_eval, accuracy, strict=True)}

@@ -11,6 +11,8 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
+from clbench.evaluation.metrics import in_order
+
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F"]
 """Colours that colour-blind readers can tell apart (Okabe & Ito 2008), without yellow and black, which lines cannot use."""
 
@@ -21,7 +23,7 @@ def draw_curves(curve: pd.DataFrame, tasks: pd.DataFrame, path: Path, title: str
     """Draw a run's per-iteration accuracies.
 
     Args:
-        curve: the per-iteration table (columns: task_learning, iteration, task_eval, n, correct, loss).
+        curve: the per-iteration table (columns: task_learning, iteration, task_eval, n, correct, loss, consolidated).
         tasks: the table on all samples at task ends; drawn as squares.
         path: PNG file to write.
         title: heading.
@@ -30,7 +32,7 @@ def draw_curves(curve: pd.DataFrame, tasks: pd.DataFrame, path: Path, title: str
     figure = Figure(figsize=(9, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    table = curve.assign(accuracy=100 * curve.correct / curve.n).sort_values("iteration", ignore_index=True)
+    table = in_order(curve.assign(accuracy=100 * curve.correct / curve.n)).reset_index(drop=True)
     colours = _colours(len(task_names))
     few = len(task_names) <= MOST_LABELLED
     boundaries = table.groupby("task_learning").iteration.max()
@@ -49,7 +51,8 @@ def draw_curves(curve: pd.DataFrame, tasks: pd.DataFrame, path: Path, title: str
                 worst.iteration, worst.accuracy, marker="v", markersize=7 if few else 4.5, color=colours[index],
                 markeredgecolor="black", markeredgewidth=0.6, zorder=5, clip_on=False,
             )  # fmt: skip
-    mean = table.groupby("iteration").accuracy.mean()
+    # Where the hooks at a task's end change predictions, the lines jump there.
+    mean = table.groupby(["iteration", "consolidated"]).accuracy.mean().droplevel("consolidated")
     outline = [] if few else [Stroke(linewidth=3.2, foreground="white"), Normal()]  # on top of what it summarises
     axes.plot(
         mean.index, mean, color="black", linewidth=2.0 if few else 1.6, alpha=0.8 if few else 1.0,

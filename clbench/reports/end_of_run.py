@@ -110,8 +110,8 @@ def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
         if name == "min_ACC" and metrics["min_ACC_stderr"] is not None:
             value += f" ± {100 * metrics['min_ACC_stderr']:.1f}"
         table.add_row(title, value, where[measured])
-    recovery = metrics["recovery_iterations"]
-    rests_on = f"{metrics['switches_recovered']} of {metrics['switches']} switches"
+    recovery, back = metrics["recovery_iterations"], metrics["switches_recovered"]
+    rests_on = "" if back is None else f"{back} of {metrics['switches']} switches"
     table.add_row("recovery time (ours)", "–" if recovery is None else f"{recovery:.0f} iterations", rests_on)
     table.add_section()
     share = costs["evaluation_seconds"] / costs["seconds"]

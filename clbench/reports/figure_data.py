@@ -1,7 +1,9 @@
 """What the figures of a report show, computed once for both libraries that draw it: numbers in, numbers out.
 
 Accuracies are fractions in [0, 1]; the figures show percent. Curve tables have the columns that a run writes (``task_learning,
-iteration, task_eval, n, correct, loss``; see the README), tables of runs are those of :mod:`clbench.reports.loading`.
+iteration, task_eval, n, correct, loss, consolidated``; see the README), tables of runs are those of
+:mod:`clbench.reports.loading`. Of an iteration that was evaluated before and after the hooks at a task's end, figures show the
+latter.
 """
 
 import itertools
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from clbench.evaluation.metrics import accuracy_matrix, just_learned, recovery_per_switch
+from clbench.evaluation.metrics import accuracy_matrix, just_learned, last_of_iteration, recovery_per_switch
 from clbench.reports.tables import Metric
 
 MEAN_PANEL = "mean over the tasks seen so far"
@@ -95,7 +97,7 @@ def shown_tasks(n_tasks: int) -> list[int]:
 
 def _placed(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """The rows of seen tasks with ``x`` (iterations, or tasks learned) and ``accuracy``."""
-    seen = table[table.task_eval <= table.task_learning].sort_values("iteration")
+    seen = last_of_iteration(table[table.task_eval <= table.task_learning])
     if unit == "iteration":
         x = seen.iteration.astype(float)
     else:
@@ -197,7 +199,7 @@ def after_switches(by_method: SeedCurves, length: int = 50) -> pd.DataFrame:
 
 
 def _after_switches_of_a_seed(table: pd.DataFrame, length: int) -> pd.Series:
-    table = table[(table.task_learning - table.task_eval).isin([0, 1])].sort_values("iteration")
+    table = last_of_iteration(table[(table.task_learning - table.task_eval).isin([0, 1])])
     switches = []
     for task, rows in table.groupby("task_eval"):
         accuracy = rows.correct.to_numpy() / rows.n.to_numpy()

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from clbench.errors import ConfigError
+from clbench.evaluation.metrics import in_order
 from clbench.reports.labels import method_labels
 
 try:
@@ -68,11 +69,11 @@ class Runs:
         return self.configs[folder]
 
     def curve(self, folder: str) -> pd.DataFrame:
-        """``curve.parquet``: task_learning, iteration, task_eval, n, correct, loss, on the evaluation subsets."""
-        return pd.read_parquet(Path(folder) / "curve.parquet")
+        """``curve.parquet``: task_learning, iteration, task_eval, n, correct, loss, consolidated, on the evaluation subsets."""
+        return in_order(pd.read_parquet(Path(folder) / "curve.parquet"))
 
     def tasks(self, folder: str) -> pd.DataFrame:
-        """``tasks.parquet``: the same columns on the full test sets at task ends."""
+        """``tasks.parquet``: the same columns but the last, on the full test sets at task ends."""
         return pd.read_parquet(Path(folder) / "tasks.parquet")
 
     def measurements(self, folder: str) -> pd.DataFrame:

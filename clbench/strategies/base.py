@@ -140,6 +140,8 @@ class Strategy(nn.Module):
     """Whether ``after_step`` draws weights anew and says which."""
     changes_network: ClassVar[bool] = False
     """Whether it puts modules into the network, which strategies beside it have to find there."""
+    learns_at_task_end: ClassVar[bool] = False
+    """Whether it learns nothing of a task until the task is over, so that how learning goes on within a task has no meaning."""
     model: ContinualModel
 
     def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:

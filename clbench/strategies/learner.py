@@ -155,6 +155,16 @@ class Learner(nn.Module):
             strategy.end_task(task)
             strategy.tasks_learned = task.index + 1
 
+    @property
+    def consolidates(self) -> bool:
+        """Whether a strategy acts at the end of a task, and may predict otherwise from then on."""
+        return any(_overrides(strategy, "end_task") for strategy in self)
+
+    @property
+    def learns_at_task_end(self) -> bool:
+        """Whether nothing is learned until a task is over, see :attr:`Strategy.learns_at_task_end`."""
+        return any(strategy.learns_at_task_end for strategy in self)
+
     def resume_at(self, task: int, begun: bool = False) -> None:
         """Tell every strategy how many tasks it has learned, and whether the next has begun; after ``load_state_dict``."""
         for strategy in self:

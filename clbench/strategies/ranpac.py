@@ -59,6 +59,7 @@ class RanPAC(FrozenFeatures):
 
     config = RanPACConfig
     needs = Needs()
+    learns_at_task_end = True
     options: RanPACConfig
     projected: Tensor
     G: Tensor

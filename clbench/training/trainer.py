@@ -19,7 +19,7 @@ from clbench.config import RunConfig
 from clbench.errors import Diverged
 from clbench.evaluation.connectivity import Connectivity
 from clbench.evaluation.diagnostics import Diagnostics
-from clbench.evaluation.evaluator import ContinualEvaluator, as_table
+from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS, ContinualEvaluator, as_table
 from clbench.evaluation.per_sample import refuse_batch_dependence
 from clbench.evaluation.plasticity import Plasticity
 from clbench.scenarios.inputs import InputPipeline
@@ -104,13 +104,15 @@ class Trainer:
 
     @property
     def curve(self) -> pd.DataFrame:
-        """The per-iteration table, see :data:`clbench.evaluation.evaluator.COLUMNS`."""
-        return as_table(self.evaluator.flush())
+        """The per-iteration table, see :data:`clbench.evaluation.evaluator.CURVE_COLUMNS`."""
+        return as_table(self.evaluator.flush(), CURVE_COLUMNS)
 
     @property
     def tasks(self) -> pd.DataFrame:
-        """The same columns, on full test sets at task ends."""
-        return pd.concat(self._task_tables, ignore_index=True) if self._task_tables else as_table(np.empty((0, 6)))
+        """Its columns but the last, on full test sets at task ends."""
+        if not self._task_tables:
+            return as_table(np.empty((0, len(COLUMNS))))
+        return pd.concat(self._task_tables, ignore_index=True)
 
     @property
     def training(self) -> pd.DataFrame:
@@ -167,7 +169,7 @@ class Trainer:
         self.pauses = self.learner.pauses(self._task, len(self.steps))
         self.learning_rates = learning_rates(config, len(self.steps))
         self.train_mode()
-        self.evaluator.begin_task()
+        self.evaluator.compute_prefix()
         if index == 0 and self.step == 0:
             self.evaluator.evaluate(0, 0)
         if self.step == 0:
@@ -213,6 +215,8 @@ class Trainer:
     def end_task(self) -> None:
         """Call the learner's hooks, evaluate on full test sets, save."""
         self.learner.end_task(self._task)
+        if self.learner.consolidates:
+            self._evaluate_consolidated()
         if self.task in (0, 1, self.scenario.n_tasks - 1):
             refuse_batch_dependence(self.evaluator, self.task)
         self.connectivity.look(self.task)
@@ -222,6 +226,13 @@ class Trainer:
         self.save()
         if self.on_task_end:
             self.on_task_end(finished)
+
+    def _evaluate_consolidated(self) -> None:
+        """Evaluate what the hooks at the task's end have made of the learner."""
+        self.train_mode()
+        self.evaluator.compute_prefix()
+        self.learner.eval()
+        self.evaluator.evaluate_consolidated(self.task, self.iteration)
 
     def show_progress(self) -> None:
         """Tell whoever displays it where training is."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clbench.evaluation import metrics
-from clbench.evaluation.evaluator import COLUMNS
+from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
 
 
 def table(traces: list[list[float]], starts: list[int], length: int, n: int = 1000) -> pd.DataFrame:
@@ -42,6 +42,80 @@ def test_golden_case(monkeypatch):
     summary = metrics.summarise(GOLDEN, GOLDEN[GOLDEN.iteration.isin([4, 8])], every=1)
     for name, value in CASE["expected"].items():
         assert summary[name] == (None if value is None else pytest.approx(value)), name
+
+
+def consolidated_case() -> tuple[dict, pd.DataFrame, pd.DataFrame]:
+    """A case worked by hand in which the hooks at task ends change predictions: the file, its curve and its task table."""
+    case = json.loads((Path(__file__).parent.parent / "golden" / "three_tasks_consolidated.json").read_text())
+    rows = []
+    for task, (trace, n) in enumerate(zip(case["traces"].values(), case["sizes"], strict=True)):
+        for moment, accuracy in trace.items():
+            iteration = int(moment.split()[0])
+            learning = sum(end < iteration for end in case["ends"])
+            rows.append((learning, iteration, task, n, round(accuracy * n), 0.0, "after" in moment))
+    curve = pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return case, curve, curve.loc[curve.consolidated, COLUMNS]
+
+
+@pytest.mark.parametrize("order", ["as written", "shuffled"])
+def test_golden_case_with_consolidation(order, monkeypatch):
+    monkeypatch.setattr(metrics, "WINDOWS", (2, 10))
+    case, curve, tasks = consolidated_case()
+    if order == "shuffled":
+        curve = curve.sample(frac=1, random_state=0)
+    summary = metrics.summarise(curve, tasks, every=1)
+    for name, value in case["expected"].items():
+        assert summary[name] == (None if value is None else pytest.approx(value)), name
+    assert summary["undefined"].keys() == {"FWT"}
+    adaptive = metrics.summarise(curve, tasks, every=1, adaptive=True)  # every iteration was evaluated: nothing to fill
+    for name, value in case["expected"].items():
+        assert adaptive[name] == (None if value is None else pytest.approx(value)), name
+    assert adaptive["min_ACC_unresolved"] == 0
+
+
+def test_learning_at_task_ends_leaves_no_meaning_to_learning_within_them():
+    _, curve, tasks = consolidated_case()
+    usual = metrics.summarise(curve, tasks, every=1)
+    at_ends = metrics.summarise(curve, tasks, every=1, learns_at_task_end=True)
+    without = {"LCA", "WP10", "WP100", "recovery_iterations", "gap_area"}
+    assert at_ends["undefined"].keys() - usual["undefined"].keys() == without - {"WP100"}
+    assert {at_ends["undefined"][name] for name in without} == {
+        "the method learns nothing of a task before the task is over"
+    }
+    for name, value in usual.items():
+        if name not in (*without, "undefined", "switches_recovered"):
+            assert at_ends[name] == value, name
+    assert at_ends["switches_recovered"] is None
+
+
+def test_a_window_longer_than_every_task_says_nothing_of_its_own():
+    """Ten evaluations of a task: the largest drop within 100 is that within 10. With eleven it may be another."""
+    for length, defined in ((10, False), (11, True)):
+        curve = table([[0.9] * (length - 1) + [0.5]], starts=[1], length=length)
+        summary = metrics.summarise(curve, curve[curve.iteration == length], every=1)
+        assert (summary["WF100"] is not None) == (summary["WP100"] is not None) == defined
+        assert summary["WF10"] == pytest.approx(0.4)
+        if not defined:
+            assert "more than 10 evaluations" in summary["undefined"]["WF100"]
+
+
+def test_every_undefined_metric_has_its_reason():
+    def reasons(curve, tasks, adaptive=False):
+        return metrics.summarise(curve, tasks, every=1, adaptive=adaptive)["undefined"]
+
+    one = table([[0.5] * 20], starts=[1], length=20)
+    after_one = reasons(one, one[one.iteration == 20], adaptive=True)
+    assert after_one.pop("LA_slope") == "a slope takes three tasks"
+    assert set(after_one.values()) == {"no task is followed by another"}
+    assert {"FORG", "BWT", "FWT", "min_ACC", "gap_depth", "min_ACC_unresolved"} <= after_one.keys()
+    lost = table([[0.9] * 12 + [0.0] * 12, [0.5] * 12], starts=[1, 13], length=24)
+    after_two = reasons(lost, lost[lost.iteration.isin([12, 24])])
+    assert after_two["recovery_iterations"] == "what is lost at a switch stays lost"
+    assert after_two["FWT"].startswith("outputs grow")
+    assert after_two.keys() == {"recovery_iterations", "FWT", "LA_slope"}
+    broken_off = reasons(one, one[:0])
+    assert broken_off["ACC"] == broken_off["FWT"] == "no task was learned to its end"
+    assert reasons(one[:0], one[:0])["min_ACC"] == "nothing was evaluated"
 
 
 def test_window_that_a_shortcut_gets_wrong():
@@ -93,7 +167,9 @@ def test_nothing_measured_is_nothing_claimed():
     empty = pd.DataFrame(columns=COLUMNS)
     summary = metrics.summarise(empty, empty, every=1)
     counts = {"every": 1, "switches": 0, "switches_recovered": 0, "tasks_learned": 0}
+    undefined = summary.pop("undefined")
     assert {name: value for name, value in summary.items() if value is not None} == counts
+    assert undefined.keys() == {name for name, value in summary.items() if value is None} - {"smallest_subset"}
     json.dumps(summary, allow_nan=False)
 
 
@@ -220,25 +296,44 @@ def test_nothing_recorded_adaptively_is_nothing_claimed():
 
 @st.composite
 def random_curves(draw, longest_period: int = 3) -> pd.DataFrame:
-    """A random stream: up to four tasks of up to 25 evaluations, different n per task, rows shuffled."""
+    """A random stream: up to four tasks of up to 25 evaluations, different n per task, rows shuffled.
+
+    Some have evaluations after the hooks at task ends, and some of the others no column that says so.
+    """
     n_tasks = draw(st.integers(1, 4))
     lengths = [draw(st.integers(1, draw(st.sampled_from([8, 25])))) for _ in range(n_tasks)]
     period = draw(st.integers(1, longest_period))
     sizes = [draw(st.sampled_from([5, 10, 20])) for _ in range(n_tasks)]
     rows, iteration = [], 0
     if draw(st.booleans()):
-        rows.append((0, 0, 0, sizes[0], draw(st.integers(0, sizes[0])), 0.0))
+        rows.append((0, 0, 0, sizes[0], draw(st.integers(0, sizes[0])), 0.0, False))
+    consolidates = draw(st.booleans())
     for learning, length in enumerate(lengths):
         for _ in range(length):
             iteration += period
             rows += [
-                (learning, iteration, i, sizes[i], draw(st.integers(0, sizes[i])), 0.0) for i in range(learning + 1)
+                (learning, iteration, i, sizes[i], draw(st.integers(0, sizes[i])), 0.0, False)
+                for i in range(learning + 1)
             ]
-    return pd.DataFrame(draw(st.permutations(rows)), columns=COLUMNS)
+        if consolidates:
+            rows += [
+                (learning, iteration, i, sizes[i], draw(st.integers(0, sizes[i])), 0.0, True)
+                for i in range(learning + 1)
+            ]
+    curve = pd.DataFrame(draw(st.permutations(rows)), columns=CURVE_COLUMNS)
+    return curve if consolidates or draw(st.booleans()) else curve[COLUMNS]
 
 
-def accuracies(curve: pd.DataFrame) -> dict[tuple[int, int], float]:
-    return {(row.task_eval, row.iteration): row.correct / row.n for row in curve.itertuples()}
+Moment = tuple[int, bool]
+"""An iteration, and whether after the hooks at a task's end."""
+
+
+def accuracies(curve: pd.DataFrame) -> dict[tuple[int, Moment], float]:
+    return {(row.task_eval, moment(row)): row.correct / row.n for row in curve.itertuples()}
+
+
+def moment(row) -> Moment:
+    return row.iteration, getattr(row, "consolidated", False)
 
 
 def slow_recovery(trace: list[tuple[int, float]], plateau: float, before: float) -> float:
@@ -256,9 +351,10 @@ def slow_recovery(trace: list[tuple[int, float]], plateau: float, before: float)
 @given(random_curves())
 def test_equal_to_their_definitions(curve):
     A = accuracies(curve)
-    learning = {row.iteration: row.task_learning for row in curve.itertuples()}
+    learning = {moment(row): row.task_learning for row in curve.itertuples()}
     times, k = sorted(learning), max(learning.values()) + 1
     end = {task: max(t for t in times if learning[t] == task) for task in range(k)}
+    last = [t for t in times if (t[0], True) not in times or t[1]]  # of every iteration
     traces = metrics.accuracy_traces(curve)
 
     if k > 1:
@@ -270,25 +366,25 @@ def test_equal_to_their_definitions(curve):
         assert metrics.gap_depth(curve) == pytest.approx(np.mean(depth))
         area, recovery = [], []
         for i in range(k - 1):
-            during = [t for t in times if learning[t] == i + 1]
+            during = [t for t in last if learning[t] == i + 1]
             last_tenth = during[-math.ceil(len(during) / 10) :]
             plateau = sum(A[i, t] for t in last_tenth) / len(last_tenth)
             previous = [end[i], *during[:-1]]
-            area.append(sum(max(0, plateau - A[i, t]) * (t - p) for t, p in zip(during, previous, strict=True)))
-            recovery.append(slow_recovery([(t - end[i], A[i, t]) for t in during], plateau, A[i, end[i]]))
+            area.append(sum(max(0, plateau - A[i, t]) * (t[0] - p[0]) for t, p in zip(during, previous, strict=True)))
+            recovery.append(slow_recovery([(t[0] - end[i][0], A[i, t]) for t in during], plateau, A[i, end[i]]))
         assert metrics.gap_area(curve) == pytest.approx(np.mean(area))
         np.testing.assert_array_equal(metrics.recovery_per_switch(curve), recovery)
 
-    seen = [np.mean([A[i, t] for i in range(learning[t] + 1)]) for t in times]
+    seen = [np.mean([A[i, t] for i in range(learning[t] + 1)]) for t in last]
     assert metrics.average_anytime_accuracy(curve) == pytest.approx(np.mean(seen))
 
-    first = [[A[i, t] for t in times if learning[t] == i and t > 0][: metrics.LCA_LENGTH] for i in range(k)]
+    first = [[A[i, t] for t in last if learning[t] == i and t[0] > 0][: metrics.LCA_LENGTH] for i in range(k)]
     assert metrics.learning_curve_area(curve) == pytest.approx(np.mean([np.mean(a) for a in first]))
 
     for window in (2, 3, 10):
         drops, rises = [], []
         for i in range(k):
-            a = [A[i, t] for t in times if (i, t) in A]
+            a = [A[i, t] for t in last if (i, t) in A]
             pairs = [(a[m], a[n]) for n in range(len(a)) for m in range(n) if n - m < window]
             drops.append(max([0.0, *(m - n for m, n in pairs)]))
             rises.append(max([0.0, *(n - m for m, n in pairs)]))
@@ -299,9 +395,12 @@ def test_equal_to_their_definitions(curve):
 @settings(deadline=None, max_examples=60)
 @given(random_curves(longest_period=1))
 def test_a_full_curve_is_filled_already(curve):
-    ordered = curve.sort_values(["iteration", "task_eval"], ignore_index=True)
+    ordered = metrics.in_order(curve).reset_index(drop=True)
     pd.testing.assert_frame_equal(metrics.filled(curve), ordered, check_dtype=False)
     plain, adaptive = (metrics.summarise(curve, curve, every=1, adaptive=adaptive) for adaptive in (False, True))
+    assert adaptive.pop("undefined").items() - plain.pop("undefined").items() <= {
+        ("min_ACC_unresolved", "no task is followed by another")
+    }
     for name, value in plain.items():
         assert adaptive[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
     assert adaptive.keys() - plain.keys() == {"evaluations", "interpolated", "min_ACC_unresolved"}
@@ -310,15 +409,15 @@ def test_a_full_curve_is_filled_already(curve):
 @settings(deadline=None, max_examples=60)
 @given(random_curves(longest_period=1), st.integers(0, 2**32 - 1))
 def test_filling_adds_rows_and_keeps_the_minima(curve, seed):
+    curve = metrics.in_order(curve)
     by_task = curve.groupby("task_learning").iteration
     ends = (curve.iteration == by_task.transform("min")) | (curve.iteration == by_task.transform("max"))
     some = np.random.default_rng(seed).random(curve.iteration.max() + 1) < 0.3
     sparse = curve[ends | some[curve.iteration]]
     full = metrics.filled(sparse)
-    assert set(zip(full.iteration, full.task_eval, strict=True)) == set(
-        zip(curve.iteration, curve.task_eval, strict=True)
-    )
-    both = full.merge(sparse, on=["task_learning", "iteration", "task_eval"], suffixes=("", "_evaluated"))
+    key = ["task_learning", "iteration", "task_eval", "consolidated"]
+    assert set(full[key].itertuples(index=False)) == set(curve[key].itertuples(index=False))
+    both = full.merge(sparse, on=key, suffixes=("", "_evaluated"))
     assert len(both) == len(sparse)
     for column in ("n", "correct", "loss"):
         np.testing.assert_array_equal(both[column], both[f"{column}_evaluated"])
@@ -355,9 +454,9 @@ def test_matrix_metrics_equal_their_definitions(counts):
         assert metrics.forward_transfer(matrix, b) == pytest.approx(forward)
 
 
-@pytest.mark.parametrize("every", [0, 3])
-def test_coarser_curve_is_the_one_a_coarser_run_records(every, small_trainer):
-    options = ["strategy=finetune", "trainer.max_steps_per_task=7"]
+@pytest.mark.parametrize(("every", "strategy"), [(0, "finetune"), (3, "ewc")])
+def test_coarser_curve_is_the_one_a_coarser_run_records(every, strategy, small_trainer):
+    options = [f"strategy={strategy}", "trainer.max_steps_per_task=7"]
     dense, sparse = small_trainer(*options), small_trainer(*options, f"evaluator.every={every}", checkpoint="sparse")
     dense.fit()
     sparse.fit()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clbench.config import compose, load_run_config
-from clbench.evaluation.evaluator import COLUMNS
+from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
 from clbench.records.run_folder import RunFolder
 from clbench.run import run
 
@@ -30,7 +30,8 @@ def test_every_file_is_there(folder):
 
 
 def test_tables_have_the_documented_columns(folder):
-    assert list(folder.read_table("curve.parquet").columns) == COLUMNS
+    assert list(folder.read_table("curve.parquet").columns) == CURVE_COLUMNS
+    assert folder.read_table("curve.parquet").consolidated.dtype == bool
     assert list(folder.read_table("tasks.parquet").columns) == COLUMNS
     assert folder.read_table("curve.parquet").iteration.min() == 0
 
