@@ -126,7 +126,7 @@ def test_frozen_first_stages_are_computed_once(small_trainer, monkeypatch):
     ]
     cached = small_trainer(*chosen, checkpoint="cached")
     plain = small_trainer(*chosen, checkpoint="plain")
-    monkeypatch.setattr(plain.evaluator, "begin_task", lambda: None)
+    monkeypatch.setattr(plain.evaluator, "compute_prefix", lambda: None)
     first_layer = next(m for m in cached.learner.model.modules() if isinstance(m, torch.nn.Linear))
     runs = []
     first_layer.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
@@ -145,5 +145,5 @@ def test_frozen_first_stages_are_computed_once(small_trainer, monkeypatch):
     adaptive = [small_trainer(*chosen, "evaluator=adaptive", f"seed={s}", checkpoint=f"adaptive{s}") for s in (0, 1)]
     Fleet(adaptive).fit()
     assert isinstance(adaptive[0].evaluator, AdaptiveEvaluator)
-    both = plain.curve.merge(adaptive[0].curve, on=["iteration", "task_learning", "task_eval"])
+    both = plain.curve.merge(adaptive[0].curve, on=["iteration", "task_learning", "task_eval", "consolidated"])
     assert ((both.correct_x - both.correct_y).abs() <= 1).all()
