@@ -31,7 +31,7 @@ from clbench.scenarios.build import build
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import EXAMPLES, Scenario
-from clbench.seeding import stream_seed
+from clbench.seeding import torch_draws_from
 from clbench.strategies.base import Strategy
 from clbench.strategies.compilation import Compilation
 from clbench.strategies.learner import Learner
@@ -84,7 +84,6 @@ def set_up(composed: DictConfig) -> Setup:
     if config.evaluator.split == "validation":
         scenario = dataclasses.replace(scenario, test_locked=True)
     scenario = check_frozen(config.scenario, scenario)
-    torch.manual_seed(stream_seed(config.seed, "dropout"))  # whatever draws from torch's own generator in training
     model = _model(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
     if device.type == "cpu":
@@ -339,8 +338,7 @@ def _strategies(
                 f"{options.name} puts modules into the network, where the other strategies have to find them: make it the main "
                 f"strategy, strategy={options.name} strategy.plus=[{others}]"
             )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "strategy_initialisation"))
+    with torch_draws_from(seed, "strategy_initialisation"):
         return [_strategy(options, model, scenario) for options in chosen]
 
 
@@ -361,8 +359,7 @@ def _strategy(options: Any, model: ContinualModel, scenario: Scenario) -> Strate
 
 def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
     """The network, its weights drawn from the stream (seed, "initialisation") without touching torch's own generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(config.seed, "initialisation"))
+    with torch_draws_from(config.seed, "initialisation"):
         backbone = MODELS[config.model.kind](config.model, scenario.input_shape)
         if config.model.checkpoint is not None:
             refuse_seen_classes(config.model.checkpoint, scenario)

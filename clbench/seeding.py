@@ -6,6 +6,8 @@ off (evaluation, say) cannot shift the numbers another one draws.
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -28,6 +30,21 @@ def torch_generator(seed: int, purpose: str, task: int = 0, device: torch.device
 def numpy_generator(seed: int, purpose: str, task: int = 0) -> np.random.Generator:
     """A numpy generator for the stream ``(seed, purpose, task)``."""
     return np.random.default_rng(stream_seed(seed, purpose, task))
+
+
+@contextmanager
+def torch_draws_from(seed: int, purpose: str) -> Iterator[None]:
+    """Within, torch's own generator of the CPU draws from the stream ``(seed, purpose)``; afterwards it is as it was.
+
+    For what draws without a generator, as initial weights do, on the CPU. Other devices' generators are not touched, as they
+    would be by ``torch.manual_seed``.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(stream_seed(seed, purpose))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def hashed_uniform(key: Tensor, n: int) -> Tensor:

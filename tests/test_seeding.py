@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from clbench.seeding import hashed_uniform
+from clbench.seeding import hashed_uniform, stream_seed, torch_draws_from
+from clbench.training.fleet import Fleet
 
 
 def splitmix64(key: int, n: int) -> list[float]:
@@ -34,3 +35,38 @@ def test_uniform_and_without_trace_of_neighbouring_keys():
     counts = torch.histc(first, 20, 0, 1)
     assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # χ², 19 degrees of freedom, p = 0.001
     assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.03
+
+
+# ---- torch's own generators -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeds_of_gpus(monkeypatch) -> list[int]:
+    """The seeds that all CUDA generators are given, one after another."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    return seeds
+
+
+def test_initial_weights_leave_all_generators_alone(seeds_of_gpus):
+    before = torch.get_rng_state()
+    with torch_draws_from(3, "initialisation"):
+        drawn = torch.rand(4)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(stream_seed(3, "initialisation"))))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeds_of_gpus
+
+
+def test_a_run_draws_from_its_own_stream_whatever_was_built_before(small_trainer, seeds_of_gpus):
+    trainers = [small_trainer("strategy=er", "strategy.memory_size=40", f"seed={seed}") for seed in (5, 6, 7)]
+    assert not seeds_of_gpus
+    trainers[0].begin()
+    assert seeds_of_gpus == [stream_seed(5, "dropout")]
+    assert torch.initial_seed() == stream_seed(5, "dropout")
+
+
+def test_a_fleet_draws_from_the_stream_of_its_first_member(small_trainer, seeds_of_gpus):
+    fleet = Fleet([small_trainer(f"seed={seed}", checkpoint=str(seed)) for seed in (8, 9)])
+    fleet.fit()
+    assert seeds_of_gpus[-1] == stream_seed(8, "dropout")
+    assert torch.initial_seed() == stream_seed(8, "dropout")

@@ -24,7 +24,13 @@ class ElementwiseAdam(torch.optim.Optimizer):
         lr: learning rate η.
         weight_decay: added to the gradient, λθ, or with ``decoupled`` taken off the weights, ηλθ.
         decoupled: AdamW.
+
+    Under a loss scale it follows torch's contract with fused optimizers: ``torch.amp.GradScaler`` hands it ``grad_scale`` (what
+    gradients are still to be divided by, or None) and ``found_inf`` (not 0 where the step is to be left out) as tensors, so that
+    nothing is read on the host.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, decoupled: bool) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "decoupled": decoupled})
@@ -32,6 +38,7 @@ class ElementwiseAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
+        scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -39,6 +46,10 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 gradient, state = parameter.grad, self.state[parameter]
                 if not state:
                     state.update({name: torch.zeros_like(parameter) for name in ("step", "exp_avg", "exp_avg_sq")})
+                if scale is not None:
+                    gradient = gradient / scale
+                changed = [parameter, *state.values()]
+                before = [] if overflow is None else [tensor.clone() for tensor in changed]
                 if group["decoupled"]:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 elif group["weight_decay"]:
@@ -48,6 +59,8 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 second = state["exp_avg_sq"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
                 size = (second / missing(BETA_2, taken)).sqrt_().add_(EPSILON)
                 parameter.sub_(group["lr"] / missing(BETA_1, taken) * first / size)
+                for tensor, old in zip(changed, before, strict=False):
+                    tensor.copy_(torch.where(overflow > 0, old, tensor))
 
 
 def missing(beta: float, taken: Tensor) -> Tensor:

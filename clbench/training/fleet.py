@@ -7,7 +7,7 @@ its row of the stacks as a view, so that its checkpoint and its tables are those
 ``python -m clbench resume`` continues.
 
 Batches, augmentation draws and initial weights are those of the run alone. Results agree with it within the rounding of
-batched products; dropout draws other numbers of the same distribution.
+batched products; dropout draws other numbers of the same distribution, from the stream of the first member.
 """
 
 import time
@@ -16,14 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clbench.errors import Diverged
+from clbench.errors import ConfigError, Diverged
 from clbench.evaluation.adaptive import AdaptiveEvaluator, StackedAdaptive
 from clbench.evaluation.stacked import Place, StackedPeriodic
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
 from clbench.strategies.stack import Stack
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
-from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer
+from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer, seed_torch
 
 
 class Fleet:
@@ -33,11 +33,19 @@ class Fleet:
         members: the runs, not begun or all stopped at the same step, of equal structure
             (see :mod:`clbench.sweeps.grouping`).
         on_progress: called a few times a second with (task, step, steps of the task, mean accuracy on every seen task).
+
+    Raises:
+        ConfigError: the runs compute in fp16.
     """
 
     def __init__(
         self, members: list[Trainer], on_progress: Callable[[int, int, int, list[float]], None] | None = None
     ) -> None:
+        if any(member.config.trainer.precision == "fp16" for member in members):
+            raise ConfigError(
+                "trainer.precision=fp16 is not possible in a fleet, where one loss scale would leave out a step of all runs as soon "
+                "as one overflows: choose trainer.precision=bf16 or fp32, or train the runs one by one"
+            )
         self.members, self.on_progress = members, on_progress
         self.diverged: dict[int, Diverged] = {}
         """Why, for every run that has diverged. Such a run is frozen: it takes no further part."""
@@ -48,6 +56,8 @@ class Fleet:
         for member in self.members:
             member.begin()
             member.share_of_time = 1 / len(self.members)
+        if not any(member.iteration for member in self.members):  # not resumed
+            seed_torch(self.members[0].config.seed)
         places = {(member.task, member.step) for member in self.members}
         if len(places) > 1:
             raise ValueError(f"the members of a fleet stand at different steps: {sorted(places)}")

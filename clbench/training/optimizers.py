@@ -14,12 +14,20 @@ from clbench.training.elementwise_adam import ElementwiseAdam
 def make_optimizer(
     config: TrainerConfig, parameters: Iterable[nn.Parameter], renewed: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of ``config``; where weights are ``renewed`` while training, Adam counts the steps of each by itself."""
+    """The optimizer of ``config``; where weights are ``renewed`` while training, Adam counts the steps of each by itself.
+
+    SGD has its momentum buffers from the start, as zeros: torch's fused SGD would make them of uninitialised memory in its first
+    step, and leave them so where a loss scale overflows in that step.
+    """
     if renewed and config.optimizer != "sgd":
         return ElementwiseAdam(parameters, config.lr, config.weight_decay, decoupled=config.optimizer == "adamw")
     common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
+        sgd = torch.optim.SGD(parameters, momentum=config.momentum, **common)
+        if config.momentum:
+            for parameter in (p for group in sgd.param_groups for p in group["params"]):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **common)
 
 

@@ -13,8 +13,11 @@ class Precision:
     """Autocast in bf16 or fp16, and the loss scaling that fp16 needs; weights and optimizer state stay in float32.
 
     fp16 gradients underflow, so the loss is scaled up before it is differentiated and a step whose gradients overflow is
-    left out (Micikevicius et al. 2018, arXiv:1710.03740), by torch's GradScaler, which with a fused optimizer never looks
-    at a value on the host.
+    left out (Micikevicius et al. 2018, arXiv:1710.03740), by torch's GradScaler, which never looks at a value on the host where
+    the optimizer takes ``found_inf``, as all of :func:`clbench.training.optimizers.make_optimizer` do.
+
+    A step that is left out is a step of the task all the same: schedules, hooks and evaluations go on as after any other.
+    Strategies see its gradient as 0, see :meth:`finite`.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -33,6 +36,10 @@ class Precision:
             return
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(optimizer)
+
+    def finite(self, gradient: Tensor) -> Tensor:
+        """``gradient`` (P,), or zeros where it has overflowed, so that nothing infinite gets into what a strategy remembers."""
+        return gradient if self._scaler is None else torch.where(gradient.isfinite().all(), gradient, 0)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step the optimizer."""

@@ -25,6 +25,7 @@ from clbench.evaluation.plasticity import Plasticity
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
+from clbench.seeding import stream_seed
 from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, save_checkpoint
@@ -271,7 +272,7 @@ class Trainer:
             # What has no gradient gets zeros, as in a fleet: the optimizer, too, has to go on as it does there.
             assign_gradients(self.parameters, flatten_gradients(self.parameters))
         if self.learner.edits_gradients:
-            gradient = flatten_gradients(self.parameters)
+            gradient = self.precision.finite(flatten_gradients(self.parameters))
             if self.learner.looks_ahead:
                 batch = batch._replace(update=next_update(self.optimizer, gradient))
             with self.precision.autocast():
@@ -383,9 +384,10 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        """Load the checkpoint if there is one."""
+        """Load the checkpoint if there is one; if not, start torch's own generators."""
         state: dict[str, Any] | None = load_checkpoint(self.checkpoint, self.device)
         if state is None:
+            seed_torch(self.config.seed)
             return
         for parameter in self.learner.model.parameters():
             if not parameter.requires_grad:  # other members of a fleet may hold the same tensor, see share_frozen
@@ -410,6 +412,11 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         self.seconds_before, self.evaluator.seconds = state["seconds"], state["evaluation_seconds"]
         self._begun = self.step > 0
+
+
+def seed_torch(seed: int) -> None:
+    """Start torch's own generators, of all devices, from the stream (seed, "dropout"): what draws from them while training."""
+    torch.manual_seed(stream_seed(seed, "dropout"))
 
 
 def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:

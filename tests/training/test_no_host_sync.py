@@ -44,8 +44,8 @@ class NoHostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def guarded(call, monkeypatch):
-    """``call`` under the guard; counts of operations are appended to ``guarded.counts``."""
+def guarded(call, monkeypatch, *more: str):
+    """``call`` under the guard, which refuses ``more`` methods too; counts of operations are appended to ``guarded.counts``."""
 
     def refuse(name):
         def method(*_arguments, **_options):
@@ -55,7 +55,7 @@ def guarded(call, monkeypatch):
 
     def run(*arguments):
         with monkeypatch.context() as patch, NoHostReads() as mode:
-            for name in METHODS:
+            for name in (*METHODS, *more):
                 patch.setattr(torch.Tensor, name, refuse(name))
             result = call(*arguments)
         run.counts.append(mode.count)
@@ -87,6 +87,16 @@ def test_nor_within_that_of_a_fleet(name, setting, small_trainer, monkeypatch):
     fleet.fit()
     assert not fleet.diverged
     assert fleet.train_step.counts
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["er", "redo", "continual_backprop"])
+def test_nor_by_a_loss_scale(name, optimizer, small_trainer, monkeypatch):
+    """GradScaler reads whether the step overflowed, unless the optimizer takes that as a tensor."""
+    trainer = trainer_of(small_trainer, name, "class", "trainer.precision=fp16", f"trainer.optimizer={optimizer}")
+    trainer.advance = guarded(trainer.advance, monkeypatch, "item")
+    trainer.fit()
+    assert trainer.advance.counts
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())
