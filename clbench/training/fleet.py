@@ -43,8 +43,8 @@ class Fleet:
     ) -> None:
         if any(member.config.trainer.precision == "fp16" for member in members):
             raise ConfigError(
-                "trainer.precision=fp16 is not possible in a fleet, where one loss scale would leave out a step of all runs as soon "
-                "as one overflows: choose trainer.precision=bf16 or fp32, or train the runs one by one"
+                "trainer.precision=fp16 is not possible in a fleet, where one loss scale would leave out a step of all runs as "
+                "soon as one overflows: choose trainer.precision=bf16 or fp32, or train the runs one by one"
             )
         self.members, self.on_progress = members, on_progress
         self.diverged: dict[int, Diverged] = {}

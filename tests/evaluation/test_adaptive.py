@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from double_precision import in_double_precision
 
 from clbench.config import compose
 from clbench.errors import ConfigError
@@ -65,9 +66,7 @@ def test_in_a_fleet_every_member_has_its_own_curve(small_trainer):
     together = [small_trainer(*member, checkpoint=f"fleet{i}") for i, member in enumerate(members)]
     alone = [small_trainer(*member, checkpoint=f"alone{i}") for i, member in enumerate(members)]
     for trainer in (*together, *alone):
-        trainer.learner.double()
-        trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
-        trainer.evaluator._images = trainer.evaluator._images.double()
+        in_double_precision(trainer)
     Fleet(together).fit()
     for member, trainer in zip(together, alone, strict=True):
         trainer.fit()

@@ -5,6 +5,7 @@ import functools
 import pandas as pd
 import pytest
 import torch
+from double_precision import in_double_precision
 from streams import digits_for, small_network, small_options
 
 from clbench.errors import ConfigError
@@ -109,11 +110,7 @@ def test_the_same_curve_with_real_kernels(model, small_trainer):
     )
     torch._dynamo.reset()
     for trainer in (eager, compiled):
-        # In double precision, so that rounding does not grow from step to step.
-        trainer.learner.double()
-        trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
-        trainer.evaluator._images = trainer.evaluator._images.double()
-        trainer.fit()
+        in_double_precision(trainer).fit()
     assert compiled.learner.compilation.active
     assert_same_curve(eager, compiled)
 

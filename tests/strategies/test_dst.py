@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from double_precision import in_double_precision
 
 from clbench.errors import ConfigError
 from clbench.strategies import dst
@@ -21,13 +22,6 @@ RULES = ["random", "unfired", "gradient", "momentum"]
 
 def strategy_of(trainer):
     return trainer.learner.strategies[0]
-
-
-def in_double_precision(trainer):
-    trainer.learner.double()
-    trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
-    trainer.evaluator._images = trainer.evaluator._images.double()
-    return trainer
 
 
 def counts_of(strategy, mask):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from double_precision import in_double_precision
 from torch import nn
 
 from clbench.errors import ConfigError
@@ -13,7 +14,6 @@ from clbench.strategies.base import Batch
 from clbench.strategies.least_squares import update_ridge
 from clbench.strategies.owm import OWM, OWMConfig, mean_rows
 from clbench.training.fleet import Fleet
-from clbench.training.trainer import Trainer
 
 OPTIONS = {"alpha": 0.75, "alpha_decay": 2.0**-8, "head_alpha": 0.5, "head_alpha_decay": 1.0, "layers": "all",
            "projector": "running"}  # fmt: skip
@@ -52,13 +52,6 @@ def build(backbone: nn.Module, **options) -> OWM:
         parameter.data.normal_()
     model = ContinualModel(backbone, [[0, 1], [2, 3]], "class").double()
     return OWM(OWMConfig(name="owm", **{**OPTIONS, **options}), model, None).double()
-
-
-def in_double_precision(trainer: Trainer) -> Trainer:
-    trainer.learner.double()
-    trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
-    trainer.evaluator._images = trainer.evaluator._images.double()
-    return trainer
 
 
 def batch(n: int, seed: int = 0) -> Batch:

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from double_precision import in_double_precision
 from streams import CASES, STREAMS, setting_of, small_network, small_options
 from torch import nn
 
@@ -14,14 +15,6 @@ from clbench.training.trainer import Trainer
 
 def options(name: str, setting: str) -> list[str]:
     return [*small_options(name), *STREAMS[setting], *small_network(name)]
-
-
-def in_double_precision(trainer: Trainer) -> Trainer:
-    """In single precision rounding grows from step to step, until two right computations differ by more than a wrong one."""
-    trainer.learner.double()
-    trainer.inputs._scale, trainer.inputs._shift = trainer.inputs._scale.double(), trainer.inputs._shift.double()
-    trainer.evaluator._images = trainer.evaluator._images.double()
-    return trainer
 
 
 def make(small_trainer, tag, members) -> list[Trainer]:
