@@ -179,7 +179,15 @@ class EvaluatorConfig:
     batch_size: int | None = option(
         None, help="samples per forward pass; null: 4096 on a GPU, what a processor's cache holds on a CPU", at_least=1
     )
-    share: float = option(0.125, help="kind=adaptive: iterations evaluated, at most", above=0, at_most=1)
+    share: float = option(
+        0.125, help="kind=adaptive: part of the steps that may be evaluated, long after a switch", above=0, at_most=1
+    )
+    dense: int = option(
+        24,
+        help="kind=adaptive: steps after a switch that may all be evaluated; around a later step t the part dense / t may be, "
+        "until that is less than share",
+        at_least=0,
+    )
     tolerance: float = option(
         0.001, help="kind=adaptive: how much lower a minimum may be expected to be and not be looked for", above=0
     )

@@ -1,8 +1,11 @@
-"""``evaluator=adaptive``: the curve of ``every=1`` where it matters, from a fraction of its evaluations.
+"""``evaluator=adaptive``: the minima of ``every=1``, or a bound on what was missed, from a fraction of its evaluations.
 
 While training goes on, the weights after each of the last W steps are kept (a window). At a window's end some of them are
 evaluated: which, :class:`clbench.evaluation.refinement.Refinement` decides, from what the evaluations before have shown.
 Then the window is forgotten. A window never crosses a task switch, and checkpoints are taken between windows.
+
+Where the minima could not be resolved, ``summary.json`` says so: ``min_ACC_resolved`` is false, min-ACC is an upper limit, and
+``min_ACC_unresolved`` is an estimate of how much lower it may be.
 """
 
 import time
@@ -29,15 +32,14 @@ class AdaptiveEvaluator(ContinualEvaluator):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.policy = Refinement(self.scenario.n_tasks, self.config.share, self.config.tolerance)
+        self.policy = Refinement(self.scenario.n_tasks, self.config.share, self.config.dense, self.config.tolerance)
         self._stack: Stack | None = None
         self._window: StackedAdaptive | None = None
 
-    def evaluate(self, task_learning: int, iteration: int) -> None:
+    def _evaluate(self, task_learning: int, iteration: int, consolidated: bool) -> None:
         """Evaluate at once, and let the policy know."""
-        super().evaluate(task_learning, iteration)
-        rows = self.flush()
-        latest = rows[rows[:, 1] == iteration]
+        super()._evaluate(task_learning, iteration, consolidated)
+        latest = self.flush()[-(task_learning + 1) :]
         self.policy.tell(iteration, latest[:, 4], latest[:, 3])
 
     def after_step(self, task_learning: int, step: int, n_steps: int, iteration: int) -> None:

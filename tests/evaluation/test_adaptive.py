@@ -8,6 +8,7 @@ from double_precision import in_double_precision
 from clbench.config import compose
 from clbench.errors import ConfigError
 from clbench.evaluation.adaptive import AdaptiveEvaluator
+from clbench.evaluation.refinement import allowance
 from clbench.registry import STRATEGIES
 from clbench.run import set_up
 from clbench.training.fleet import Fleet
@@ -40,8 +41,9 @@ def test_what_it_evaluates_equals_the_dense_curve(name, small_trainer):
     looked_at = dense.curve[dense.curve.iteration.isin(sparse.curve.iteration)].reset_index(drop=True)
     pd.testing.assert_frame_equal(looked_at, sparse.curve, rtol=1e-5)
     assert sparse.curve.iteration.is_monotonic_increasing
-    # The end of every window, the steps 1, 4, 16 and 64 after each switch, and what the budget allows.
-    assert 2 * (-(-STEPS // 16)) <= sparse.curve.iteration.nunique() <= 2 * (-(-STEPS // 16) + 4) + STEPS // 4
+    # The end of every window, the steps 1, 2, 4, 8 … after each switch, and what the budget allows.
+    budget = allowance(STEPS, 1 / 8, 0) + allowance(STEPS, 1 / 8, 24)
+    assert 2 * (-(-STEPS // 16)) <= sparse.curve.iteration.nunique() <= 2 * (-(-STEPS // 16) + 7) + budget
     assert {0, 1, STEPS, STEPS + 1, 2 * STEPS} <= set(sparse.curve.iteration)
 
 

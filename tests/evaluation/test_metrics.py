@@ -276,10 +276,12 @@ def test_a_minimum_between_the_evaluations_is_warned_of():
     curve = table([[0.9] * 10 + fall, [0.5] * 80], starts=[1, 11], length=90)
     sparse = curve[(curve.iteration < 12) | (curve.iteration % 8 == 3)]
     summary = metrics.summarise(sparse, curve, every=1, adaptive=True)
-    assert 0.002 < summary["min_ACC_unresolved"] < 0.1
+    assert 0.002 < summary["min_ACC_unresolved"] < 0.2
+    assert summary["min_ACC_resolved"] is False
     assert "evaluate every iteration" in summary["warning"]
     dense = metrics.summarise(curve, curve, every=1, adaptive=True)
     assert dense["min_ACC_unresolved"] == 0
+    assert dense["min_ACC_resolved"] is True
     assert "warning" not in dense
 
 
@@ -288,6 +290,7 @@ def test_nothing_recorded_adaptively_is_nothing_claimed():
     summary = metrics.summarise(empty, empty, every=1, adaptive=True)
     assert summary["evaluations"] == 0
     assert summary["min_ACC"] is summary["AAA"] is summary["min_ACC_unresolved"] is None
+    assert summary["min_ACC_resolved"] is True
     json.dumps(summary, allow_nan=False)
 
 
@@ -403,7 +406,7 @@ def test_a_full_curve_is_filled_already(curve):
     }
     for name, value in plain.items():
         assert adaptive[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
-    assert adaptive.keys() - plain.keys() == {"evaluations", "interpolated", "min_ACC_unresolved"}
+    assert adaptive.keys() - plain.keys() == {"evaluations", "interpolated", "min_ACC_unresolved", "min_ACC_resolved"}
 
 
 @settings(deadline=None, max_examples=60)
