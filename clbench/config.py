@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from clbench.errors import ConfigError, choose_from
+from clbench.errors import ConfigError, DamagedRecord, choose_from
 
 
 def option(
@@ -369,15 +371,23 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def load_run_config(path: Path) -> DictConfig:
-    """The configuration in a run folder's ``config.yaml``, typed and checked like a composed one."""
+    """The configuration in a run folder's ``config.yaml``, typed and checked like a composed one.
+
+    Raises:
+        DamagedRecord: it is cut off, or not what a run has written.
+    """
     from clbench.registry import MODELS, SCENARIOS, STRATEGIES
 
-    saved = OmegaConf.load(path)
-    typed = OmegaConf.structured(RunConfig)
-    typed.scenario = OmegaConf.structured(SCENARIOS[saved.scenario.kind].config)
-    typed.strategy = OmegaConf.structured(STRATEGIES[saved.strategy.name].config)
-    typed.model = OmegaConf.structured(MODELS[saved.model.kind].config)
-    return OmegaConf.merge(typed, saved)  # type: ignore[return-value]
+    try:
+        saved = OmegaConf.load(path)
+        typed = OmegaConf.structured(RunConfig)
+        typed.scenario = OmegaConf.structured(SCENARIOS[saved.scenario.kind].config)
+        typed.strategy = OmegaConf.structured(STRATEGIES[saved.strategy.name].config)
+        typed.model = OmegaConf.structured(MODELS[saved.model.kind].config)
+        return OmegaConf.merge(typed, saved)  # type: ignore[return-value]
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise DamagedRecord(f"{path} is damaged, or not of this version of clbench: {first}") from error
 
 
 def group_choices(group: str) -> list[str]:

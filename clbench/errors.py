@@ -16,6 +16,14 @@ class DataError(ClbenchError):
     """Data that are missing, damaged or not what the scenario was defined on."""
 
 
+class DamagedRecord(DataError, ValueError):
+    """A file of a run folder that cannot be read."""
+
+
+class MachineError(ClbenchError):
+    """The machine cannot do what was asked: a full disk, a folder that may not be written, too little memory."""
+
+
 class TestStreamLocked(ClbenchError, PermissionError):
     """Tuning code asked for test data, which only the evaluation phase may see."""
 

@@ -1,6 +1,7 @@
 """One run: from a configuration to a complete run folder."""
 
 import dataclasses
+import logging
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,20 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from clbench import config as configuration
 from clbench.config import RunConfig
+from clbench.data.location import data_root
 from clbench.errors import ConfigError, Diverged
 from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
+from clbench.machine_errors import explanation, in_sentences
 from clbench.models.continual import ContinualModel
 from clbench.models.timm_backbone import write_attention_out
 from clbench.models.weights import load_backbone, origin, refuse_seen_classes, weights_hash
 from clbench.progress import ProgressDisplay
+from clbench.records.continuity import (
+    refuse_other_stream,
+    refuse_other_weights,
+    surroundings_before,
+    with_absolute_paths,
+)
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
 from clbench.registry import MODELS, STRATEGIES
@@ -37,6 +47,8 @@ from clbench.strategies.compilation import Compilation
 from clbench.strategies.learner import Learner
 from clbench.training.precision import Precision, allow_tf32
 from clbench.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -118,7 +130,7 @@ def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]
     Raises:
         ClbenchError: the run cannot start. A run that diverges does not raise; its summary says so.
     """
-    with RunFolder(path).owned():
+    with in_sentences(), RunFolder(path).owned():
         known = recorded(composed, path) if reuse else None
         return known or _run(Run(composed, path))
 
@@ -139,8 +151,21 @@ def recorded(composed: DictConfig, path: Path) -> dict[str, Any] | None:
     folder = RunFolder(path)
     if folder.status not in ("finished", "diverged"):
         return None
-    same = configuration.load_run_config(path / "config.yaml") == composed
+    same = _recorded_configuration(path) == with_absolute_paths(composed, _working_directory())
     return folder.read_json("summary.json") if same else None
+
+
+def _recorded_configuration(path: Path) -> DictConfig | None:
+    """The configuration in a run folder, or None where there is none."""
+    file = path / "config.yaml"
+    if not file.exists():
+        return None
+    return with_absolute_paths(configuration.load_run_config(file), _working_directory())
+
+
+def _working_directory() -> Path:
+    """What relative paths of the command line are relative to, also for a job that is run elsewhere."""
+    return Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
 
 
 class Run:
@@ -155,10 +180,10 @@ class Run:
     """
 
     def __init__(self, composed: DictConfig, path: Path) -> None:
-        self.composed, self.folder = composed, RunFolder(path)
+        self.composed, self.folder = with_absolute_paths(composed, _working_directory()), RunFolder(path)
         if self.folder.status == "finished":
             raise ConfigError(f"{path} already holds a finished run: choose another hydra.run.dir")
-        self._refuse_another_runs_checkpoint()
+        self._goes_on = self._recorded_is_this_run()
         self._wandb_log: WandbLog | None = None
 
     def begin(self, live: bool = False, fleet: dict[str, Any] | None = None) -> Trainer:
@@ -170,19 +195,26 @@ class Run:
         """
         setup = self.setup = set_up(self.composed)
         config, scenario, folder = setup.config, setup.scenario, self.folder
+        stream = {
+            "name": scenario.name,
+            "hash": scenario.hash,
+            "frozen": scenario.frozen,
+            "note": scenario.note,
+            **scenario.content,
+            "evaluation_subsets": [ids.tolist() for ids in setup.evaluator.subset_ids],
+        }
+        now = environment(_device_name(setup.device))
+        earlier: list[dict[str, Any]] = []
+        if self._goes_on:
+            refuse_other_stream(folder.path, folder.read_json("scenario.json"), stream)
+            recorded_environment = folder.read_json("environment.json") if folder.checkpoint.exists() else None
+            refuse_other_weights(folder.path, recorded_environment, setup.pretrained)
+            earlier = surroundings_before(folder.path, recorded_environment, now)
         folder.write_text("config.yaml", OmegaConf.to_yaml(self.composed, resolve=True))
-        folder.write_json(
-            "scenario.json",
-            {
-                "name": scenario.name,
-                "hash": scenario.hash,
-                "frozen": scenario.frozen,
-                "note": scenario.note,
-                **scenario.content,
-                "evaluation_subsets": [ids.tolist() for ids in setup.evaluator.subset_ids],
-            },
-        )
+        folder.write_json("scenario.json", stream)
         own = {
+            "data_root": str(data_root(config.data)),
+            "earlier": earlier,
             "initial_weights_sha256": weights_hash(setup.learner.model),
             "tf32": {
                 "products": torch.backends.cuda.matmul.allow_tf32,
@@ -193,7 +225,7 @@ class Run:
             "compiled": None,  # known at the end
             "interpolated": INTERPOLATED if config.evaluator.connectivity_points else None,
         }
-        folder.write_json("environment.json", environment(_device_name(setup.device)) | own)
+        folder.write_json("environment.json", now | own)
         folder.write_json("summary.json", {"status": "running"})
         if live and config.wandb.mode != "disabled":
             self._wandb_log = self._open_wandb()
@@ -250,19 +282,28 @@ class Run:
         try:
             yield
         except BaseException as error:  # recorded, not swallowed
-            self.folder.write_json("summary.json", {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+            explained = explanation(error)
+            reason = f"{type(error).__name__}: {error}" if explained is None else str(explained)
+            try:
+                self.folder.write_json("summary.json", {"status": "failed", "reason": reason})
+            except OSError as unwritable:  # the disk that made it fail may be full for this as well
+                log.error("%s cannot be marked as failed: %s", self.folder.path, unwritable)
             raise
 
-    def _refuse_another_runs_checkpoint(self) -> None:
-        """A checkpoint may only be continued under the configuration that made it, or its record would be of another run."""
-        if not self.folder.checkpoint.exists():
-            return
-        file = self.folder.path / "config.yaml"
-        if not file.exists() or configuration.load_run_config(file) != self.composed:
+    def _recorded_is_this_run(self) -> bool:
+        """Whether the folder holds the record of this configuration, begun and not finished.
+
+        Raises:
+            ConfigError: it holds a checkpoint of another one. That may only be continued under the configuration that made it,
+                or its record would be of another run.
+        """
+        same = _recorded_configuration(self.folder.path) == self.composed
+        if self.folder.checkpoint.exists() and not same:
             raise ConfigError(
                 f"{self.folder.path} holds an unfinished run of another configuration: continue that one with "
                 f"python -m clbench resume {self.folder.path}, or choose another hydra.run.dir"
             )
+        return same
 
     def _open_wandb(self) -> WandbLog:
         resolved = OmegaConf.to_container(self.composed, resolve=True)

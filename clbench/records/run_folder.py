@@ -1,5 +1,6 @@
 """Writing and reading a run folder. Every file is written to a neighbour first and renamed, so none is ever half there."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -16,7 +17,13 @@ from typing import Any
 
 import pandas as pd
 
+from clbench.errors import DamagedRecord
+from clbench.machine_errors import naming
+
 log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What the system says where a file system has no locks."""
 
 RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "timm", "pandas", "scikit-learn")
 
@@ -39,28 +46,32 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path / f".{name}.unfinished"
-        with unfinished.open("w", encoding="utf-8") as file:
+        with replacing(self.path / name) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(self.path / name)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file atomically; NaN is not JSON, so undefined values have to be None."""
         self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file, or None where it does not exist."""
+        """The content of a JSON file, or None where it does not exist.
+
+        Raises:
+            DamagedRecord: it is no JSON.
+        """
         file = self.path / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError as error:  # of JSON or of UTF-8
+            raise DamagedRecord(f"{file} is damaged ({error}): restore it, or choose another folder") from error
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a parquet file atomically."""
         self.path.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path / f".{name}.unfinished"
-        table.to_parquet(unfinished, index=False)
-        unfinished.replace(self.path / name)
+        with replacing(self.path / name) as unfinished:
+            table.to_parquet(unfinished, index=False)
 
     def read_table(self, name: str) -> pd.DataFrame:
         """The table in a parquet file."""
@@ -69,6 +80,8 @@ class RunFolder:
     @contextmanager
     def owned(self, wait: bool = True) -> Iterator[None]:
         """Within this context no other process writes here: one that also asks waits until this one has left or died.
+
+        Where the file system has no locks, a warning says so.
 
         Raises:
             BlockingIOError: another process is writing, and ``wait`` is false.
@@ -82,6 +95,14 @@ class RunFolder:
                     raise
                 log.warning("%s is being written by another process: waiting until that has ended", self.path)
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning(
+                    "the file system of %s has no locks (%s): see to it yourself that no two processes write there",
+                    self.path,
+                    error.strerror,
+                )
             yield
 
     @property
@@ -89,6 +110,22 @@ class RunFolder:
         """``running`` (or killed), ``finished``, ``diverged``, ``failed``; None where no run has begun."""
         summary = self.read_json("summary.json")
         return None if summary is None else summary["status"]
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A neighbour of ``file`` to write, which takes its place at the end; where writing fails, ``file`` stays as it was.
+
+    Raises:
+        OSError: naming the file, where the system does not.
+    """
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    try:
+        with naming(file):
+            yield unfinished
+            unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def environment(device: str) -> dict[str, Any]:

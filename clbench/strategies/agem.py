@@ -5,7 +5,7 @@ earlier tasks:
 
     g̃ = g − (⟨g, r⟩ / ⟨r, r⟩) r   if ⟨g, r⟩ < 0,   else g
 
-Stores memory_size / (number of tasks) sample ids per task, drawn at random at the task's end.
+Stores memory_size / (number of tasks) sample ids per task, or all of a smaller task, drawn at random at the task's end.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class AGEM(Strategy):
         if task.index == 0:
             return plan
         rng = task.numpy_generator("reference")
-        stored = self.memory.ids[: task.index].flatten().cpu().numpy()
+        stored = torch.cat(self.memory.stored(task.index)).numpy()
         size = self.options.reference_size
         return plan._replace(reference=[torch.from_numpy(draw_uniform(stored, size, rng)) for _ in plan.new])
 
@@ -60,6 +60,9 @@ class AGEM(Strategy):
 
     def end_task(self, task: Task) -> None:
         self.memory.store(task)
+
+    def notes(self) -> list[str]:
+        return self.memory.notes()
 
 
 def project(gradient: Tensor, reference: Tensor) -> Tensor:

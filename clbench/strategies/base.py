@@ -32,7 +32,7 @@ trained (a teacher) say ``requires_grad_(False)``.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -151,8 +151,9 @@ class Strategy(nn.Module):
         self.name = config.name
         self.tasks_learned = 0  # tasks whose training has ended
         self.tasks_seen = 0  # tasks whose training has begun
-        # Of a task's training, for methods with several phases: set by plan and pause, read by the loop's hooks.
-        self.phase = 0
+        # Of a task's training, for methods with several phases: set by plan and pause, read by the loop's hooks. Whatever decides
+        # which operations a step takes and can be compared: runs of a fleet that are in different phases do not step together.
+        self.phase: Any = 0
         for spec in dataclasses.fields(config):
             value = getattr(config, spec.name)
             if isinstance(value, float):

@@ -36,6 +36,7 @@ from clbench.strategies.memory import (
     check_memory_size,
     draw_balanced,
     draw_uniform,
+    notes_of_room,
     reservoir_step,
 )
 
@@ -74,6 +75,7 @@ class ER(Strategy):
     def __init__(self, config: ERConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         check_memory_size(config.memory_size, scenario)
+        self._notes = notes_of_room(config.memory_size, scenario)
         if config.selection == "class_balanced" and config.update == "step":
             raise ConfigError(
                 "strategy.update=step is not defined for strategy.selection=class_balanced. Valid choices: "
@@ -125,6 +127,9 @@ class ER(Strategy):
         memory, n_seen = self._memory_after_task
         self.memory.copy_(torch.from_numpy(memory))
         self.n_seen.fill_(n_seen)
+
+    def notes(self) -> list[str]:
+        return self._notes
 
     def _consolidated(
         self, task: Task, memory: np.ndarray, n_seen: int, rng: np.random.Generator

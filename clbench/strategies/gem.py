@@ -10,7 +10,7 @@ constraint asks, which favours backward transfer. Where no constraint is violate
 as in the authors' code). With ε the constraints hold up to −ε v_t; the authors' ε = 1e-3, made to keep the problem well
 posed, is felt where memory gradients are small (‖g_t‖² near ε): a smaller ``ridge`` then protects more than theirs does.
 
-Stores memory_size / (number of tasks) sample ids per task, drawn at random at the task's end.
+Stores memory_size / (number of tasks) sample ids per task, or all of a smaller task, drawn at random at the task's end.
 """
 
 from dataclasses import dataclass
@@ -57,19 +57,23 @@ class GEM(Strategy):
         """Every step looks at the whole memory."""
         if task.index == 0:
             return plan
-        everything = self.memory.ids[: task.index].flatten().cpu()
+        stored = self.memory.stored(task.index)
+        self.phase = tuple(len(ids) for ids in stored)  # tasks may have less than their share
+        everything = torch.cat(stored)
         return plan._replace(reference=[everything] * len(plan.new))
 
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
         if batch.reference is None:
             return gradient
-        per_task = len(batch.reference.y) // self.tasks_learned
-        memories = zip(*(part.split(per_task) for part in batch.reference), strict=True)
+        memories = zip(*(part.split(list(self.phase)) for part in batch.reference), strict=True)
         G = torch.stack([self.flat_gradient(Samples(*memory)) for memory in memories])
         return project(gradient, G, self.gamma, self.ridge)
 
     def end_task(self, task: Task) -> None:
         self.memory.store(task)
+
+    def notes(self) -> list[str]:
+        return self.memory.notes()
 
 
 def project(gradient: Tensor, G: Tensor, gamma: Tensor | float, ridge: Tensor | float) -> Tensor:

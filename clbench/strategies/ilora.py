@@ -39,7 +39,7 @@ from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
 from clbench.strategies.lora import LoRA, LoRAConfig
-from clbench.strategies.memory import EMPTY, check_memory_size, draw_uniform, reservoir_step
+from clbench.strategies.memory import EMPTY, check_memory_size, draw_uniform, notes_of_room, reservoir_step
 
 
 @dataclass
@@ -71,6 +71,7 @@ class ILoRA(LoRA):
     def __init__(self, config: ILoRAConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         check_memory_size(config.memory_size, scenario)
+        self._notes = notes_of_room(config.memory_size, scenario)
         self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
         for name, weight in model.trained().items():
@@ -161,7 +162,8 @@ class ILoRA(LoRA):
     def notes(self) -> list[str]:
         return [
             "the method of the paper's abstract with the constants of its code, whose slow adapter never moves; that the head is "
-            f"interpolated too and that the {self.options.evaluated} adapter predicts are our choices"
+            f"interpolated too and that the {self.options.evaluated} adapter predicts are our choices",
+            *self._notes,
         ]
 
 

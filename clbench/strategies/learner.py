@@ -77,12 +77,12 @@ class Learner(nn.Module):
                 strategy.pause(task, step)
 
     @property
-    def phases(self) -> tuple[int, ...]:
+    def phases(self) -> tuple[Any, ...]:
         """The phase of the task's training that every strategy is in."""
         return tuple(strategy.phase for strategy in self)
 
     @phases.setter
-    def phases(self, phases: tuple[int, ...]) -> None:
+    def phases(self, phases: tuple[Any, ...]) -> None:
         for strategy, phase in zip(self, phases, strict=True):
             strategy.phase = phase
 

@@ -60,7 +60,7 @@ class TaskMemory(nn.Module):
     """An equal share of the memory for every task of the stream (GEM, A-GEM).
 
     Args:
-        size: samples in all; each task gets ``size // n_tasks``, or as many as the smallest task has.
+        size: samples in all; each task gets ``size // n_tasks``, or as many as it has.
         scenario: the stream.
 
     Raises:
@@ -72,13 +72,33 @@ class TaskMemory(nn.Module):
     def __init__(self, size: int, scenario: Scenario) -> None:
         super().__init__()
         check_memory_size(size, scenario)
-        smallest = min(stop - start for start, stop in scenario.train.bounds)
-        self.register_buffer("ids", torch.full((scenario.n_tasks, min(size // scenario.n_tasks, smallest)), EMPTY))
+        share = size // scenario.n_tasks
+        self.size, self.sizes = size, [min(share, stop - start) for start, stop in scenario.train.bounds]
+        self.register_buffer("ids", torch.full((scenario.n_tasks, max(self.sizes)), EMPTY))
 
     def store(self, task: Task) -> None:
         """Keep a random draw of the task's samples."""
-        drawn = task.numpy_generator("memory").choice(task.ids.numpy(), self.ids.shape[1], replace=False)
-        self.ids[task.index] = torch.from_numpy(drawn).to(self.ids.device)
+        size = self.sizes[task.index]
+        drawn = task.numpy_generator("memory").choice(task.ids.numpy(), size, replace=False)
+        self.ids[task.index, :size] = torch.from_numpy(drawn).to(self.ids.device)
+
+    def stored(self, n_tasks: int) -> list[Tensor]:
+        """The ids kept of each of the first ``n_tasks`` tasks, on the CPU."""
+        return [self.ids[task, : self.sizes[task]].cpu() for task in range(n_tasks)]
+
+    def notes(self) -> list[str]:
+        """What is kept where that is less than was asked for."""
+        kept = sum(self.sizes)
+        if kept == self.size:
+            return []
+        shares = ", ".join(map(str, self.sizes)) if min(self.sizes) < max(self.sizes) else f"{self.sizes[0]} each"
+        return [f"the memory keeps {kept} samples of memory_size={self.size}, by task: {shares}"]
+
+
+def notes_of_room(size: int, scenario: Scenario) -> list[str]:
+    """What a reader has to know where a memory is larger than the data."""
+    n = len(scenario.train)
+    return [f"memory_size={size} has room for all {n} training samples: everything is kept"] if size >= n else []
 
 
 def check_memory_size(size: int, scenario: Scenario) -> None:

@@ -12,6 +12,7 @@ batched products; dropout draws other numbers of the same distribution, from the
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ class Fleet:
         """The number of steps taken in the current task."""
         return max(member.step for member in self._living)
 
-    def _enter(self, phases: tuple[int, ...]) -> None:
+    def _enter(self, phases: tuple[Any, ...]) -> None:
         """Let the learner of the stack, which is the first member's own, be in ``phases`` of the members that step next."""
         first = self._living[0]
         if first.learner.phases != phases:

@@ -28,7 +28,7 @@ from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
 from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
-from clbench.training.checkpoint import load_checkpoint, save_checkpoint
+from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
 
 PROGRESS_SECONDS = 0.25
@@ -392,7 +392,7 @@ class Trainer:
         for parameter in self.learner.model.parameters():
             if not parameter.requires_grad:  # other members of a fleet may hold the same tensor, see share_frozen
                 parameter.data = parameter.data.clone()
-        self.learner.load_state_dict(state["learner"])
+        load_weights(self.learner, state["learner"], self.checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load_state_dict(state["loss_scale"])
         self.task, self.step, self.iteration = (state["position"][key] for key in ("task", "step", "iteration"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clbench.config import compose, load_run_config
+from clbench.errors import MachineError
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
 from clbench.records.run_folder import RunFolder
 from clbench.run import run
@@ -75,9 +76,18 @@ def test_failed_run_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "clbench.training.trainer.Trainer.fit", lambda self: (_ for _ in ()).throw(MemoryError("too much"))
     )
-    with pytest.raises(MemoryError):
+    with pytest.raises(MachineError, match="the memory does not suffice"):
         run(compose(OPTIONS), tmp_path)
-    assert RunFolder(tmp_path).read_json("summary.json") == {"status": "failed", "reason": "MemoryError: too much"}
+    summary = RunFolder(tmp_path).read_json("summary.json")
+    assert summary["status"] == "failed"
+    assert summary["reason"].startswith("the memory does not suffice (too much): a smaller trainer.batch_size")
+
+
+def test_a_fault_of_the_code_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("clbench.training.trainer.Trainer.fit", lambda self: {}["nothing"])
+    with pytest.raises(KeyError):
+        run(compose(OPTIONS), tmp_path)
+    assert RunFolder(tmp_path).read_json("summary.json")["reason"] == "KeyError: 'nothing'"
 
 
 def test_wandb_gets_the_same_numbers_offline(tmp_path, monkeypatch):

@@ -65,6 +65,16 @@ def test_reference_samples_are_earlier_ones_drawn_anew(small_trainer, learn_task
     assert len({tuple(reference.tolist()) for reference in plan.reference}) == len(plan.reference)
 
 
+def test_a_small_task_does_not_bound_the_share_of_the_others(small_trainer, learn_tasks, task_of):
+    trainer = small_trainer("strategy=agem", "strategy.memory_size=600", "strategy.reference_size=1000",
+                            "scenario.base=4", "scenario.increment=1", "scenario.tasks=3")  # fmt: skip
+    learn_tasks(trainer, 2)
+    [_, (start, stop), _] = trainer.scenario.train.bounds
+    reference = trainer.learner.plan(task_of(trainer, 2)).reference[0]
+    assert sorted(trainer.scenario.train.tasks[reference].tolist()) == [0] * 200 + [1] * (stop - start)
+    assert "the memory keeps" in trainer.learner.notes()[0]
+
+
 def test_memory_too_small_is_refused(small_setup):
     with pytest.raises(ConfigError, match=r"memory_size=9 is too small"):
         small_setup("strategy=agem", "strategy.memory_size=9")

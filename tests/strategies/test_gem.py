@@ -185,6 +185,40 @@ def test_memory_gradients_are_those_of_each_task(small_trainer, learn_tasks, mon
         torch.testing.assert_close(captured[0][task], expected)
 
 
+UNEVEN = ["strategy=gem", "strategy.memory_size=600", "scenario.base=4", "scenario.increment=1", "scenario.tasks=3"]
+
+
+def test_a_small_task_does_not_bound_the_share_of_the_others(small_trainer, learn_tasks, monkeypatch):
+    """Shares of 200: the first task has more, the others have all of their 140 or so, and every gradient is of its own task."""
+    trainer = small_trainer(*UNEVEN)
+    learn_tasks(trainer, 2)
+    strategy, split = trainer.learner.strategies[0], trainer.scenario.train
+    sizes = [stop - start for start, stop in split.bounds]
+    assert strategy.memory.sizes == [200, *sizes[1:]]
+    assert sizes[1] < 200
+    assert strategy.notes() == [
+        f"the memory keeps {200 + sum(sizes[1:])} samples of memory_size=600, by task: 200, {sizes[1]}, {sizes[2]}"
+    ]
+    captured = []
+    monkeypatch.setattr(gem, "project", lambda gradient, G, gamma, ridge: captured.append(G.clone()) or gradient)
+    monkeypatch.setattr(trainer.optimizer.__class__, "step", lambda self: None)
+    trainer.fit_task()
+    for task, size in enumerate((200, sizes[1])):
+        ids = strategy.memory.ids[task, :size]
+        assert len(set(ids.tolist())) == size
+        assert (split.tasks[ids] == task).all()
+        samples: Samples = trainer.inputs.plain(split, ids)
+        loss = strategy.cross_entropy(strategy.model(samples.x), samples).mean()
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(strategy.model.parameters()))])
+        torch.testing.assert_close(captured[0][task], expected)
+
+
+def test_a_memory_that_is_filled_says_nothing(small_setup):
+    assert small_setup("strategy=gem", "strategy.memory_size=50").learner.strategies[0].notes() == []
+    [note] = small_setup("strategy=gem", "strategy.memory_size=53").learner.strategies[0].notes()
+    assert note == "the memory keeps 50 samples of memory_size=53, by task: 10 each"
+
+
 def test_memory_too_small_is_refused(small_setup):
     with pytest.raises(ConfigError, match=r"memory_size=9 is too small .* it has to be at least 10"):
         small_setup("strategy=gem", "strategy.memory_size=9")

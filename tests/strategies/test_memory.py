@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare
+from streams import small_network, small_options
 
 from clbench.errors import ConfigError
 from clbench.strategies.memory import EMPTY, draw_balanced, draw_uniform, reservoir_step
@@ -90,3 +91,15 @@ def test_room_for_a_sample_of_every_class_and_task_is_required(name, small_setup
         ConfigError, match="too small for split_digits with 10 classes in 5 tasks: it has to be at least 10"
     ):
         small_setup(f"strategy={name}", "strategy.memory_size=9")
+
+
+@pytest.mark.parametrize("name", ["er", "ilora"])
+def test_a_memory_larger_than_the_data_says_so(name, small_setup):
+    options = [*small_options(name), *small_network(name), "scenario=split_digits", "scenario.tasks=2"]
+    n = len(small_setup(*options).scenario.train)
+    for size, expected in (
+        (n - 1, []),
+        (n, [f"memory_size={n} has room for all {n} training samples: everything is kept"]),
+    ):
+        notes = small_setup(*options, f"strategy.memory_size={size}").learner.strategies[0].notes()
+        assert [note for note in notes if "memory_size" in note] == expected

@@ -84,6 +84,19 @@ def test_members_whose_tasks_differ_in_size(small_trainer):
         assert_same_run(member, trainer)
 
 
+def test_members_whose_memories_are_divided_otherwise(small_trainer):
+    """In the last task both look at as many samples, of which the earlier tasks have other numbers."""
+    common = ["strategy=gem", "strategy.memory_size=1000", "scenario.base=2", "scenario.increment=1", "scenario.tasks=4",
+              "model.hidden=[16]"]  # fmt: skip
+    members = [
+        [*common, f"scenario.class_order={order}"] for order in ("[0,1,8,3,9,2,4,5,6,7]", "[0,1,3,8,9,2,4,5,6,7]")
+    ]
+    sizes = [member.learner.strategies[0].memory.sizes for member in make(small_trainer, "sizes", members)]
+    assert sizes[0] != sizes[1]
+    assert sum(sizes[0]) == sum(sizes[1])
+    assert_same_when_alone(small_trainer, members)
+
+
 def test_members_in_different_phases(small_trainer):
     """One holds its features, in evaluation mode and without gradients, while the other still trains them."""
     common = ["strategy=outliers", *RESNET, "trainer.optimizer=adam", "trainer.reset_optimizer=false"]
