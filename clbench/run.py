@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,6 +221,7 @@ class Run:
                 "products": torch.backends.cuda.matmul.allow_tf32,
                 "convolutions": torch.backends.cudnn.allow_tf32,
             },
+            "cuda": _cuda_versions() if setup.device.type == "cuda" else None,
             "pretrained": setup.pretrained,
             "fleet": fleet,
             "compiled": None,  # known at the end
@@ -429,6 +431,17 @@ def _device(name: str) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _cuda_versions() -> dict[str, Any]:
+    """Versions of CUDA and cuDNN that torch computes with, and of the kernel's driver (None where Linux does not tell)."""
+    file = Path("/proc/driver/nvidia/version")
+    driver = re.search(r"\d+\.[\d.]+\d", file.read_text()) if file.exists() else None
+    return {
+        "runtime": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": driver and driver.group(),
+    }
 
 
 def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:

@@ -35,8 +35,9 @@ class Diagnostics:
         return self.every > 0 and step % self.every == 0
 
     def before_step(self, task: int, iteration: int, terms: dict[str, Tensor]) -> None:
-        """Take the gradient of every term, and the features before the step."""
+        """Take the gradient of every term, and the features before the step; anew where the step is tried again."""
         self._at = task, iteration
+        self._pending = [row for row in self._pending if row[:2] != self._at]
         self._features = self.evaluator.feature_drift_probe(task)
         gradients = {name: self._gradient(term) for name, term in terms.items()}
         for name, gradient in gradients.items():

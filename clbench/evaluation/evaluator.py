@@ -9,11 +9,13 @@ So where a strategy has such a hook, the last iteration of a task is evaluated t
 and after them (``consolidated``).
 """
 
+import logging
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,10 @@ from clbench.scenarios.scenario import Samples, Scenario, Split
 from clbench.seeding import torch_generator
 from clbench.strategies.learner import Learner
 from clbench.training.precision import Precision
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COLUMNS = ["task_learning", "iteration", "task_eval", "n", "correct", "loss"]
 """One row per evaluation and task: the task being learned and the one evaluated count from 0; ``iteration`` is the number of
@@ -77,6 +83,8 @@ class ContinualEvaluator:
             self._images = inputs.normalise(self._images)
         self._labels, self._tasks = labels, tasks
         self._stages_done, self._after_stages = 0, None  # see compute_prefix
+        self._stages_of: list[nn.Module] = []  # what the network consisted of when its stages were made
+        self._stages: list[nn.Module] = []
         self._pending: list[tuple[int, int, bool, Tensor]] = []
         self._rows: list[np.ndarray] = []
         self._modules = list(learner.modules())
@@ -84,6 +92,7 @@ class ContinualEvaluator:
         self._samples_at_once = SAMPLES_AT_ONCE[
             "cuda" if labels.is_cuda else "cpu, convolutions" if convolves else "cpu"
         ]
+        self._halvings = 0  # of the number of samples at once, for want of memory
         self.seconds = 0.0
         """Time spent evaluating. On a GPU, where work is queued, only the time to queue it."""
 
@@ -120,13 +129,18 @@ class ContinualEvaluator:
         if n == 0:
             return
         with self.undisturbed(), self.precision.autocast():
-            parts = [model.prefix(self.subset(part).x, n) for part in self.parts(sum(self.sizes))]
+            parts = self.fitting(lambda: [model.prefix(self.subset(part).x, n) for part in self.parts(sum(self.sizes))])
             if sum(part.numel() * part.element_size() for part in parts) <= LARGEST_CACHE:
                 self._stages_done, self._after_stages = n, torch.cat(parts)
 
     def from_stages(self) -> AbstractContextManager:
         """The context in which the network takes what :meth:`subset` gives: images, or the output of its first stages."""
-        return self.learner.model.after_prefix(self._stages_done)
+        model = self.learner.model
+        if self._stages_done:
+            modules = list(model.backbone.modules())
+            if modules != self._stages_of:  # compared by identity
+                self._stages_of, self._stages = modules, list(model.stages().values())
+        return model.after_prefix(self._stages_done, self._stages)
 
     def evaluate(self, task_learning: int, iteration: int) -> None:
         """Evaluate all tasks up to ``task_learning`` on their subsets; no result is read on the host."""
@@ -142,20 +156,37 @@ class ContinualEvaluator:
     def _evaluate(self, task_learning: int, iteration: int, consolidated: bool) -> None:
         started = time.perf_counter()
         with self.undisturbed(), self.from_stages():
-            passes = self.passes(self.sizes[: task_learning + 1])
-            scores = torch.cat([self._scores(self.subset(part), task) for part, task in passes])
-            sums = sums_per_task(scores, self.sizes[: task_learning + 1])
+            sizes = self.sizes[: task_learning + 1]
+            scores = self.fitting(lambda: [self._scores(self.subset(p), task) for p, task in self.passes(sizes)])
+            sums = sums_per_task(torch.cat(scores), sizes)
         self._pending.append((task_learning, iteration, consolidated, sums))
         self.seconds += time.perf_counter() - started
 
     def parts(self, n: int, states: int = 1) -> list[slice]:
         """``n`` samples in forward passes of nearly equal size, no larger than ``evaluator.batch_size`` or what suits the device.
 
-        ``states``: how many networks see them at the same time.
+        ``states``: how many networks see them at the same time. What turns out not to fit into memory is halved, see
+        :meth:`fitting`.
         """
-        at_once = self.config.batch_size or max(1, self._samples_at_once // states)
+        at_once = max(1, (self.config.batch_size or self._samples_at_once // states) >> self._halvings)
         bounds = np.linspace(0, n, 1 + -(-n // at_once)).round().astype(int)
         return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+
+    def fitting(self, compute: Callable[[], T]) -> T:
+        """``compute()``, which divides its samples by :meth:`parts`; while memory runs out, again with parts of half the size.
+
+        Raises:
+            torch.OutOfMemoryError: a single sample does not fit.
+        """
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if (self.config.batch_size or self._samples_at_once) >> self._halvings <= 1:
+                    raise
+            # Not while the error is handled, which holds all that the attempt had made.
+            self._halvings += 1
+            log.warning("out of memory in an evaluation: from now on half as many samples at a time")
 
     def passes(self, sizes: list[int], states: int = 1) -> list[tuple[slice, int | None]]:
         """The forward passes over tasks of ``sizes`` samples, laid one after another: samples, and the task they all are of.
@@ -203,10 +234,12 @@ class ContinualEvaluator:
 
     def sums_of(self, task: int, ids: Tensor) -> tuple[int, float]:
         """Correct answers and summed cross-entropy of samples of one task, by their ids. Called within :meth:`undisturbed`."""
-        sums = [
-            self._scores(self.inputs.plain(self.split, ids[part]), task).sum(0, dtype=torch.float64)
-            for part in self.parts(len(ids))
-        ]
+        sums = self.fitting(
+            lambda: [
+                self._scores(self.inputs.plain(self.split, ids[part]), task).sum(0, dtype=torch.float64)
+                for part in self.parts(len(ids))
+            ]
+        )
         correct, loss = torch.stack(sums).sum(0).tolist()
         return int(correct), loss
 
@@ -284,12 +317,13 @@ class ContinualEvaluator:
         """Continue from the state of a checkpoint."""
 
     def _scores(self, samples: Samples, task: int | None) -> Tensor:
-        run, learner = self.learner.compilation.run, self.learner
+        learner, compilation = self.learner, self.learner.compilation
+        if task is not None and learner.separates_tasks:
+            call = ("predictions of a task", learner.predict_task, samples.x, task)
+        else:
+            call = ("predictions", learner.predict, samples.x, samples.task)
         with self.precision.autocast():
-            if task is not None and learner.separates_tasks:
-                logits = run("predictions of a task", learner.predict_task, samples.x, task)
-            else:
-                logits = run("predictions", learner.predict, samples.x, samples.task)
+            logits = compilation.guarded(lambda: compilation.run(*call))
         return scores(logits.float(), samples.y)
 
     @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clbench.evaluation.evaluator import ContinualEvaluator, scores, sums_per_task
-from clbench.strategies.stack import Stack
+from clbench.strategies.stack import Stack, row_numbers
 
 
 class Place(NamedTuple):
@@ -58,6 +58,12 @@ class StackedEvaluation:
         """
         first = self._evaluators[0]
         everyone = runs == list(range(len(self._evaluators)))
+        return first.fitting(lambda: self._sums(stack, None if everyone else runs, task_learning))
+
+    def _sums(self, stack: Stack, runs: list[int] | None, task_learning: int) -> Tensor:
+        """As :meth:`sums`; None for all runs, one after another."""
+        first = self._evaluators[0]
+        chosen = None if runs is None or self._shared else row_numbers(runs, stack.weights.device)
         parts = []
         # A GPU takes as many samples at a time for each of up to sixteen states as for one; then memory would run short.
         states = -(-len(stack) // 16) if stack.weights.is_cuda else len(stack)
@@ -66,7 +72,7 @@ class StackedEvaluation:
                 x, labels, tasks = first.subset(part)
             else:
                 images, labels, tasks = (
-                    (table[:, part] if everyone else table[runs, part])
+                    (table[:, part] if chosen is None else table[chosen, part])
                     for table in (self._images, self._labels, self._tasks)
                 )
                 x = images
@@ -77,7 +83,7 @@ class StackedEvaluation:
             flat = scores(logits.float().flatten(0, 1), labels.expand(logits.shape[:2]).flatten())
             result = flat.view(*logits.shape[:2], 2)
             if not self._shared:
-                counts = self._counts[:, part] if everyone else self._counts[runs, part]
+                counts = self._counts[:, part] if chosen is None else self._counts[chosen, part]
                 result = result * counts[..., None]
             parts.append(result)
         return sums_per_task(torch.cat(parts, dim=1), self._sizes[: task_learning + 1])
@@ -110,7 +116,7 @@ class StackedPeriodic:
         runs = [place.run for place in due]
         with self._evaluators[0].undisturbed():
             if len(runs) < len(stack):
-                stack = stack.select(torch.tensor(runs, device=stack.weights.device))
+                stack = stack.select(row_numbers(runs, stack.weights.device))
             sums = self.evaluation.sums(stack, runs, due[0].task)
         self._pending.append((runs, due[0].task, [place.iteration for place in due], sums))
         share_seconds(self._evaluators, time.perf_counter() - started)

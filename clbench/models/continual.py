@@ -23,7 +23,7 @@ changes need not be computed again, which is exact in evaluation mode::
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -83,6 +83,7 @@ class ContinualModel(nn.Module):
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
         self.frozen, self.zero_head = frozen, zero_head
         self._n_done = 0  # stages that the inputs of features() have been through
+        self._to_come: Sequence[nn.Module] = ()  # the others, while some have been
         self._found: dict[str, Tensor] | None = None  # what activations() collects while it runs
         for layer in self.hidden_layers():
             # For good, since torch.compile cannot trace that a hook is added and removed.
@@ -99,7 +100,7 @@ class ContinualModel(nn.Module):
         """Penultimate features (B, n_features) of normalised images (B, C, H, W)."""
         if not self._n_done:
             return self.backbone(x)
-        for stage in islice(self.stages().values(), self._n_done, None):
+        for stage in self._to_come:
             x = stage(x)
         return x
 
@@ -191,16 +192,18 @@ class ContinualModel(nn.Module):
         return x
 
     @contextmanager
-    def after_prefix(self, n: int) -> Iterator[None]:
+    def after_prefix(self, n: int, stages: Sequence[nn.Module] | None = None) -> Iterator[None]:
         """Within, :meth:`features` and ``forward`` take the output of ``prefix(x, n)`` in place of x.
 
-        Only of this model: a copy of it that a strategy keeps still takes images.
+        Only of this model: a copy of it that a strategy keeps still takes images. ``stages`` are those of :meth:`stages`, where
+        the caller has kept them: for new ones torch.compile would trace anew.
         """
         self._n_done = n
+        self._to_come = [*(stages or self.stages().values())][n:] if n else ()
         try:
             yield
         finally:
-            self._n_done = 0
+            self._n_done, self._to_come = 0, ()
 
     def _check_stages(self) -> None:
         stages = self.stages()

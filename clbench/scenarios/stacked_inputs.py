@@ -63,7 +63,10 @@ class StackedInputs:
         on_device = stacked.to(self._labels.device, non_blocking=True)
 
         def of(table: Tensor, where: Tensor) -> Tensor:
-            return (table if index is None else table[index.to(table.device)]).gather(1, where)
+            if index is None:
+                return table.gather(1, where)
+            # Where the table lies on the host, the numbers are had there, too: those on the device would have to be waited for.
+            return table[index if index.device == table.device else torch.tensor(runs)].gather(1, where)
 
         rows = of(self._rows, stacked)
         labels, tasks = of(self._labels, on_device), of(self._tasks, on_device)

@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
@@ -302,6 +303,8 @@ class Strategy(nn.Module):
     def flat_gradient(self, samples: Samples) -> Tensor:
         """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters.
 
+        Attention is computed step by step: the backward pass of torch's fused kernels cannot be ``vmap``-ped, as in a fleet.
+
         The pass leaves no trace in the model. BatchNorm layers that train normalise with the statistics of ``samples``, as
         they do in a training step, but their running statistics do not move: those depend on the batches trained on, and on
         nothing a strategy looks at beside them. (In the code of GEM's authors they follow the memory batches too.)
@@ -313,7 +316,8 @@ class Strategy(nn.Module):
             logits = functional_call(self.model, (parameters, buffers), (samples.x,))
             return self.cross_entropy(logits, samples).mean()
 
-        return torch.cat([g.reshape(-1) for g in grad(loss)(parameters, buffers).values()])
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.cat([g.reshape(-1) for g in grad(loss)(parameters, buffers).values()])
 
 
 def buffer_name(kind: str, name: str) -> str:

@@ -9,12 +9,13 @@ On two cores ``max`` takes the step of slim ResNet-18 (batch 128) from 302 to 22
 after seconds of compiling that every further shape of a batch costs again.
 
 Compiled are the loss terms with their backward pass, of a run alone or of a stack of runs, and the predictions of an evaluation.
-Hooks at task boundaries, gradient edits and the optimizer (a fused kernel) run eagerly.
+Hooks at task boundaries, gradient edits and the fused optimizer run eagerly. So do stacks of vision transformers: torch
+cannot trace, under ``vmap``, the tensors that their hooks and queries keep.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch._dynamo
@@ -23,6 +24,8 @@ from torch import Tensor
 from clbench.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LARGEST_RECOMPILES = 64
 """Versions of one function before torch gives up and runs it eagerly: batch sizes and the first tasks make a few."""
@@ -43,17 +46,26 @@ class Compilation:
         self.graphs = self.active and setting == "max" and device.type == "cuda"
         self._mode = None if setting == "auto" else "max-autotune" if self.graphs else "max-autotune-no-cudagraphs"
         self._compiled: dict[str, Callable[..., Any]] = {}
+        self.left_out = ""
+        """What of it is not compiled although the rest is, for the record."""
 
     @property
     def done(self) -> str:
         """What is really done, for the record."""
-        return "eager" if not self.active else f"torch.compile, mode {self._mode or 'default'}"
+        if not self.active:
+            return "eager"
+        return f"torch.compile, mode {self._mode or 'default'}" + (f", {self.left_out} eager" if self.left_out else "")
+
+    def leave_out(self, what: str) -> None:
+        """Take note, and say once, that ``what`` is not compiled."""
+        if self.active and not self.left_out:
+            self.left_out = what
+            log.warning("trainer.compile=%s: %s are not compiled", self.setting, what)
 
     def run(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(*arguments)``; ``name`` stands for the function, the first one given under it is compiled.
 
-        Raises:
-            ConfigError: compiling fails under ``max``.
+        To be called within :meth:`guarded`.
         """
         if not self.active:
             return function(*arguments)
@@ -64,17 +76,37 @@ class Compilation:
             self._compiled[name] = torch.compile(function, mode=self._mode)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled[name](*arguments)
+
+    def guarded(self, step: Callable[[], T]) -> T:
+        """``step()``, which calls :meth:`run` and may go on to the backward pass, or the same eagerly where that fails compiled.
+
+        Failures are of many kinds: of tracing, of a kernel's compilation (the backward pass is compiled when it is first run) or
+        launch, or for want of memory while kernels are tuned. What fails eagerly too is the step's own error, and is raised as it
+        is. ``step`` may be run twice, so that it has to start from the same state.
+
+        Raises:
+            ConfigError: only compiled it fails, under ``max``.
+        """
+        if not self.active:
+            return step()
         try:
-            return self._compiled[name](*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            if self.setting == "max":
-                raise ConfigError(
-                    f"trainer.compile=max is not possible here ({reason}): choose trainer.compile=off or auto"
-                ) from error
-            log.warning("torch.compile fails, training goes on without it (%s)", reason)
-            self.active = self.graphs = False
-            return function(*arguments)
+            return step()
+        except Exception as error:  # whatever compilers and their kernels raise has no common base
+            failure = error.with_traceback(None)  # which would keep all tensors of the attempt
+        graphs, self.active, self.graphs = self.graphs, False, False
+        try:
+            result = step()
+        except Exception:
+            self.active, self.graphs = True, graphs
+            raise
+        reason = f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"
+        if self.setting == "max":
+            raise ConfigError(
+                f"trainer.compile=max is not possible here ({reason}): choose trainer.compile=off or auto"
+            ) from failure
+        log.warning("torch.compile fails, training goes on without it (%s)", reason)
+        return result
 
     def kept(self, tensor: Tensor) -> Tensor:
         """``tensor``, detached, fit to outlive the step: the next replay of a CUDA graph overwrites what the last one gave."""

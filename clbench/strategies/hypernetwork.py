@@ -45,6 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
@@ -303,7 +304,8 @@ class HypernetworkLearning(Strategy):
         weights = self._made_now().detach()
         total = torch.zeros_like(weights)
         for samples in task.batches(ids, SAMPLES_AT_ONCE):
-            gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, *samples)
+            with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
+                gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, *samples)
             total += gradients.square().sum(0)
         return total / len(ids)
 

@@ -17,6 +17,12 @@ from clbench.strategies.base import Batch
 from clbench.strategies.learner import Learner
 
 
+def row_numbers(rows: Sequence[int], device: torch.device) -> Tensor:
+    """``rows`` (n,) as a tensor on ``device``, for which the host does not wait: it is copied from page-locked memory."""
+    numbers = torch.tensor(rows)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
+
+
 class Stack:
     """R states of a learner.
 
@@ -88,10 +94,15 @@ class Stack:
         """All loss terms (R,) by name and the gradients (R, P) of their sums, for batches (R, B, ...)."""
         compilation = self.learner.compilation
         weights = self.weights.detach().requires_grad_()
-        terms = compilation.run("stacked losses", _losses, self, weights, self.rest, samples, n_new, reference)
-        # The rows do not touch each other, so the sum's gradient holds each row's own; a NaN stays in its row.
-        total = torch.stack([term.sum() for term in terms.values()]).sum()
-        (gradients,) = torch.autograd.grad(total, weights)
+
+        def differentiate() -> tuple[dict[str, Tensor], Tensor]:
+            terms = self._run("stacked losses", _losses, self, weights, self.rest, samples, n_new, reference)
+            # The rows do not touch each other, so the sum's gradient holds each row's own; a NaN stays in its row.
+            total = torch.stack([term.sum() for term in terms.values()]).sum()
+            (gradients,) = torch.autograd.grad(total, weights)
+            return terms, gradients
+
+        terms, gradients = compilation.guarded(differentiate)
         return {name: compilation.kept(term) for name, term in terms.items()}, gradients
 
     def edited(
@@ -135,7 +146,15 @@ class Stack:
         ``task`` (R, n) or (n,) holds the samples' tasks; a whole number says that all are of that one.
         """
         arguments = (self, self.weights, self.rest, x, task, shared_inputs)
-        return self.learner.compilation.run("stacked predictions", _predictions, *arguments)
+        return self.learner.compilation.guarded(lambda: self._run("stacked predictions", _predictions, *arguments))
+
+    def _run(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(*arguments)`` as ``trainer.compile`` says; eagerly for transformers, see :class:`Compilation`."""
+        compilation = self.learner.compilation
+        if getattr(self.learner.model.backbone, "transformer", None) is None:
+            return compilation.run(name, function, *arguments)
+        compilation.leave_out("stacks of vision transformers")
+        return function(*arguments)
 
     def call(self, hook: str, weights: Tensor, rest: dict[str, Tensor], *arguments: Any) -> Any:
         """The learner's method ``hook`` with the state that one row describes."""

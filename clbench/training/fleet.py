@@ -22,7 +22,7 @@ from clbench.evaluation.adaptive import AdaptiveEvaluator, StackedAdaptive
 from clbench.evaluation.stacked import Place, StackedPeriodic
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
-from clbench.strategies.stack import Stack
+from clbench.strategies.stack import Stack, row_numbers
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
 from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer, seed_torch
 
@@ -186,12 +186,12 @@ class Fleet:
         return terms
 
     def _index(self, rows: list[int]) -> Tensor | None:
-        """``rows`` on the device, where a copy has to be waited for only once; None for all."""
+        """``rows`` on the device; None for all."""
         if len(rows) == len(self._living):
             return None
         key = tuple(rows)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(rows, device=self._stacked.weights.device)
+            self._indices[key] = row_numbers(rows, self._stacked.weights.device)
         return self._indices[key]
 
     def _reference_samples(self, rows: list[int], index: Tensor | None, steps: list[Step], step: int) -> Samples | None:

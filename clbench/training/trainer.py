@@ -260,14 +260,19 @@ class Trainer:
         """One optimizer step for the batch; returns its loss terms."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rates[self.step]
-        with self.precision.autocast():
-            terms = self.learner.compilation.run("losses", self.learner.loss, batch)
-            total = sum(terms.values())
-        self.optimizer.zero_grad(set_to_none=True)
         look = self.diagnostics.due(self.step)
-        if look:
-            self.diagnostics.before_step(task, self.iteration + 1, terms)
-        self.precision.backward(total, self.optimizer)
+
+        def differentiate() -> dict[str, Tensor]:
+            with self.precision.autocast():
+                terms = self.learner.compilation.run("losses", self.learner.loss, batch)
+                total = sum(terms.values())
+            self.optimizer.zero_grad(set_to_none=True)
+            if look:
+                self.diagnostics.before_step(task, self.iteration + 1, terms)
+            self.precision.backward(total, self.optimizer)
+            return terms
+
+        terms = self.learner.compilation.guarded(differentiate)
         if self.learner.holds_features:
             # What has no gradient gets zeros, as in a fleet: the optimizer, too, has to go on as it does there.
             assign_gradients(self.parameters, flatten_gradients(self.parameters))

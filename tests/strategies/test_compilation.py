@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 from double_precision import in_double_precision
+from functorch.compile import make_boxed_func
 from streams import digits_for, small_network, small_options
+from torch._dynamo.backends.common import aot_autograd
 
 from clbench.errors import ConfigError
 from clbench.strategies.compilation import Compilation
@@ -138,3 +140,117 @@ def test_max_says_that_it_is_impossible(small_trainer, monkeypatch):
     monkeypatch.setattr(torch, "compile", failing)
     with pytest.raises(ConfigError, match=r"trainer\.compile=max is not possible here .*: choose trainer\.compile=off"):
         trainer.fit()
+
+
+# ---- what fails only compiled -----------------------------------------------------------------------------------------
+
+
+def no_kernel(*_):
+    raise RuntimeError("no kernel for the backward pass")
+
+
+def as_it_is(graph, _inputs):
+    return make_boxed_func(graph.forward)
+
+
+BACKWARD = {
+    "compiling": no_kernel,  # as where Triton finds no C compiler
+    "launching": lambda graph, inputs: make_boxed_func(no_kernel),
+}
+
+
+@pytest.fixture
+def without_backward(request, monkeypatch):
+    """torch.compile with a backend that fails in the backward pass."""
+    backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=BACKWARD[request.param])
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode: compile_function(function, backend=backend))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("without_backward", BACKWARD, indirect=True)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_auto_goes_on_without_where_the_backward_pass_fails(precision, without_backward, small_trainer, caplog):
+    chosen = options("ewc", f"trainer.precision={precision}", "evaluator.diagnostics_every=2")
+    eager, trainer = small_trainer(*chosen, checkpoint="eager"), small_trainer(*chosen, checkpoint="compiled")
+    trainer.learner.compilation = Compilation("auto", CUDA)
+    eager.fit()
+    trainer.fit()
+    assert trainer.learner.compilation.done == "eager"
+    pd.testing.assert_frame_equal(eager.training, trainer.training)
+    assert len(eager.diagnostics.rows()) == len(trainer.diagnostics.rows())
+    assert sum("no kernel for the backward pass" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("without_backward", ["compiling"], indirect=True)
+def test_so_does_a_fleet(without_backward, small_trainer):
+    members = [small_trainer(*options("ewc"), f"seed={seed}", checkpoint=str(seed)) for seed in (0, 1)]
+    members[0].learner.compilation = Compilation("auto", CUDA)
+    Fleet(members).fit()
+    assert members[0].learner.compilation.done == "eager"
+
+
+@pytest.mark.parametrize("without_backward", ["launching"], indirect=True)
+def test_max_says_so_too(without_backward, small_trainer):
+    with pytest.raises(ConfigError, match=r"trainer\.compile=max is not possible here .*no kernel"):
+        small_trainer(*options("finetune", "trainer.compile=max")).fit()
+
+
+@pytest.mark.parametrize("setting", ["auto", "max"])
+def test_what_fails_eagerly_too_is_raised_as_it_is(setting):
+    compilation = Compilation(setting, CUDA)
+
+    def out_of_memory():
+        raise torch.OutOfMemoryError("the batch is too large")
+
+    with pytest.raises(torch.OutOfMemoryError, match="the batch is too large"):
+        compilation.guarded(out_of_memory)
+    assert compilation.active
+
+
+# ---- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that torch.compile has made, which run as they are."""
+    made = []
+    compile_function = torch.compile
+
+    def backend(graph, _inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode: compile_function(function, backend=backend))
+    torch._dynamo.reset()
+    return made
+
+
+def test_evaluations_behind_frozen_stages_are_traced_once(graphs, small_trainer):
+    trainer = small_trainer(
+        *["strategy=finetune", "model=small_vit", "model.width=8", "model.depth=2", "model.heads=2"],
+        *["model.image_size=8", "model.frozen=2", "scenario.increment=5", "trainer.compile=max"],
+        *["trainer.max_steps_per_task=1"],
+    )
+    trainer.begin()
+    trainer.begin_task()
+    assert trainer.evaluator._stages_done == 2
+    torch._dynamo.utils.counters.clear()
+    trainer.evaluator.evaluate(0, 0)
+    n = len(graphs)
+    trainer.evaluator.evaluate(0, 0)
+    assert len(graphs) == n
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_stacks_of_transformers_are_not_compiled(graphs, small_trainer, caplog):
+    chosen = [*small_options("lora"), *small_network("lora"), "scenario.increment=5", "trainer.max_steps_per_task=1"]
+    members = [small_trainer(*chosen, "trainer.compile=max", f"seed={seed}", checkpoint=str(seed)) for seed in (0, 1)]
+    fleet = Fleet(members)
+    fleet.begin_task()  # whose first evaluation is of each by itself
+    graphs.clear()
+    fleet.train_step()
+    assert not graphs
+    sentence = "trainer.compile=max: stacks of vision transformers are not compiled"
+    assert [record.message for record in caplog.records].count(sentence) == 1
+    assert members[0].learner.compilation.done.endswith(", stacks of vision transformers eager")

@@ -1,6 +1,7 @@
 """GEM's projection against solvers that share nothing with it."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -222,3 +223,22 @@ def test_a_memory_that_is_filled_says_nothing(small_setup):
 def test_memory_too_small_is_refused(small_setup):
     with pytest.raises(ConfigError, match=r"memory_size=9 is too small .* it has to be at least 10"):
         small_setup("strategy=gem", "strategy.memory_size=9")
+
+
+def test_in_a_fleet_of_transformers_attention_is_what_vmap_batches(small_setup, monkeypatch):
+    """Also where the network calls torch's fused kernel, as it does on a GPU."""
+    setup = small_setup(
+        *["strategy=gem", "strategy.memory_size=40", "model=small_vit", "model.width=8", "model.depth=1"],
+        *["model.heads=2", "model.image_size=8"],
+    )
+    strategy = setup.learner.strategies[0]
+    for module in setup.learner.model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True
+    batches = torch.stack([setup.inputs.plain(setup.scenario.train, torch.arange(4) + n).x for n in (0, 8)])
+    labels, tasks = torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that torch loops over the rows for want of a rule
+        together = torch.vmap(lambda x, y, t: strategy.flat_gradient(Samples(x, y, t)))(batches, labels, tasks)
+    for row, gradient in enumerate(together):
+        torch.testing.assert_close(gradient, strategy.flat_gradient(Samples(batches[row], labels[row], tasks[row])))
