@@ -90,7 +90,13 @@ def made_comparison(
                 cost = {"seconds": 12.0 + 5 * index + seed, "evaluation_seconds": 2.0}
                 cost |= {"peak_memory_bytes": 2**28, "parameters": 190410, "strategy_bytes": 2**20 * index}
                 row = {"folder": folder, "method": method, "scenario": scenario, "seed": seed, "split": "test"}
-                row |= {"status": "finished", "evaluation_kind": f"every=1, n={N}", "forward_flops_per_sample": 379200}
+                row |= {
+                    "status": "finished",
+                    "evaluation_kind": "every=1",
+                    "subset_low": N,
+                    "subset_high": N,
+                    "forward_flops_per_sample": 379200,
+                }
                 rows.append(row | cost | {"ACC": task_ends(curves[folder]).tail(n_tasks).correct.mean() / N})
     included = pd.DataFrame(rows)
     runs: Any = SimpleNamespace(
@@ -114,6 +120,10 @@ def made_comparison(
         command="python -m clbench report made",
         runs=runs,
         included=included,
+        counted=included,
+        expected_seeds={scenario: list(range(seeds)) for scenario in scenarios},
+        unfinished={scenario: {} for scenario in scenarios},
+        not_best={scenario: {} for scenario in scenarios},
         methods=methods,
         by=["method"],
         metric="ACC",

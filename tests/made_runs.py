@@ -56,7 +56,8 @@ def write_run(
     plasticity: list[tuple[int, int, str, str, str, float]] | None = None,
     connectivity: list[tuple[int, float, int, int, int, float]] | None = None,
     learned: list[float] | None = None,
-    **metrics: float | None,
+    subsets: tuple[int, int] = (5, 5),
+    **metrics: Any,
 ) -> Path:
     """A run folder as a run leaves it; ``metrics`` replace those of :data:`METRICS` and :data:`COSTS`.
 
@@ -67,6 +68,7 @@ def write_run(
         connectivity: rows of ``connectivity.parquet``: task_learning, lam, task_eval, n, correct, loss; None: no such file.
         learned: accuracy on every task when it was just learned, in hundredths; all earlier tasks are then at 0.1. None: the two
             tasks that every run has.
+        subsets: samples of either task that the curve was evaluated on.
     """
     folder.mkdir(parents=True)
     content = config(strategy, seed, scenario, options or {}) | {"study": study}
@@ -130,7 +132,8 @@ def write_run(
     if connectivity is not None:
         columns = ["task_learning", "lam", "task_eval", "n", "correct", "loss"]
         pd.DataFrame(connectivity, columns=columns).to_parquet(folder / "connectivity.parquet")
-    rows = [(0, 10, 0, 5, 5, 0.1), (1, 20, 0, 5, 3, 0.9), (1, 20, 1, 5, 5, 0.1)]
+    one, two = subsets
+    rows = [(0, 10, 0, one, one, 0.1), (1, 20, 0, one, 3, 0.9), (1, 20, 1, two, two, 0.1)]
     table = pd.DataFrame(rows, columns=["task_learning", "iteration", "task_eval", "n", "correct", "loss"])
     table.to_parquet(folder / "curve.parquet")
     if learned is not None:

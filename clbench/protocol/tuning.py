@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from clbench.evaluation.chance import chance_level
 from clbench.protocol.journal import FINAL, TrialLog
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import SearchSpace, Values, as_overrides, n_trials, next_values
@@ -211,27 +212,6 @@ def score(folder: Path, metric: str) -> float | None:
     if summary["status"] == "diverged":
         return chance_level(files.read_json("scenario.json"), metric)
     return summary["metrics"][metric]
-
-
-def chance_level(scenario: dict[str, Any], metric: str) -> float:
-    """What guessing scores on a stream, from its ``scenario.json``.
-
-    After task k a guess is right with probability 1 / (classes seen so far) in class-incremental streams, 1 / (classes of the
-    task) where the task is given, 1 / classes in domain-incremental ones. Metrics that average over the stream average these;
-    ACC has the last one, LA that of each task by itself. Worst-case metrics count 0, the lowest there is, so that no
-    configuration gains by diverging.
-    """
-    if metric in ("min_ACC", "WC_ACC"):
-        return 0.0
-    sizes = [len(task["classes"]) for task in scenario["tasks"]]
-    match scenario["setting"]:
-        case "class":
-            chances = [1 / sum(sizes[: k + 1]) for k in range(len(sizes))]
-        case "task" if metric != "LA":
-            chances = [sum(1 / n for n in sizes[: k + 1]) / (k + 1) for k in range(len(sizes))]
-        case _:
-            chances = [1 / n for n in sizes]
-    return chances[-1] if metric == "ACC" else sum(chances) / len(chances)
 
 
 def _or_worst(value: float | None) -> float:

@@ -12,7 +12,7 @@ from clbench.reports.loading import Leaves, Runs
 
 REQUIRED_COLUMNS = {"split": "the split that was evaluated", "evaluation_kind": "how the curve was evaluated"}
 
-REQUIRED_OPTIONS = ("trainer.epochs", "trainer.max_steps_per_task", "trainer.batch_size")
+REQUIRED_OPTIONS = ("trainer.epochs", "trainer.max_steps_per_task", "trainer.batch_size", "evaluator.subset")
 
 REQUIRED_GROUPS = ("model.", "scenario.")
 

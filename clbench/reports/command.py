@@ -205,7 +205,7 @@ def terminal_table(table: Table, metric: str, width: int) -> RichTable:
     deciding = next(i for i in chosen if table.columns[i].heading == METRICS[metric].heading_with_arrow)
     while sum(widths[i] for i in chosen) > width and chosen[-1] not in (LABELS - 1, deciding):
         chosen.pop()
-    shown = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = RichTable(title=table.heading, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     for i in chosen:
         justify = "right" if table.columns[i].is_number else "left"

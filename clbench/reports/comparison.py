@@ -1,7 +1,7 @@
 """Everything a report shows, computed once from run folders: :class:`Comparison`, which every page and file format renders."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ from clbench.errors import ConfigError, choose_from
 from clbench.reports import tables
 from clbench.reports.checks import Selection, select
 from clbench.reports.connectivity_tables import LINE_COLUMNS, along_lines, connectivity_table
+from clbench.reports.counting import counted_runs, only_finished, reasons_not_best, with_sentence
 from clbench.reports.loading import MEASUREMENT_COLUMNS, PLASTICITY_COLUMNS, Runs, load
+from clbench.reports.main_table import Results, main_table, undefined_notes
 from clbench.reports.measurement_tables import measurement_tables
 from clbench.reports.plasticity_tables import plasticity_table, task_ends
 from clbench.reports.protocols import ProtocolReport, Sensitivity, protocol_reports, sensitivities
@@ -42,8 +44,22 @@ class Comparison:
     """The rows of ``runs.table`` that are compared: finished runs, no tuning runs, checked to be comparable.
 
     The column ``method`` holds the label by which they are grouped (made from ``by``); with ``scenario`` and ``seed`` it
-    identifies a row. Figures draw these rows, in the order of :attr:`methods`.
+    identifies a row. ``subset_low`` and ``subset_high`` are the smallest and largest number of samples of a task that its curve
+    was evaluated on. Figures draw these rows, in the order of :attr:`methods`.
     """
+
+    counted: pd.DataFrame
+    """:attr:`included` and the diverged runs, these with chance level as accuracies: what means of accuracies and tests are over
+    (:func:`clbench.reports.counting.counted_runs`)."""
+
+    expected_seeds: dict[str, list[int]]
+    """Scenario → the seeds that are expected of every method."""
+
+    unfinished: dict[str, dict[str, str]]
+    """Scenario → method → ``3 of 4 (1 diverged, counted at chance)``, for the methods of which not all runs finished."""
+
+    not_best: dict[str, dict[str, str]]
+    """Scenario → method → why it cannot be the best in :attr:`metric`, as a clause."""
 
     methods: list[str]
     """Every method label, in the order in which tables and legends show them; also those without any finished run."""
@@ -91,7 +107,8 @@ class Comparison:
     """Options in which the compared methods differ, one table per scenario."""
 
     statistics: dict[str, AgainstBest]
-    """Scenario → the best method compared with every other; only scenarios with at least two methods with finished runs."""
+    """Scenario → the best method compared with every other; only scenarios with at least two methods with results, one of which
+    may be best."""
 
     tests: list[Table]
     """:attr:`statistics` and :attr:`ranks` as tables."""
@@ -135,38 +152,58 @@ def compare(
     by = by or ["method"]
     runs = load(paths)
     selection = select(runs, by)
-    included = selection.included
-    if included[metric].isna().all():
-        defined = [name for name in METRICS if name in included and included[name].notna().any()]
+    sizes = pd.DataFrame(
+        [runs.subset_sizes(folder) for folder in selection.included.folder], columns=["subset_low", "subset_high"]
+    )
+    included = selection.included.join(sizes)
+    counted = counted_runs(selection.candidates, runs).merge(included[["folder", *sizes]], how="left", on="folder")
+    counted = counted[counted.scenario.isin(included.scenario)]
+    if counted[metric].isna().all():
+        defined = [name for name in METRICS if name in counted and counted[name].notna().any()]
         raise ConfigError(f"none of the runs has the metric {metric}. Valid choices here: {', '.join(defined)}")
-    statistics = _statistics(included, metric, test)
-    ranks = _ranks(included, metric)
     measurements = _of_all_runs(included, runs.measurements, MEASUREMENT_COLUMNS)
     plasticity = _of_all_runs(included, lambda folder: task_ends(runs.plasticity(folder)), PLASTICITY_COLUMNS)
     connectivity = _of_all_runs(included, lambda folder: along_lines(runs.connectivity(folder)), LINE_COLUMNS)
-    main, reported, plasticity_tables, connectivity_tables, costs, provenance, hyperparameters = ([] for _ in range(7))
+    main, reported, plasticity_tables, connectivity_tables, costs, provenance, hyperparameters, tests = (
+        [] for _ in range(8)
+    )
+    statistics, unfinished, not_best = {}, {}, {}
     for scenario, rows in included.groupby("scenario", sort=False):
         name = str(scenario)
         methods, seeds = _methods_on(selection, name), selection.expected_seeds[name]
+        counting = counted[counted.scenario == scenario]
         failures = selection.failures[selection.failures.scenario == scenario]
-        results = tables.main_table(rows, methods, failures, seeds, metric, statistics.get(name))
-        main.append(tables.with_footnotes(results, _notes(selection, name)))
+        not_best[name] = reasons_not_best(counting, methods, len(seeds), metric)
+        against = _against_best(counting, metric, test, not_best[name])
+        if against is not None:
+            statistics[name] = against
+            tests.append(tables.tests_table(against, name, not_best[name]))
+        results = Results(counting, methods, failures, seeds, metric, against, not_best[name])
+        main.append(
+            tables.with_footnotes(main_table(results), _notes(selection, name, undefined_notes(counting, metric)))
+        )
+        unfinished[name] = results.unfinished
+        sentence = only_finished(results.unfinished)
         own = measurements[measurements.scenario == scenario]
-        reported += measurement_tables(own, rows, methods)
+        reported += [with_sentence(table, sentence) for table in measurement_tables(own, rows, methods)]
         if len(own := plasticity[plasticity.scenario == scenario]):
-            plasticity_tables.append(plasticity_table(own, rows, methods, runs))
+            plasticity_tables.append(with_sentence(plasticity_table(own, rows, methods, runs), sentence))
         if len(own := connectivity[connectivity.scenario == scenario]):
-            connectivity_tables.append(connectivity_table(own, rows, methods))
-        costs.append(tables.costs_table(rows, methods))
+            connectivity_tables.append(with_sentence(connectivity_table(own, rows, methods), sentence))
+        costs.append(with_sentence(tables.costs_table(rows, methods), sentence))
         provenance.append(tables.provenance_table(rows, runs, seeds))
         hyperparameters.append(tables.hyperparameters_table(rows, runs, methods))
+    ranks = _ranks(counted, metric, not_best)
     scenarios = ", ".join(map(str, included.scenario.unique()))
-    tests = [tables.tests_table(against, scenario) for scenario, against in statistics.items()]
     return Comparison(
         title=title or f"{_some(selection.methods)} on {scenarios}",
         command=command,
         runs=runs,
         included=included,
+        counted=counted,
+        expected_seeds=selection.expected_seeds,
+        unfinished=unfinished,
+        not_best=not_best,
         methods=selection.methods,
         by=by,
         metric=metric,
@@ -198,16 +235,21 @@ def _methods_on(selection: Selection, scenario: str) -> list[str]:
     return [method for method in selection.methods if method in present]
 
 
-def _notes(selection: Selection, scenario: str) -> dict[str, list[str]]:
-    """Method → what its runs say a reader has to know, each sentence once; also of runs that diverged."""
+def _notes(selection: Selection, scenario: str, undefined: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Method → what its runs say a reader has to know, each sentence once; also of runs that diverged.
+
+    Args:
+        undefined: method → sentences on metrics that have no meaning for it.
+    """
     candidates = selection.candidates
+    notes = {method: list(sentences) for method, sentences in undefined.items()}
     if "notes" not in candidates:
-        return {}
+        return notes
     noted = candidates[(candidates.scenario == scenario) & candidates.notes.notna()]
-    return {
-        str(method): list(dict.fromkeys(note for notes in lists for note in notes))
-        for method, lists in noted.groupby("method", sort=False).notes
-    }
+    for method, lists in noted.groupby("method", sort=False).notes:
+        said = dict.fromkeys(note for listed in lists for note in listed)
+        notes[str(method)] = [*said, *notes.get(str(method), [])]
+    return notes
 
 
 def _of_all_runs(included: pd.DataFrame, read: Callable[[str], pd.DataFrame], columns: list[str]) -> pd.DataFrame:
@@ -225,22 +267,24 @@ def _of_all_runs(included: pd.DataFrame, read: Callable[[str], pd.DataFrame], co
     return table[np.isfinite(table.value)] if "value" in columns else table
 
 
-def _statistics(included: pd.DataFrame, metric: str, test: str | None) -> dict[str, AgainstBest]:
-    comparisons = {}
-    for scenario, rows in included.groupby("scenario", sort=False):
-        values = (
-            rows.pivot(index="seed", columns="method", values=metric).astype(float).dropna(axis="columns", how="all")
-        )
-        if values.shape[1] > 1:
-            comparisons[str(scenario)] = against_best(values, metric, METRICS[metric].higher_is_better, test)
-    return comparisons
+def _against_best(counted: pd.DataFrame, metric: str, test: str | None, not_best: dict[str, str]) -> AgainstBest | None:
+    """The tests of one scenario; None where there are no two methods to compare, or none that may be best."""
+    values = (
+        counted.pivot(index="seed", columns="method", values=metric).astype(float).dropna(axis="columns", how="all")
+    )
+    barred = [method for method in values.columns if method in not_best]
+    if values.shape[1] < 2 or len(barred) == values.shape[1]:
+        return None
+    return against_best(values, metric, METRICS[metric].higher_is_better, test, barred)
 
 
-def _ranks(included: pd.DataFrame, metric: str) -> Ranking | None:
-    """Over the methods that every scenario has."""
-    means = included.pivot_table(index="scenario", columns="method", values=metric, aggfunc="mean").dropna(
+def _ranks(counted: pd.DataFrame, metric: str, not_best: dict[str, dict[str, str]]) -> Ranking | None:
+    """Over the methods that every scenario has, with all seeds."""
+    means = counted.pivot_table(index="scenario", columns="method", values=metric, aggfunc="mean").dropna(
         axis="columns"
     )
+    left_out = [method for method in means.columns if any(method in reasons for reasons in not_best.values())]
+    means = means.drop(columns=left_out)
     if len(means) < FEWEST_SCENARIOS or means.shape[1] < 2:
         return None
-    return rank_methods(means, metric, METRICS[metric].higher_is_better)
+    return replace(rank_methods(means, metric, METRICS[metric].higher_is_better), left_out=tuple(left_out))

@@ -7,7 +7,7 @@ latter.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -307,7 +307,11 @@ COSTS = {
 
 
 def costs(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """What every run cost, in the units of :data:`COSTS`, with its ``method`` and its ``score`` in the metric's shown unit."""
+    """What every run cost, in the units of :data:`COSTS`, with its ``method`` and its ``score`` in the metric's shown unit.
+
+    Args:
+        runs: see :attr:`clbench.reports.comparison.Comparison.counted`; what a diverged run cost is NaN.
+    """
     return pd.DataFrame(
         {
             "method": runs.method,
@@ -323,6 +327,17 @@ def costs(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
 def with_unit(metric: Metric) -> str:
     """The metric's heading for an axis."""
     return f"{metric.heading} (%)" if metric.scale == 100 else metric.heading
+
+
+def mean_costs(table: pd.DataFrame, off_front: Collection[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean score and costs of every method, and of those that may be on a front.
+
+    Args:
+        table: see :func:`costs`. A mean score is over all runs that count, a mean cost over finished runs.
+        off_front: methods that cannot be best, since seeds are missing or the score of some is not known.
+    """
+    means = table.groupby("method", sort=False)[["score", *COSTS]].mean()
+    return means, means[~means.index.isin(list(off_front))]
 
 
 def pareto_front(cost: np.ndarray, score: np.ndarray, higher_is_better: bool = True) -> np.ndarray:

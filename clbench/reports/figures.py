@@ -6,13 +6,15 @@ from typing import Any
 
 import pandas as pd
 
+from clbench.evaluation.chance import ACCURACIES
 from clbench.reports.comparison import Comparison
 from clbench.reports.connectivity_tables import SPACE, accuracy_lines
+from clbench.reports.counting import only_finished, reasons_not_best
 from clbench.reports.figure_data import curves, just_learned_lines, mean_matrix, plasticity_and_stability
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.plasticity_tables import QUANTITIES, recorded_names
 from clbench.reports.quantity_data import plasticity_lines, quantity_lines, quantity_maps, spans_decades
-from clbench.reports.tables import METRICS
+from clbench.reports.tables import METRICS, Metric, how_evaluated
 
 FEWEST_TASKS = 10
 """Tasks below which accuracies on tasks just learned have no figure of their own, unless plasticity was measured."""
@@ -78,6 +80,7 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
     folders = {method: rows.folder[rows.method == method].tolist() for method in methods}
     data = f"{scenario}, {_listed(rows.split)} split"
     seeds = _seeds(rows)
+    finished = _finished(comparison, scenario)
     tables = {method: [comparison.runs.tasks(folder) for folder in folders[method]] for method in methods}
 
     yield from _curve_figures(comparison, scenario, rows, folders)
@@ -86,7 +89,9 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
         name=file_name("matrices", scenario),
         section="figures",
         title=f"Accuracy after every task: {scenario}",
-        caption=f"Accuracy (%) on every task (column) after every task (row), on all samples of {data}; mean over {seeds}.",
+        caption=(
+            f"Accuracy (%) on every task (column) after every task (row), on all samples of {data}; mean over {seeds}.{finished}"
+        ),
         kind="accuracy_matrices",
         data={"matrices": {method: mean_matrix(tables[method]) for method in methods}},
     )
@@ -99,7 +104,7 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
             title=f"Accuracy on a task when it was just learned: {scenario}",
             caption=(
                 f"Accuracy on every task at the end of that task, on all samples of {data}: where it falls from task to task, "
-                f"plasticity is lost. Lines: mean over {seeds}; bands: lowest to highest seed."
+                f"plasticity is lost. Lines: mean over {seeds}; bands: lowest to highest seed.{finished}"
             ),
             kind="just_learned",
             data={"lines": learned},
@@ -119,7 +124,7 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
             caption=(
                 "Plasticity is the mean accuracy on each task just after it was learned; stability is 1 − FORG, where FORG is "
                 f"the mean loss since then on all tasks but the last. All samples of {data}. Large: mean over {seeds}; faint: a "
-                "seed." + (" Dotted: equal ACC." if n_tasks else "")
+                "seed." + (" Dotted: equal ACC." if n_tasks else "") + finished
             ),
             kind="stability_plasticity",
             data={"points": points, "n_tasks": n_tasks},
@@ -128,6 +133,9 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
     # Cost against cost says nothing: where a cost decides who is best, show what it buys.
     is_cost = comparison.metric in ("seconds", "peak_memory_bytes")
     metric = METRICS["ACC" if is_cost else comparison.metric]
+    counted = comparison.counted[(comparison.counted.scenario == scenario) & comparison.counted.method.isin(methods)]
+    n_seeds = len(comparison.expected_seeds[scenario])
+    off_front = reasons_not_best(counted, methods, n_seeds, metric.name)
     yield ReportFigure(
         name=file_name("costs", scenario),
         section="cost",
@@ -136,9 +144,10 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
             f"{metric.heading} ({data}) against what a method costs: time without evaluation, peak memory of the process, "
             "what it keeps (parameters at 4 bytes each and the buffers of the strategy) and the operations of one forward pass. "
             f"Large: mean over {seeds}, faint: a seed. The line joins the methods (means) that no other one beats in both."
+            + _off_front(metric, counted, off_front)
         ),
         kind="cost_fronts",
-        data={"runs": rows, "metric": metric},
+        data={"runs": counted, "metric": metric, "off_front": list(off_front)},
     )
 
 
@@ -150,7 +159,7 @@ def _curve_figures(
     if not tables:
         return
     shown = curves(tables)
-    measured = f"{scenario}, {_listed(rows.split)} split, evaluated at {_listed(rows.evaluation_kind)}"
+    measured = f"{scenario}, {_listed(rows.split)} split, evaluated at {how_evaluated(rows)}"
     seeds = _seeds(rows)
     gaps = (
         " Hatched: the stability gap, from the accuracy at a switch down to the curve, until it is back for good at 95 % of what "
@@ -165,6 +174,7 @@ def _curve_figures(
         caption=(
             f"Accuracy on single tasks and on all tasks seen so far while the stream is learned ({measured}). Lines: mean over "
             f"{seeds}; bands: lowest to highest seed; vertical lines: task switches.{gaps}"
+            + _finished(comparison, scenario)
         ),
         kind="accuracy_curves",
         data={"curves": shown},
@@ -177,6 +187,7 @@ def _curve_figures(
             caption=(
                 f"Accuracy on the task just learned in the first iterations of the next one ({measured}), averaged over all "
                 f"switches of a run. Lines: mean over {seeds}; bands: lowest to highest seed; iteration 0 is the switch."
+                + _finished(comparison, scenario)
             ),
             kind="switch_zoom",
             data={"lines": shown.after_switch},
@@ -204,6 +215,7 @@ def _plasticity_figures(comparison: Comparison, scenario: str) -> Iterator[Repor
             "weight matrix. Lines: mean over "
             f"{_seeds(rows)}; bands: lowest to highest seed. Names in plasticity.parquet: {recorded_names(lines)}; "
             "clbench/evaluation/plasticity.py has the formulas, plasticity.csv all that was measured at task ends."
+            + _finished(comparison, scenario)
         ),
         kind="quantities",
         data={"lines": lines, "columns": 3, "logarithmic": logarithmic},
@@ -222,7 +234,7 @@ def _connectivity_figures(comparison: Comparison, scenario: str, rows: pd.DataFr
             "Accuracy on the straight line from the state after one task (λ = 0) to that after the next (λ = 1): on the task "
             "that was learned between the two, and the mean on the tasks before it, both averaged over all tasks but the first "
             f"(evaluation subsets of {scenario}, {_listed(rows.split)} split). {SPACE}. Lines: mean over {_seeds(on_lines)}; "
-            "bands: lowest to highest seed."
+            "bands: lowest to highest seed." + _finished(comparison, scenario)
         ),
         kind="connectivity",
         data={"lines": accuracy_lines(on_lines)},
@@ -242,6 +254,7 @@ def _measurement_figures(comparison: Comparison, scenario: str) -> Iterator[Repo
                 caption=(
                     f"What {strategy} says of itself after every task of {scenario}, a panel for each quantity that changes; the "
                     f"table has all. Lines: mean over {_seeds(rows)}; bands: lowest to highest seed."
+                    + _finished(comparison, scenario)
                 ),
                 kind="quantities",
                 data={"lines": lines},
@@ -259,7 +272,10 @@ def _measurement_figures(comparison: Comparison, scenario: str) -> Iterator[Repo
                 name=file_name("tasks" if found.of_tasks else "parts", scenario, str(strategy), found.quantity),
                 section="reported",
                 title=title,
-                caption=f"What {strategy} reports as {heading} {shown} on {scenario}; mean over {_seeds(own)}.",
+                caption=(
+                    f"What {strategy} reports as {heading} {shown} on {scenario}; mean over {_seeds(own)}."
+                    + _finished(comparison, scenario)
+                ),
                 kind="quantity_maps",
                 data={"shown": found},
             )
@@ -277,6 +293,7 @@ def _critical_difference(comparison: Comparison) -> ReportFigure:
             f"({', '.join(ranks.scenarios)}), from the mean over seeds in each. Bars join methods that the Nemenyi "
             "test at 5 % cannot tell apart: their ranks differ by less than "
             f"the critical difference of {ranks.critical_difference:.2f} (Demšar 2006)."
+            + (f" Not ranked, since seeds are missing: {', '.join(ranks.left_out)}." if ranks.left_out else "")
         ),
         kind="critical_difference",
         data={
@@ -343,6 +360,23 @@ def _sensitivity_figures(comparison: Comparison) -> Iterator[ReportFigure]:
             data={"scores": found.scores, "importance": found.importance, "metric": METRICS[metric]},
             method=found.method,
         )
+
+
+def _finished(comparison: Comparison, scenario: str) -> str:
+    """A sentence, after a space, where some runs did not finish: curves of these are not drawn."""
+    sentence = only_finished(comparison.unfinished[scenario])
+    return f" {sentence}" if sentence else ""
+
+
+def _off_front(metric: Metric, counted: pd.DataFrame, reasons: dict[str, str]) -> str:
+    """What has to be known of the means, after a space: which are over more than finished runs, and which cannot be best."""
+    sentences = []
+    if metric.name in ACCURACIES and (counted.status == "diverged").any():
+        sentences.append(f"Diverged runs count at chance level in {metric.heading}; costs are those of finished runs.")
+    if reasons:
+        listed = ", ".join(f"{method} ({reason})" for method, reason in reasons.items())
+        sentences.append(f"Not on the line: {listed}.")
+    return "".join(f" {sentence}" for sentence in sentences)
 
 
 def _listed(values: pd.Series) -> str:

@@ -16,6 +16,7 @@ from clbench.reports.figure_data import (
     Curves,
     costs,
     equal_acc_levels,
+    mean_costs,
     pareto_front,
     score_by_value,
     sides,
@@ -234,17 +235,17 @@ def stability_plasticity(points: pd.DataFrame, n_tasks: int | None, looks: Looks
     return figure
 
 
-def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks) -> go.Figure:
-    """The metric against one cost, chosen by buttons, with the Pareto front of the means."""
+def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks, off_front: Collection[str] = ()) -> go.Figure:
+    """The metric against one cost, chosen by buttons, with the Pareto front of the means of methods not in ``off_front``."""
     table = costs(runs, metric)
     shown = [cost for cost in COSTS if table[cost].notna().any()]
     figure, _ = make_panels([""], 1, 420)
     methods = list(table.method.unique())
-    means = table.groupby("method", sort=False)[["score", *shown]].mean()
+    means, may_be_best = mean_costs(table, off_front)
 
     def coordinates(cost: str) -> tuple[list[Any], list[Any]]:
         """x and y of every trace: the front, then seeds and mean of every method."""
-        known = means.dropna(subset=[cost, "score"])
+        known = may_be_best.dropna(subset=[cost, "score"])
         front = known.iloc[pareto_front(known[cost].to_numpy(), known.score.to_numpy(), metric.higher_is_better)]
         x, y = [front[cost].tolist()], [front.score.tolist()]
         for method in methods:

@@ -72,6 +72,11 @@ class Runs:
         """``curve.parquet``: task_learning, iteration, task_eval, n, correct, loss, consolidated, on the evaluation subsets."""
         return in_order(pd.read_parquet(Path(folder) / "curve.parquet"))
 
+    def subset_sizes(self, folder: str) -> tuple[float, float]:
+        """The smallest and the largest number of samples of a task that the curve was evaluated on; NaN without a curve."""
+        n = pd.read_parquet(Path(folder) / "curve.parquet", columns=["n"]).n
+        return float(n.min()), float(n.max())
+
     def tasks(self, folder: str) -> pd.DataFrame:
         """``tasks.parquet``: the same columns but the last, on the full test sets at task ends."""
         return pd.read_parquet(Path(folder) / "tasks.parquet")
@@ -232,11 +237,11 @@ def _from_config(leaves: Leaves) -> dict[str, Any]:
 
 
 def _evaluation_kind(leaves: Leaves) -> str:
-    subset = f"n={leaves.get('evaluator.subset')}"
+    """When the curve was evaluated. How many samples are in its subsets, the curve itself says: a task may have fewer."""
     if leaves.get("evaluator.kind") == "adaptive":
-        return f"adaptive, {subset}"
+        return "adaptive"
     every = leaves.get("evaluator.every")
-    return f"every={every}, {subset}" if every else "task switches"
+    return f"every={every}" if every else "task switches"
 
 
 def _budget(leaves: Leaves) -> str:

@@ -18,6 +18,7 @@ from clbench.reports.figure_data import (
     Curves,
     costs,
     equal_acc_levels,
+    mean_costs,
     pareto_front,
     score_by_value,
     sides,
@@ -217,17 +218,17 @@ def quantity_maps(shown: QuantityMap, looks: Looks) -> Figure:
     return figure
 
 
-def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks) -> Figure:
-    """The metric against each cost, a panel for each, with the Pareto front of the means."""
+def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks, off_front: Collection[str] = ()) -> Figure:
+    """The metric against each cost, a panel for each, with the Pareto front of the means of methods not in ``off_front``."""
     table = costs(runs, metric)
     shown = [cost for cost in COSTS if table[cost].notna().any()]
     figure, grid = _panels(len(shown), 2, 2.4)
+    means, may_be_best = mean_costs(table, off_front)
     for axes, cost in zip(grid, shown, strict=True):
-        kept = table.dropna(subset=[cost, "score"])
-        means = kept.groupby("method", sort=False)[[cost, "score"]].mean()
-        front = means.iloc[pareto_front(means[cost].to_numpy(), means.score.to_numpy(), metric.higher_is_better)]
+        known = may_be_best.dropna(subset=[cost, "score"])
+        front = known.iloc[pareto_front(known[cost].to_numpy(), known.score.to_numpy(), metric.higher_is_better)]
         axes.plot(front[cost], front.score, color="0.5", linewidth=1, drawstyle="steps-post", zorder=0)
-        for method, rows in kept.groupby("method", sort=False):
+        for method, rows in table.groupby("method", sort=False):
             _points(axes, rows[cost], rows.score, looks[str(method)])
         if means[cost].min() > 0 and means[cost].max() > 10 * means[cost].min():
             axes.set_xscale("log")

@@ -10,13 +10,16 @@ seeds of its own (Cha & Cho 2025, arXiv:2403.09066). What is computed from it:
 """
 
 import itertools
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from clbench.evaluation.chance import chance_level
 from clbench.reports.labels import short_names
 from clbench.reports.loading import Runs, Study
 from clbench.reports.statistics import kendall_tau, t_interval
@@ -44,8 +47,9 @@ class ProtocolReport:
     results: pd.DataFrame
     """A row per method and kind: ``method``, ``kind``, ``tuning_score`` (of the selected trial, validation split of the tuning
     stream), ``tuning_rank``, ``evaluation`` (mean over seeds on the evaluation stream), ``half_width`` (95 %),
-    ``evaluation_rank`` (1 is best), ``seeds``, ``selected`` (text of the values), ``trials``, ``complete_trials``,
-    ``failed_runs``, ``diverged_runs``, ``tuning_runs``, ``tuning_hours``, ``evaluation_hours``."""
+    ``evaluation_rank`` (1 is best; NaN where seeds are missing that other methods have), ``seeds`` (finished and diverged),
+    ``selected`` (text of the values), ``trials``, ``complete_trials``, ``failed_runs``, ``diverged_runs``, ``tuning_runs``,
+    ``tuning_hours``, ``evaluation_hours``."""
 
     tuning_tau: dict[str, float]
     """Kind → Kendall's τ over methods between tuning score and evaluation; NaN where undefined."""
@@ -106,8 +110,9 @@ def _report(study: Study, scenario: str, table: pd.DataFrame) -> ProtocolReport:
             )
             rows.append(_result(study, method, kind, table, values))
     results = _ranked(pd.DataFrame(rows), metric)
-    tuning_tau = {kind: _tau(rows.tuning_score, rows.evaluation) for kind, rows in results.groupby("kind", sort=False)}
-    kind_tau = _kind_tau(results, kinds)
+    ranked = results.assign(evaluation=results.evaluation.where(results.evaluation_rank.notna()))
+    tuning_tau = {kind: _tau(rows.tuning_score, rows.evaluation) for kind, rows in ranked.groupby("kind", sort=False)}
+    kind_tau = _kind_tau(ranked, kinds)
     optimism = _optimism(evaluations, [method["method"] for method in methods])
     notes = _notes(content, results)
     tables = [_results_table(results, kinds, metric, scenario), _budget_table(results, scenario)]
@@ -122,12 +127,16 @@ def _report(study: Study, scenario: str, table: pd.DataFrame) -> ProtocolReport:
 
 
 def _evaluation(study: Study, protocol: dict[str, Any], table: pd.DataFrame, metric: str) -> pd.Series:
-    """Seed → the metric on the evaluation stream, of the finished runs."""
+    """Seed → the metric on the evaluation stream; of a diverged run chance level, as while tuning."""
     values = {}
     for seed, run in (protocol.get("evaluation") or {}).items():
         folder = str(study.path(run))
-        if folder in table.index and table.status[folder] == "finished":
+        status = table.status[folder] if folder in table.index else "missing"
+        if status == "finished":
             values[int(seed)] = float(table.at[folder, metric])
+        elif status == "diverged":
+            stream = json.loads((Path(folder) / "scenario.json").read_text(encoding="utf-8"))
+            values[int(seed)] = chance_level(stream, metric)
     return pd.Series(values, dtype=float)
 
 
@@ -165,11 +174,12 @@ def _values_text(values: dict[str, Any]) -> str:
 
 
 def _ranked(results: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    by_kind = results.groupby("kind", sort=False)
+    """With ranks; a method that lacks evaluation seeds which others have has none, since those may be the harder ones."""
     ascending = not metric.higher_is_better
+    complete = results.evaluation.where(results.seeds == results.groupby("kind", sort=False).seeds.transform("max"))
     return results.assign(
-        tuning_rank=by_kind.tuning_score.rank(ascending=ascending),
-        evaluation_rank=by_kind.evaluation.rank(ascending=ascending),
+        tuning_rank=results.groupby("kind", sort=False).tuning_score.rank(ascending=ascending),
+        evaluation_rank=complete.groupby(results.kind, sort=False).rank(ascending=ascending),
     )
 
 
@@ -216,12 +226,14 @@ def _notes(content: dict[str, Any], results: pd.DataFrame) -> list[str]:
                 notes.append(f"Under {kind} the methods did not get the same number of {words}: {counts}.")
         planned = len(content["protocol"]["evaluation_seeds"])
         notes += [
-            f"Under {kind}, {row.method} rests on {row.seeds} of {planned} evaluation seeds."
+            f"Under {kind}, {row.method} rests on {row.seeds} of {planned} evaluation seeds"
+            + (" and has no rank: the others have more." if row.seeds < rows.seeds.max() else ".")
             for row in rows.itertuples()
             if row.seeds < planned
         ]
         notes += [
-            f"Under {kind}, {row.method} had {row.diverged_runs} diverged and {row.failed_runs} failed runs."
+            f"Under {kind}, {row.method} had {row.diverged_runs} diverged and {row.failed_runs} failed runs"
+            + ("; a diverged one counts at chance level." if row.diverged_runs else ".")
             for row in rows.itertuples()
             if row.diverged_runs or row.failed_runs
         ]
@@ -320,7 +332,7 @@ def _optimism_table(optimism: pd.DataFrame, metric: Metric, scenario: str) -> Ta
 def _tau_table(tuning_tau: dict[str, float], kind_tau: pd.DataFrame, results: pd.DataFrame, scenario: str) -> Table:
     body = []
     for kind, tau in tuning_tau.items():
-        rows = results[(results.kind == kind) & results.tuning_score.notna() & results.evaluation.notna()]
+        rows = results[(results.kind == kind) & results.tuning_score.notna() & results.evaluation_rank.notna()]
         body.append(
             [Cell(f"{kind}: tuning score and evaluation"), number_cell(tau, 2), Cell(str(len(rows)), float(len(rows)))]
         )

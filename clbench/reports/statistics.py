@@ -26,6 +26,7 @@ equal methods with normal results: one of two methods is called best in 2.9 % of
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,15 +61,17 @@ class AgainstBest:
     """``wilcoxon`` or ``bootstrap``."""
 
     best: str
-    """The method with the best mean."""
+    """The method with the best mean among those that may be best."""
 
     comparisons: pd.DataFrame
     """A row per other method (index ``method``): ``pairs`` (seeds in common), ``difference`` (best minus other, mean over the
-    pairs), ``low`` and ``high`` (its 95 % t-interval), ``effect_size`` (d_z with Hedges' correction), ``p``, ``p_holm``."""
+    pairs), ``low`` and ``high`` (its 95 % t-interval), ``effect_size`` (d_z with Hedges' correction), ``p``, ``p_holm``; the
+    last two are NaN where so few pairs cannot reach 5 % whatever the data."""
 
     marks: dict[str, str]
-    """Method → ``best`` (beats every other significantly), ``tied`` (cannot be told from the best, or is the best of such a
-    group), or an empty string; empty for all where ``seeds_needed`` is set."""
+    """Method → ``best`` (beats every other significantly, as far as their seeds suffice for a test), ``tied`` (cannot be told
+    from the best, or is the best of such a group), or an empty string; empty for all where ``seeds_needed`` is set, and for
+    methods that may not be best."""
 
     seeds_needed: int | None
     """None where the test can decide; with fewer shared seeds than this no comparison reaches 5 % whatever the data."""
@@ -95,6 +98,9 @@ class Ranking:
 
     cliques: list[list[str]]
     """Largest groups of at least two methods that cannot be told apart: the bars of the diagram."""
+
+    left_out: tuple[str, ...] = ()
+    """Methods that have runs on every scenario and are not ranked, since seeds are missing or the metric is not known."""
 
 
 # ---- one method, and two methods over shared seeds -------------------------------------------------------------------
@@ -205,40 +211,48 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def against_best(values: pd.DataFrame, metric: str, higher_is_better: bool, test: str | None = None) -> AgainstBest:
+def against_best(
+    values: pd.DataFrame, metric: str, higher_is_better: bool, test: str | None = None, barred: Collection[str] = ()
+) -> AgainstBest:
     """Compare the method with the best mean with every other, over shared seeds, with Holm's correction.
 
     The best is picked from the same data that it is tested on; what that costs is measured in the module docstring.
 
     Args:
-        values: a row per seed, a column per method; NaN where a method has no finished run of that seed.
+        values: a row per seed, a column per method; NaN where a method has no result of that seed.
         test: one of :data:`TESTS`; None: :func:`default_test`.
+        barred: methods that may not be best, since seeds are missing: what is left may be the easier ones. They are compared
+            with the best over the seeds that they have, and have no mark. At least one method must not be among them.
     """
-    means = values.mean()
+    means = values.mean().drop(list(barred))
     best = str(means.idxmax() if higher_is_better else means.idxmin())
     others = [method for method in values.columns if method != best]
     differences = {method: (values[best] - values[method]).dropna().to_numpy() for method in others}
     if test is None:
         test = default_test(min(map(len, differences.values())), len(others))
     p_value = wilcoxon if test == "wilcoxon" else bootstrap_t
+    decides = can_decide(test, max(map(len, differences.values())), len(others))
     rows = []
     for method, difference in differences.items():
         mean, half = t_interval(difference)
-        rows.append(
-            (method, len(difference), mean, mean - half, mean + half, effect_size(difference), p_value(difference))
-        )
+        p = p_value(difference) if decides and can_decide(test, len(difference), 1) else math.nan
+        rows.append((method, len(difference), mean, mean - half, mean + half, effect_size(difference), p))
     columns = ["method", "pairs", "difference", "low", "high", "effect_size", "p"]
     comparisons = pd.DataFrame(rows, columns=columns).set_index("method")
     comparisons["p_holm"] = holm(comparisons.p.to_numpy())
-    worse = comparisons.index[comparisons.p_holm <= LEVEL]
+    # A method with missing seeds may be ahead on those that it has: only who is behind is worse.
+    is_behind = comparisons.difference > 0 if higher_is_better else comparisons.difference < 0
+    worse = comparisons.index[(comparisons.p_holm <= LEVEL) & is_behind]
+    # One with too few seeds to be tested stands in nobody's way, unless it is ahead on them.
+    cannot_tell = comparisons.index[comparisons.p.isna() & is_behind & comparisons.index.isin(list(barred))]
     seeds_needed = None
     marks = dict.fromkeys(map(str, values.columns), "")
-    if not can_decide(test, int(comparisons.pairs.max()), len(others)):
+    if not decides:
         seeds_needed = next(n for n in itertools.count(2) if can_decide(test, n, len(others)))
-    elif len(worse) == len(others):
+    elif len(worse) + len(cannot_tell) == len(others):
         marks[best] = "best"
     else:
-        marks |= {method: "tied" for method in marks if method not in worse}
+        marks |= {method: "tied" for method in marks if method not in worse and method not in barred}
     return AgainstBest(metric, test, best, comparisons, marks, seeds_needed)
 
 

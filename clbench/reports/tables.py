@@ -1,5 +1,6 @@
 """Tables of a report: what every output format renders, and the tables made from run folders."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,20 @@ class Table:
 
     footnotes: list[str] = field(default_factory=list)
     """What a reader has to know of single rows, see :func:`with_footnotes`."""
+
+    shows: str = ""
+    """What the numbers are, where ± stands between them: :data:`INTERVAL`."""
+
+    @property
+    def heading(self) -> str:
+        """The title with what the numbers are."""
+        return f"{self.title} ({self.shows})" if self.shows else self.title
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Neighbouring columns that were measured on the same: what on (empty: nothing is said), and how many they are."""
+        notes = itertools.groupby(self.columns, key=lambda column: column.note)
+        return [(note, len(list(columns))) for note, columns in notes]
 
     @property
     def notes(self) -> str:
@@ -138,39 +153,23 @@ COSTS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], int]] = {
 }
 """Heading → what it was measured on, how it follows from the rows of :attr:`Runs.table`, digits shown."""
 
+COST_COLUMNS = (
+    "seconds", "evaluation_seconds", "iterations", "peak_memory_bytes", "parameters", "trainable_parameters", "strategy_bytes",
+    "forward_flops_per_sample",
+)  # fmt: skip
+"""Costs in ``summary.json``, columns of :attr:`Runs.table`."""
+
+MEMORY = (
+    "Peak memory is that of the process (on a GPU: of torch) from the start of the run to its end, with what the process holds "
+    "anyway; runs that were trained together share one peak, and a dash stands where it could not be measured for the run alone."
+)
+"""What the column of peak memory shows, and the recorded figures of older versions did not."""
+
+INTERVAL = "mean ± 95 % t-interval"
+"""What ± is, for the heading of a table."""
+
 
 # ---- tables per scenario --------------------------------------------------------------------------------------------
-
-
-def main_table(
-    rows: pd.DataFrame, methods: Iterable[str], failures: pd.DataFrame, seeds: list[int], metric: str,
-    against: AgainstBest | None,
-) -> Table:  # fmt: skip
-    """Mean ± 95 % half-width over seeds of every metric, a row per method.
-
-    Args:
-        rows: the finished runs of one scenario.
-        methods: labels, in the order of the rows; a method without a finished run has dashes.
-        failures: the runs of the same scenario that are missing or did not finish, for the count.
-        seeds: those that are expected of every method.
-        metric: the deciding metric, the only one whose column is marked.
-        against: the comparisons of the best with the others; None where there are none.
-    """
-    scenario = str(rows.scenario.iloc[0])
-    names = [name for name in (MAIN if metric in MAIN else (metric, *MAIN)) if rows[name].notna().any()]
-    columns = [Column("method"), Column("finished", is_number=True)]
-    columns += [Column(METRICS[name].heading_with_arrow, measured_on(name, rows), is_number=True) for name in names]
-    body = []
-    for method in methods:
-        own = rows[rows.method == method]
-        cells = [Cell(method, method), _count_cell(len(own), len(seeds), failures[failures.method == method])]
-        for name in names:
-            shown = METRICS[name]
-            cell = mean_cell(own[name].astype(float) * shown.scale, shown.digits)
-            is_marked = name == metric and against is not None
-            cells.append(replace(cell, mark=against.marks.get(method, "")) if is_marked and against else cell)
-        body.append(cells)
-    return Table(f"{scenario}: results", _main_caption(rows, seeds, metric, against), columns, body, scenario)
 
 
 def measured_on(name: str, rows: pd.DataFrame) -> str:
@@ -181,50 +180,22 @@ def measured_on(name: str, rows: pd.DataFrame) -> str:
         return f"{FULL}, {split}"
     if metric.measured_on == RUN:
         return RUN
-    evaluation = " / ".join(rows.evaluation_kind.dropna().unique())
     interpolated = "interpolated" in rows and any(
         isinstance(names, list) and name in names for names in rows.interpolated
     )
-    return f"{SUBSETS}, {evaluation}{', interpolated' if interpolated else ''}"
+    return f"{SUBSETS}, {how_evaluated(rows)}{', interpolated' if interpolated else ''}"
 
 
-def _count_cell(finished: int, expected: int, failures: pd.DataFrame) -> Cell:
-    """How many runs the numbers rest on, and what became of the others."""
-    others = ", ".join(f"{n} {status}" for status, n in failures.status.value_counts().items())
-    return Cell(f"{finished} of {expected}" + (f" ({others})" if others else ""), float(finished))
+def how_evaluated(rows: pd.DataFrame) -> str:
+    """When curves were evaluated and on how many samples of a task: ``every=1, n=68–72``.
 
-
-def _main_caption(rows: pd.DataFrame, seeds: list[int], metric: str, against: AgainstBest | None) -> str:
-    listed = ", ".join(map(str, seeds))
-    sentences = [
-        f"Mean ± half the width of the 95 % t-interval over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({listed}), "
-        "metrics in percent; no interval with one seed.",
-        "ACC, average incremental accuracy and forgetting rest on all samples at task ends, worst-case metrics and the gap on "
-        "the subsets that are evaluated during training.",
-    ]
-    if rows.protocol.notna().any():
-        sentences.append(f"Every method was tuned before, by the protocol {_distinct(rows.protocol)}.")
-    if rows.smallest_subset.notna().any():
-        sentences.append(f"The smallest of these subsets has {int(rows.smallest_subset.min())} samples.")
-    sentences.append("Runs that did not finish are counted, not averaged.")
-    if against is not None:
-        test = {"wilcoxon": "Wilcoxon's signed-rank test", "bootstrap": "a studentised bootstrap"}[against.test]
-        heading = METRICS[metric].heading
-        if against.seeds_needed is not None:
-            sentences.append(
-                f"Nothing is marked: with so few shared seeds {test} cannot reach 5 % in {heading} whatever the data; it "
-                f"takes at least {against.seeds_needed} for {len(against.comparisons) + 1} methods."
-            )
-        elif "best" in against.marks.values():
-            sentences.append(
-                f"Bold: better than every other method in {heading} at 5 % (paired over seeds, {test}, Holm's correction)."
-            )
-        else:
-            sentences.append(
-                f"†: cannot be told from the best mean in {heading} at 5 % (paired over seeds, {test}, Holm's correction); no "
-                "method beats all others."
-            )
-    return " ".join(sentences)
+    Args:
+        rows: runs with the columns ``evaluation_kind``, ``subset_low`` and ``subset_high``.
+    """
+    kinds, low, high = distinct(rows.evaluation_kind), rows.subset_low.min(), rows.subset_high.max()
+    if math.isnan(low):  # no curve was recorded
+        return kinds
+    return f"{kinds}, n={low:.0f}" + (f"–{high:.0f}" if low < high else "")
 
 
 FOOTNOTES_HEADING = "What has to be known of the methods:"
@@ -265,10 +236,17 @@ def costs_table(rows: pd.DataFrame, methods: Iterable[str]) -> Table:
         cells = [mean_cell(value(own).astype(float), digits, True) for _, value, digits in COSTS.values()]
         body.append([Cell(method, method), *cells, Cell(", ".join(own.device.dropna().unique()))])
     caption = (
-        "Mean ± half the width of the 95 % t-interval over seeds. Times compare only on the same device under the same load; "
-        "the memory of a process includes what earlier runs of the same process took."
+        "Mean ± half the width of the 95 % t-interval over seeds. Times compare only on the same device under the same load. "
+        + MEMORY
     )
-    return Table(f"{scenario}: costs", caption, [*columns, Column("device")], body, scenario)
+    return Table(
+        f"{scenario}: costs",
+        caption,
+        [*columns, Column("device")],
+        body,
+        scenario,
+        shows=INTERVAL if len(rows) > 1 else "",
+    )
 
 
 def mean_cell(values: pd.Series, digits: int, constants_are_exact: bool = False) -> Cell:
@@ -296,7 +274,10 @@ def failures_table(failures: pd.DataFrame) -> Table | None:
         return None
     columns = [Column(name, is_number=name == "seed") for name in failures.columns]
     body = [[_plain(value) for value in row] for row in failures.itertuples(index=False)]
-    caption = "Runs that are missing, failed, still running, diverged or could not be read. None of them enters a mean."
+    caption = (
+        "Runs that are missing, failed, still running, diverged or could not be read. A diverged run counts at chance level in "
+        "accuracies; none of the others enters a mean."
+    )
     return Table("Runs that did not finish", caption, columns, body)
 
 
@@ -315,11 +296,11 @@ def provenance_table(rows: pd.DataFrame, runs: Runs, seeds: list[int]) -> Table:
         else ", ".join(f"seed {seed}: {digest}" for seed, digest in hashes.itertuples(index=False)),
         "tasks": f"{len(tasks)} ({stream['setting']}-incremental): " + "; ".join(task["name"] for task in tasks),
         "seeds": ", ".join(map(str, seeds)),
+        "curve": how_evaluated(rows),
         **{
-            name: _distinct(rows[column])
+            name: distinct(rows[column])
             for name, column in {
                 "evaluated split": "split",
-                "curve": "evaluation_kind",
                 "model": "model",
                 "budget per task": "budget",
                 "tuning protocol": "protocol",
@@ -343,7 +324,7 @@ def hyperparameters_table(rows: pd.DataFrame, runs: Runs, methods: Iterable[str]
     for method in methods:
         leaves = [runs.config(folder) for folder in rows.folder[rows.method == method]]
         names = dict.fromkeys(name for config in leaves for name in config if is_of_the_method(name))
-        values[method] = {name: _distinct(pd.Series([_text(config.get(name)) for config in leaves])) for name in names}
+        values[method] = {name: distinct(pd.Series([_text(config.get(name)) for config in leaves])) for name in names}
     every = dict.fromkeys(name for options in values.values() for name in options)
     shared = [
         name
@@ -370,8 +351,8 @@ def hyperparameters_table(rows: pd.DataFrame, runs: Runs, methods: Iterable[str]
     return Table(f"{scenario}: hyperparameters", caption, columns, body, scenario)
 
 
-def tests_table(against: AgainstBest, scenario: str) -> Table:
-    """The comparisons of the best method with every other, a row each."""
+def tests_table(against: AgainstBest, scenario: str, not_best: Mapping[str, str]) -> Table:
+    """The comparisons of the best method with every other, a row each; ``not_best`` are the methods that cannot be it."""
     metric = METRICS[against.metric]
     unit = " (points)" if metric.scale == 100 else ""
     columns = [
@@ -398,14 +379,19 @@ def tests_table(against: AgainstBest, scenario: str) -> Table:
             ]
         )
     caption = (
-        f"The method with the best mean, {against.best}, against every other, paired over the seeds that both have. The "
-        "interval is that of each comparison alone. d_z is the mean difference over the standard deviation of the differences; "
-        "it says how regular a difference is, not how large."
+        f"The method with the best mean{' of those with all seeds' if not_best else ''}, {against.best}, against every other, "
+        "paired over the seeds that both have. The interval is that of each comparison alone. d_z is the mean difference over "
+        "the standard deviation of the differences; it says how regular a difference is, not how large."
     )
     if against.seeds_needed is not None:
-        caption += f" The test cannot reach 5 % with so few shared seeds; it takes {against.seeds_needed}."
-    if not (against.comparisons.pairs > 1).all():
-        caption += " Dashes: too few shared seeds."
+        caption += (
+            f" No p: n too small, since the test cannot reach 5 % with so few shared seeds whatever the data; it takes "
+            f"{against.seeds_needed}."
+        )
+    elif against.comparisons.p.isna().any():
+        caption += " Dashes for p: n too small."
+    if against.comparisons.p.notna().any():
+        caption += " A large p does not say that two methods are equal, only that these seeds do not tell them apart."
     return Table(f"{scenario}: the best against the others", caption, columns, body, scenario)
 
 
@@ -419,6 +405,8 @@ def ranks_table(ranking: Ranking) -> Table:
         f"{ranking.critical_difference:.2f} or more apart differ at 5 % (Nemenyi; Demšar 2006). "
         "With few scenarios this test has little power."
     )
+    if ranking.left_out:
+        caption += f" Not ranked, since seeds are missing or the metric is not known: {', '.join(ranking.left_out)}."
     return Table("Ranks over scenarios", caption, [Column("method"), Column("average rank ↓", is_number=True)], body)
 
 
@@ -436,7 +424,8 @@ def _plain(value: Any) -> Cell:
     return Cell(str(value), float(value) if isinstance(value, int) else str(value))
 
 
-def _distinct(values: pd.Series) -> str:
+def distinct(values: pd.Series) -> str:
+    """The different values, one after the other."""
     return " / ".join(str(value) for value in values.dropna().unique())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from clbench.reports.comparison import Comparison
+from clbench.reports.counting import is_bound
 from clbench.reports.measurement_tables import last_of_whole
 from clbench.reports.statistics import half_widths, t_interval
 from clbench.reports.tables import FOOTNOTES_HEADING, MAIN, Cell, Table
@@ -62,7 +63,7 @@ def markdown_table(table: Table) -> str:
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = [f"{number}. {_escape_markdown(note)}" for number, note in enumerate(table.footnotes, start=1)]
     footnotes = "\n".join([f"**{FOOTNOTES_HEADING}**\n", *notes, "\n"]) if notes else ""
-    return f"### {_escape_markdown(table.title)}\n\n{body}\n\n{footnotes}{_escape_markdown(_below(table))}"
+    return f"### {_escape_markdown(table.heading)}\n\n{body}\n\n{footnotes}{_escape_markdown(_below(table))}"
 
 
 def _below(table: Table) -> str:
@@ -124,7 +125,7 @@ def latex_table(table: Table) -> str:
         [
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{_latex(f'{table.title}. {_below(table)}')}}}",
+            rf"  \caption{{{_latex(f'{table.heading}. {_below(table)}')}}}",
             rf"  \label{{tab:{label}}}",
             # \width is the tabular's own: it is scaled down where it is too wide, never up
             r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -171,29 +172,37 @@ def main_numbers(comparison: Comparison) -> pd.DataFrame:
     """The main tables as numbers: a row per scenario and method.
 
     Returns:
-        ``scenario, method, runs`` and, per metric in the recorded unit (fractions, seconds, bytes), its mean under its own name,
-        ``…_half_width`` (95 %) and ``…_runs`` (in how many runs it is defined); ``mark`` as in the main table, and the
-        comparison with the best method: ``difference_to_best`` (best minus this one), ``effect_size``, ``p``, ``p_holm``.
+        ``scenario, method``, ``runs`` (finished) and ``diverged`` (counted at chance level in accuracies), ``not_best`` (why the
+        method cannot be the best, where it cannot), then per metric in the recorded unit (fractions, seconds, bytes) its mean
+        under its own name, ``…_half_width`` (95 %) and ``…_runs`` (in how many runs it is known); ``…_is_bound`` where the mean
+        is only an upper bound (of gap depth: a lower one); ``mark`` as in the main table, and the comparison with the best
+        method: ``difference_to_best`` (best minus this one), ``low`` and ``high`` (its 95 % t-interval), ``effect_size``, ``p``,
+        ``p_holm`` (empty where so few seeds cannot reach 5 %).
     """
-    names = [name for name in dict.fromkeys([comparison.metric, *MAIN]) if comparison.included[name].notna().any()]
+    names = [name for name in dict.fromkeys([comparison.metric, *MAIN]) if comparison.counted[name].notna().any()]
     records = []
-    for scenario, rows in comparison.included.groupby("scenario", sort=False):
+    for scenario, rows in comparison.counted.groupby("scenario", sort=False):
         against = comparison.statistics.get(str(scenario))
+        bounds = [name for name in names if is_bound(rows, name)]
         for method in comparison.methods:
             own = rows[rows.method == method]
             if own.empty:
                 continue
-            record: dict[str, object] = {"scenario": scenario, "method": method, "runs": len(own)}
+            record: dict[str, object] = {"scenario": scenario, "method": method}
+            record |= {"runs": int((own.status == "finished").sum()), "diverged": int((own.status == "diverged").sum())}
+            record["not_best"] = comparison.not_best[str(scenario)].get(method, "")
             for name in names:
                 defined = own[name].dropna().to_numpy(float)
                 mean, half = t_interval(defined)
                 record |= {name: mean, f"{name}_half_width": half, f"{name}_runs": len(defined)}
+                if name in bounds:
+                    record[f"{name}_is_bound"] = is_bound(own, name)
             if against is not None:
                 record["mark"] = against.marks.get(method, "")
                 if method in against.comparisons.index:
                     test = against.comparisons.loc[method]
                     record |= {"difference_to_best": test.difference}
-                    record |= {name: test[name] for name in ("effect_size", "p", "p_holm")}
+                    record |= {name: test[name] for name in ("low", "high", "effect_size", "p", "p_holm")}
             records.append(record)
     return pd.DataFrame(records)
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clbench.evaluation.chance import chance_level
 from clbench.protocol.journal import TrialLog, open_journal
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import SearchSpace, distribution
-from clbench.protocol.tuning import Tuning, chance_level, score
+from clbench.protocol.tuning import Tuning, score
 from clbench.records.run_folder import RunFolder
 
 LAM = [0.1, 1.0, 10.0, 100.0]
@@ -334,6 +335,18 @@ def test_chance_level_by_hand():
     # Each task when it was just learned: 1/2 and 1/3 where it is given, 1/2 and 1/5 where all classes seen compete.
     assert chance_level(stream("task", [2, 3]), "LA") == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert chance_level(stream("class", [2, 3]), "LA") == pytest.approx((1 / 2 + 1 / 5) / 2)
+    assert chance_level(stream("task", [2, 3]), "LCA") == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+def test_chance_level_of_pooled_accuracies_weighs_tasks_by_their_test_samples():
+    content = stream("task", [2, 4])
+    for task, n in zip(content["tasks"], (30, 10), strict=True):
+        task["n_test"] = n
+    pooled = (30 / 2 + 10 / 4) / 40
+    assert chance_level(content, "ACC_pooled") == pytest.approx(pooled)
+    assert chance_level(content, "ACC") == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert chance_level(content, "average_incremental_pooled") == pytest.approx((1 / 2 + pooled) / 2)
+    assert chance_level(stream("class", [2, 4]), "ACC_pooled") == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_comparable_runs(tmp_path):
         ("model.hidden", [10], r"\[400, 400\]"),
         ("scenario.increment", 5, "2"),
         ("evaluator.split", "validation", "test"),
+        ("evaluator.subset", 50, "1000"),
     ],
 )
 def test_a_condition_that_differs_is_named_with_both_folders_and_a_way_out(tmp_path, option, value, default):
@@ -77,9 +78,9 @@ def test_streams_may_differ_from_seed_to_seed(tmp_path):
 
 def test_curves_evaluated_differently_are_not_compared(tmp_path):
     two_runs(tmp_path, b={"evaluator.every": 10})
-    with pytest.raises(ConfigError, match="how the curve was evaluated: every=1, n=1000 and every=10, n=1000"):
+    with pytest.raises(ConfigError, match="how the curve was evaluated: every=1 and every=10"):
         chosen(tmp_path)
-    assert chosen(tmp_path, "method,evaluation_kind").methods[1] == "ewc (evaluation_kind=every=10, n=1000)"
+    assert chosen(tmp_path, "method,evaluation_kind").methods[1] == "ewc (evaluation_kind=every=10)"
 
 
 def test_budgets_may_differ_between_scenarios(tmp_path):

@@ -73,7 +73,7 @@ def test_lines_of_equal_acc_need_one_number_of_tasks():
 def test_cost_is_shown_against_what_decides_but_not_against_cost(metric, shown):
     comparison = made_comparison(scenarios=("one",))
     included = comparison.included.assign(FORG=0.1)
-    changed = dataclasses.replace(comparison, metric=metric, included=included)
+    changed = dataclasses.replace(comparison, metric=metric, included=included, counted=included)
     figure = next(figure for figure in figures_of(changed) if figure.kind == "cost_fronts")
     assert figure.data["metric"].name == shown
     assert figure.title.startswith(shown)

@@ -76,15 +76,25 @@ def test_pairs_are_shared_evaluation_seeds(tmp_path):
     assert math.isnan(report.tuning_tau["two_phase"])  # one method has no ranking
 
 
-def test_diverged_and_failed_evaluation_runs_are_counted_not_averaged(tmp_path):
+def test_a_diverged_evaluation_run_counts_at_chance_and_a_method_with_a_failed_one_has_no_rank(tmp_path):
     folder = write_study(tmp_path, EVALUATIONS, SCORES)
     file = folder / "evaluation/er/two_phase/seed_102/summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "diverged", "reason": "nan"}))
     (folder / "evaluation/er/two_phase/seed_101/summary.json").write_text('{"status": "failed", "reason": "no"}')
     [report] = protocol_reports(load([folder]))
     er = result(report, "er", "two_phase")
-    assert (er.evaluation, er.seeds, er.diverged_runs, er.failed_runs) == (0.70, 1, 1, 1)
-    assert "Under two_phase, er had 1 diverged and 1 failed runs." in report.notes
+    assert er.evaluation == pytest.approx((0.70 + 0.25) / 2)  # a guess among the four classes of the stream
+    assert (er.seeds, er.diverged_runs, er.failed_runs) == (2, 1, 1)
+    assert math.isnan(er.evaluation_rank)
+    assert result(report, "ewc", "two_phase").evaluation_rank == 1
+    assert math.isnan(report.results.set_index(["method", "kind"]).tuning_rank["er", "two_phase"]) is False
+    assert report.kind_tau.methods[0] == 2
+    gaps = report.optimism.set_index("method")
+    assert (gaps.gap["er"], gaps.pairs["er"]) == (pytest.approx((0.75 - 0.70 + 0.75 - 0.25) / 2), 2)
+    assert (
+        "Under two_phase, er had 1 diverged and 1 failed runs; a diverged one counts at chance level." in report.notes
+    )
+    assert "Under two_phase, er rests on 2 of 3 evaluation seeds and has no rank: the others have more." in report.notes
 
 
 def test_unequal_budgets_are_said(tmp_path):

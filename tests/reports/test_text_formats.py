@@ -33,7 +33,7 @@ def comparison(tmp_path):
 
 def rows_of(text: str, heading: str) -> list[list[str]]:
     """The cells of the first Markdown table below a heading, split at unescaped bars."""
-    lines = text.split(f"### {heading}\n", 1)[1].splitlines()
+    lines = re.split(rf"### {heading}(?: \(.*\))?\n", text, maxsplit=1)[1].splitlines()
     table = [
         line
         for line in lines[
@@ -103,7 +103,10 @@ def test_latex_compiles(comparison, tmp_path):
 
 def test_main_table_as_numbers(comparison, tmp_path):
     table = main_numbers(comparison).set_index("method")
-    assert list(table.index) == ["er", "ewc", "lwf"]
+    assert list(table.index) == ["er", "ewc", "lwf", "gem"]
+    assert (table.runs["gem"], table.diverged["gem"], table.ACC["gem"]) == (0, 1, 0.25)
+    assert table.not_best["gem"] == "4 of 5 seeds missing"
+    table = table.drop(index="gem")
     assert table.ACC["er"] == pytest.approx(sum(ER) / 5)
     assert table.runs.tolist() == [5, 5, 5]
     assert table.mark["er"] == "best"
@@ -112,7 +115,9 @@ def test_main_table_as_numbers(comparison, tmp_path):
     assert table.ACC_half_width["er"] * 100 == pytest.approx(
         float(comparison.main[0].rows[0][2].text.split("± ")[1]), abs=0.05
     )
-    assert all(pd.api.types.is_numeric_dtype(table[name]) for name in table if name not in ("scenario", "mark"))
+    assert all(
+        pd.api.types.is_numeric_dtype(table[name]) for name in table if name not in ("scenario", "mark", "not_best")
+    )
 
 
 def test_every_run_found_is_in_the_csv(comparison, tmp_path):
