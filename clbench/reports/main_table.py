@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
@@ -100,14 +99,13 @@ def shown_metrics(rows: pd.DataFrame, metric: str) -> list[str]:
 
 
 def undefined_metrics(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Method → metric → why it has no meaning for the method, as its runs say (``undefined`` in ``summary.json``)."""
+    """Method → metric → why none of its runs has it, as they say themselves (``undefined`` in ``summary.json``)."""
     if "undefined" not in rows:
         return {}
     found: dict[str, dict[str, str]] = {}
-    said: Any
-    for method, said in zip(rows.method, rows.undefined, strict=True):
-        if isinstance(said, dict):
-            found.setdefault(method, {}).update(said)
+    for method, own in rows[rows.status == "finished"].groupby("method", sort=False):
+        said = [reasons if isinstance(reasons, dict) else {} for reasons in own.undefined]
+        found[str(method)] = {name: reason for name, reason in said[0].items() if all(name in one for one in said)}
     return found
 
 

@@ -195,6 +195,16 @@ def test_metrics_without_meaning_are_dashes_with_the_reason_at_the_method(tmp_pa
     assert compare([tmp_path], metric="gap_depth").statistics == {}  # one method is left
 
 
+def test_what_only_some_seeds_lack_is_no_footnote(tmp_path):
+    write_run(tmp_path / "a", "er", 0, recovery_iterations=12.0, undefined={})
+    write_run(
+        tmp_path / "b", "er", 1, recovery_iterations=None, undefined={"recovery_iterations": "what is lost stays lost"}
+    )
+    [table] = compare([tmp_path]).main
+    assert cells(table)["er", "recovery (iterations) ↓"].text == "12.0 (1 run)"
+    assert table.footnotes == []
+
+
 def test_columns_that_repeat_another_or_that_no_method_defines_are_left_out(tmp_path):
     write_run(tmp_path / "a", "er", 0, WF100=0.3, WP100=0.7, undefined={"gap_depth": "there is one task"})
     write_run(tmp_path / "b", "ewc", 0, WF100=0.3, WP100=0.8, undefined={"gap_depth": "there is one task"})
