@@ -110,6 +110,7 @@ def set_up(composed: DictConfig) -> Setup:
             f"trainer.zero_head=true is for methods that predict with the network's own head, which {config.strategy.name} does "
             "not: set trainer.zero_head=false"
         )
+    _refuse_one_logit(scenario, config, learner)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, _memory_format(model, device))
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
@@ -253,7 +254,7 @@ class Run:
             "strategy": "+".join(s.name for s in self.setup.learner),
             "scenario": scenario.name,
             "scenario_hash": scenario.hash,
-            "notes": self.setup.learner.notes(),
+            "notes": [*self.setup.learner.notes(), *trainer.notes()],
             "seed": config.seed,
             "split": config.evaluator.split,
             "metrics": summarise(
@@ -415,6 +416,21 @@ def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
             config.model.frozen,
             config.trainer.zero_head,
             config.model.trained,
+        )
+
+
+def _refuse_one_logit(scenario: Scenario, config: RunConfig, learner: Learner) -> None:
+    """Refuse a stream with a task in which training, or every answer, sees one class alone."""
+    alone = next((task for task, classes in enumerate(scenario.task_classes) if len(classes) == 1), None)
+    if alone is None:
+        return
+    of_task = f"task {scenario.task_names[alone]!r} of {scenario.name} has one class"
+    if scenario.setting == "task" or scenario.n_classes == 1:
+        raise ConfigError(f"{of_task}, so that every answer is right: set scenario.increment to at least 2")
+    if config.scenario.logit_scope == "current" and learner.learns_by_gradient:
+        raise ConfigError(
+            f"{of_task}, and with scenario.logit_scope=current the loss over its one logit is always 0: set "
+            "scenario.logit_scope=seen, or scenario.increment to at least 2"
         )
 
 

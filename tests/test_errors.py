@@ -44,6 +44,16 @@ from clbench.strategies.finetune import Finetune
         (["strategy=er", "strategy.plus=[ewc]", "+plus.ewc.lam=-3"], "plus.ewc.lam=-3.0 is out of range"),
         (["evaluator.split=validation"], "needs scenario.validation above 0"),
         (["data.placement=mmap"], "data.placement=mmap"),
+        (
+            ["scenario.mean=[0.4,0.4,0.4]"],
+            "scenario.mean=[0.4, 0.4, 0.4] has 3 values, and the images have one channel",
+        ),
+        (["scenario.std=[]"], "scenario.std=[] has 0 values"),
+        (["scenario.std=[0.0]"], "scenario.std=[0.0] is of pixels scaled to [0, 1]: every value has to be above 0"),
+        (["scenario.mean=[118.0]"], "divide by 255 where it is of levels from 0 to 255"),
+        (["scenario.increment=1", "scenario.logit_scope=current"], "the loss over its one logit is always 0"),
+        (["scenario=split_digits_task", "scenario.increment=1"], "has one class, so that every answer is right"),
+        (["scenario.classes=[3]", "scenario.increment=1"], "has one class, so that every answer is right"),
         (["device=cuda"], "Valid choices here: auto, cpu"),
     ],
 )

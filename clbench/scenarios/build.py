@@ -108,6 +108,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         if lacking:
             why = f"scenario.validation={config.validation} of their training images is less than one"
             note = "; ".join(filter(None, [note, f"no validation samples of {named(lacking, 'class')}: {why}"]))
+    check_normalisation(config, data.train.pixels.shape[1])
     return Scenario(
         name=config.name,
         setting=plan.setting,
@@ -123,6 +124,29 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe, **_labelling(plan, train)},
         note=note,
     )
+
+
+def check_normalisation(config: ScenarioConfig, n_channels: int) -> None:
+    """Refuse means and deviations that are not those of pixels scaled to [0, 1], one for each channel or one for all.
+
+    Raises:
+        ConfigError: with the option's name.
+    """
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if values is None:
+            continue
+        if len(values) not in (1, n_channels):
+            channels = "one channel" if n_channels == 1 else f"{n_channels} channels"
+            raise ConfigError(
+                f"scenario.{name}={values} has {len(values)} values, and the images have {channels}: give one for each, or null "
+                "for the source's own"
+            )
+        if not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
+            bounds = "above 0 and at most 1" if name == "std" else "from 0 to 1"
+            raise ConfigError(
+                f"scenario.{name}={values} is of pixels scaled to [0, 1]: every value has to be {bounds} (divide "
+                "by 255 where it is of levels from 0 to 255)"
+            )
 
 
 _KEPT: dict[tuple, tuple[SourceData, SourceData]] | None = None

@@ -23,6 +23,7 @@ class Task:
         classes: labels that occur in this task.
         budget: epochs, steps and batch size.
         seed: the run's seed.
+        smallest_batch: the fewest samples that the network can be trained on at a time.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Task:
     seed: int
     split: Split
     inputs: InputPipeline
+    smallest_batch: int = 1
 
     @property
     def ids(self) -> Tensor:
@@ -70,11 +72,14 @@ class Task:
     def shuffled_batches(self, ids: Tensor, batch_size: int | None = None) -> list[Tensor]:
         """Batches of ``ids`` for this task's whole budget, reshuffled every epoch; an epoch's last batch may be smaller.
 
-        ``epochs`` passes, cut off at ``max_steps_per_task``; with ``epochs=null`` as many passes as that takes.
+        ``epochs`` passes, cut off at ``max_steps_per_task``; with ``epochs=null`` as many passes as that takes. A last batch that
+        is smaller than ``smallest_batch`` joins the one before it.
         """
         batch_size = self.budget.batch_size if batch_size is None else batch_size
         generator = self.torch_generator("batch_order")
-        per_epoch = -(-len(ids) // batch_size)
+        per_epoch, left_over = divmod(len(ids), batch_size)
+        joins = 0 < left_over < self.smallest_batch and per_epoch > 0
+        per_epoch += left_over > 0 and not joins
         limit = self.budget.max_steps_per_task
         if self.budget.epochs is not None:
             steps = self.budget.epochs * per_epoch
@@ -84,5 +89,8 @@ class Task:
             steps = limit
         batches: list[Tensor] = []
         while len(batches) < steps:
-            batches += ids[torch.randperm(len(ids), generator=generator)].split(batch_size)
+            epoch = list(ids[torch.randperm(len(ids), generator=generator)].split(batch_size))
+            if joins:
+                epoch[-2:] = [torch.cat(epoch[-2:])]
+            batches += epoch
         return batches[:steps]

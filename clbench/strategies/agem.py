@@ -58,6 +58,10 @@ class AGEM(Strategy):
             return gradient
         return project(gradient, self.flat_gradient(batch.reference))
 
+    @property
+    def fewest_looked_at(self) -> int:
+        return min(self.options.reference_size, self.memory.sizes[0])
+
     def end_task(self, task: Task) -> None:
         self.memory.store(task)
 

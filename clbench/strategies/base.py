@@ -220,6 +220,11 @@ class Strategy(nn.Module):
         """Whether ``edit_gradients`` wants ``batch.update`` in the task being learned."""
         return False
 
+    @property
+    def fewest_looked_at(self) -> int | None:
+        """The fewest samples that ``edit_gradients`` sends through the network at a time in training; None for none."""
+        return None
+
     def after_step(self, step: int, batch: Batch) -> Tensor | None:
         """Called after every optimizer step, made for ``batch``; ``step`` of the task have been taken.
 

@@ -69,6 +69,10 @@ class GEM(Strategy):
         G = torch.stack([self.flat_gradient(Samples(*memory)) for memory in memories])
         return project(gradient, G, self.gamma, self.ridge)
 
+    @property
+    def fewest_looked_at(self) -> int:
+        return min(self.memory.sizes)
+
     def end_task(self, task: Task) -> None:
         self.memory.store(task)
 

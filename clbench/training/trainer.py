@@ -30,6 +30,7 @@ from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
+from clbench.training.single_samples import notes_of_joined, refuse_single_samples, smallest_batch
 
 PROGRESS_SECONDS = 0.25
 """The display is refreshed, and the losses are checked for NaN, this often."""
@@ -150,8 +151,14 @@ class Trainer:
         self.end_task()
 
     def begin(self) -> None:
-        """Load the checkpoint where there is one, or evaluate the untrained network."""
+        """Load the checkpoint where there is one, or evaluate the untrained network.
+
+        Raises:
+            ConfigError: the network cannot be trained on a single sample, and would have to be.
+        """
         self._started = time.perf_counter()
+        if self._smallest_batch() > 1:
+            refuse_single_samples(self.scenario, self.learner, self.config.trainer)
         self._resume()
         if self.task == self.step == 0 and not self._begun and self.scenario.setting != "class":
             self._task_tables.append(self.evaluator.evaluate_full(-1, 0))  # accuracy at initialisation, for FWT
@@ -160,7 +167,7 @@ class Trainer:
         """Call the learner's hooks and lay out the task's steps."""
         config, index = self.config.trainer, self.task
         self._task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
-                          self.scenario.train, self.inputs)  # fmt: skip
+                          self.scenario.train, self.inputs, self._smallest_batch())  # fmt: skip
         if not self._begun:
             if config.reset_optimizer and index > 0:
                 self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
@@ -175,6 +182,19 @@ class Trainer:
             self.evaluator.evaluate(0, 0)
         if self.step == 0:
             self.look_at_plasticity()
+
+    def _smallest_batch(self) -> int:
+        """The fewest samples that the network can be trained on at a time in the present task."""
+        modes = [(module, module.training) for module in self.learner.modules()]
+        self.train_mode()
+        smallest = smallest_batch(self.learner.model, self.scenario.input_shape)
+        for module, training in modes:
+            module.training = training
+        return smallest
+
+    def notes(self) -> list[str]:
+        """What a reader of the results has to know of how it was trained."""
+        return notes_of_joined(self.scenario, self.learner, self.config.trainer)
 
     def _run_task(self) -> None:
         """Take the task's remaining steps."""
