@@ -185,6 +185,8 @@ class Trainer:
 
     def _smallest_batch(self) -> int:
         """The fewest samples that the network can be trained on at a time in the present task."""
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.learner.modules()):
+            return 1
         modes = [(module, module.training) for module in self.learner.modules()]
         self.train_mode()
         smallest = smallest_batch(self.learner.model, self.scenario.input_shape)
