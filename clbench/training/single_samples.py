@@ -20,11 +20,12 @@ def smallest_batch(model: ContinualModel, shape: tuple[int, int, int]) -> int:
     """The fewest samples (C, H, W) that ``model`` can be trained on at a time, in the modes that its modules are in: 1 or 2."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
         return 1
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device, sample = weight.device, torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            functional_call(model, buffers, (torch.zeros(1, *shape, device=device),))
+            functional_call(model, buffers, (sample,))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
