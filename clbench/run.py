@@ -41,10 +41,10 @@ from clbench.reports.curve_figure import draw_curves
 from clbench.scenarios.build import build
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
-from clbench.scenarios.scenario import EXAMPLES, Scenario
+from clbench.scenarios.scenario import Scenario
 from clbench.seeding import torch_draws_from
-from clbench.strategies.base import Strategy
 from clbench.strategies.compilation import Compilation
+from clbench.strategies.composition import refuse, refuse_network
 from clbench.strategies.learner import Learner
 from clbench.training.precision import Precision, allow_tf32
 from clbench.training.trainer import Trainer
@@ -92,26 +92,20 @@ def set_up(composed: DictConfig) -> Setup:
         torch.set_num_threads(config.trainer.threads)
     allow_tf32(config.trainer.tf32)
     strategies = [config.strategy, *_added_strategies(config)]
+    refuse(strategies, config)
     device = _device(config.device)
     scenario = build(config.scenario, config.data, config.seed, device)
     if config.evaluator.split == "validation":
         scenario = dataclasses.replace(scenario, test_locked=True)
     scenario = check_frozen(config.scenario, scenario)
-    model = _model(config, scenario).to(device)
+    model = network_of(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
     if device.type == "cpu":
         write_attention_out(model)
-    compilation = Compilation(config.trainer.compile, device)
-    learner = Learner(
-        model, _strategies(strategies, model, scenario, config.seed, config.model.trained), compilation
-    ).to(device)
-    if config.trainer.zero_head and not learner.predicts_by_model:
-        raise ConfigError(
-            f"trainer.zero_head=true is for methods that predict with the network's own head, which {config.strategy.name} does "
-            "not: set trainer.zero_head=false"
-        )
+    learner = learner_of(config, strategies, model, scenario)
     _refuse_one_logit(scenario, config, learner)
-    inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, _memory_format(model, device))
+    memory_format = _memory_format(model, device)
+    inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, memory_format)
     precision = Precision(config.trainer.precision, device)
     evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
     evaluator = evaluator_class(learner, scenario, inputs, config.evaluator, config.seed, precision)
@@ -341,67 +335,46 @@ def _added_strategies(config: RunConfig) -> list[Any]:
             f"options for {', '.join(sorted(unused))} are set under plus, but strategy.plus={config.strategy.plus} does not "
             "name it"
         )
-    added = []
     for name in config.strategy.plus:
         if name == config.strategy.name or config.strategy.plus.count(name) > 1:
             raise ConfigError(f"strategy.plus={config.strategy.plus} names {name} twice")
-        options = STRATEGIES[name].config
-        file = configuration.conf_dir() / "strategy" / f"{name}.yaml"
-        values = OmegaConf.load(file) if file.exists() else OmegaConf.create({"name": name})
-        values.pop("defaults", None)
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(options), values, config.plus.get(name) or {})
-        except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
-            raise ConfigError(f"plus.{name}: {str(error).splitlines()[0]}") from error
-        options = configuration.to_dataclass(merged)
-        configuration.check_fields(options, f"plus.{name}.")
-        trained = config.model.trained, getattr(config.strategy, "where", None)
-        if getattr(options, "where", None) == "attention" and "attention" not in trained:
-            raise ConfigError(
-                f"plus.{name}.where=attention freezes weights that strategy={config.strategy.name} takes for trained ones: set "
-                "model.trained=attention as well"
-            )
-        added.append(options)
-    return added
+    return [added_strategy(name, config.plus.get(name) or {}) for name in config.strategy.plus]
 
 
-def _strategies(
-    chosen: list[Any], model: ContinualModel, scenario: Scenario, seed: int, trained: str
-) -> list[Strategy]:
-    """The strategies; weights of their own are drawn from the stream (seed, "strategy_initialisation")."""
-    if STRATEGIES[chosen[0].name].changes_network and (trained != "all" or model.frozen):
-        option, left_at = (f"trained={trained}", "all") if trained != "all" else (f"frozen={model.frozen}", "0")
-        raise ConfigError(
-            f"model.{option} has no meaning with strategy={chosen[0].name}, which freezes the network and trains what it puts "
-            f"into it: leave it at {left_at}"
-        )
-    for options in chosen[1:]:
-        if STRATEGIES[options.name].changes_network:
-            others = ",".join(o.name for o in chosen if o is not options)
-            raise ConfigError(
-                f"{options.name} puts modules into the network, where the other strategies have to find them: make it the main "
-                f"strategy, strategy={options.name} strategy.plus=[{others}]"
-            )
-    with torch_draws_from(seed, "strategy_initialisation"):
-        return [_strategy(options, model, scenario) for options in chosen]
+def added_strategy(name: str, changes: dict[str, Any]) -> Any:
+    """Options of a strategy in ``strategy.plus``: those of its YAML file, with ``changes``.
+
+    Raises:
+        ConfigError: an option does not exist, or its value is of the wrong type or not possible.
+    """
+    options = STRATEGIES[name].config
+    file = configuration.conf_dir() / "strategy" / f"{name}.yaml"
+    values = OmegaConf.load(file) if file.exists() else OmegaConf.create({"name": name})
+    values.pop("defaults", None)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(options), values, changes)
+    except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
+        raise ConfigError(f"plus.{name}: {str(error).splitlines()[0]}") from error
+    options = configuration.to_dataclass(merged)
+    configuration.check_fields(options, f"plus.{name}.")
+    return options
 
 
-def _strategy(options: Any, model: ContinualModel, scenario: Scenario) -> Strategy:
-    cls: type[Strategy] = STRATEGIES[options.name]
-    if scenario.setting not in cls.needs.settings:
-        raise ConfigError(
-            f"strategy {options.name} is not defined for {scenario.setting}-incremental scenarios such as {scenario.name}. "
-            f"Valid choices: {', '.join(f'{s}-incremental, e.g. scenario={EXAMPLES[s]}' for s in cls.needs.settings)}"
-        )
-    if cls.needs.transformer and getattr(model.backbone, "transformer", None) is None:
-        raise ConfigError(
-            f"strategy {options.name} acts within a vision transformer, which this network is not. Valid choices: "
-            "model=small_vit, or model=timm with a plain ViT, e.g. model.name=vit_base_patch16_224 model.pretrained=true"
-        )
-    return cls(options, model, scenario)
+def learner_of(config: RunConfig, strategies: list[Any], model: ContinualModel, scenario: Scenario) -> Learner:
+    """The network and its strategies, with these options, the main one first; they have been through ``refuse``.
+
+    Raises:
+        ConfigError: a strategy is not defined for this network or setting, or its options are of no use there.
+    """
+    device = model.head.weight.device
+    for options in strategies:
+        refuse_network(options, model, scenario)
+    with torch_draws_from(config.seed, "strategy_initialisation"):  # weights of the strategies' own
+        built = [STRATEGIES[options.name](options, model, scenario) for options in strategies]
+    return Learner(model, built, Compilation(config.trainer.compile, device)).to(device)
 
 
-def _model(config: RunConfig, scenario: Scenario) -> ContinualModel:
+def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
     """The network, its weights drawn from the stream (seed, "initialisation") without touching torch's own generator."""
     with torch_draws_from(config.seed, "initialisation"):
         backbone = MODELS[config.model.kind](config.model, scenario.input_shape)

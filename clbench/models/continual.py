@@ -219,25 +219,40 @@ class ContinualModel(nn.Module):
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
-    def begin_task(self, task: int, generator: torch.Generator) -> None:
+    def begin_task(self, task: int, generator: torch.Generator) -> Tensor | None:
         """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation).
 
-        With ``zero_head`` all of the head is set to 0 instead.
+        With ``zero_head`` all of the head is set to 0 instead. Returns which trained weights, boolean (P,), are new, or None.
         """
         self.current_task.fill_(task)
         if task > 0 and self.zero_head:
             with torch.no_grad():
                 self.head.weight.zero_()
                 self.head.bias.zero_()
-            return
+            return self._rows_of_head(torch.ones_like(self.class_task, dtype=torch.bool))
         if task == 0 or self.head_is_fixed:
-            return
+            return None
         new = self.class_task == task
         bound = 1 / math.sqrt(self.head.in_features)
         with torch.no_grad():
             for tensor in (self.head.weight, self.head.bias):
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 tensor[new] = drawn.to(tensor)[new]
+        return self._rows_of_head(new)
+
+    def _rows_of_head(self, chosen: Tensor) -> Tensor | None:
+        """Boolean (P,) of the trained weights: some rows of the head, chosen by a boolean (n_classes,)."""
+        return self.flat_mask(
+            {f"head.{name}": _expanded(chosen, parameter) for name, parameter in self.head.named_parameters()}
+        )
+
+    def flat_mask(self, of_parameters: dict[str, Tensor]) -> Tensor | None:
+        """Boolean (P,) of the trained weights, from booleans of some parameters' shapes by name; None where none are trained."""
+        parts = [
+            of_parameters.get(name, torch.zeros_like(parameter, dtype=torch.bool)).reshape(-1)
+            for name, parameter in self.trained().items()
+        ]
+        return torch.cat(parts) if parts else None
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that are trained, by name, in the order of the flat gradient.
@@ -307,3 +322,8 @@ class ContinualModel(nn.Module):
         if self.setting == "domain":
             return torch.ones_like(self.class_task, dtype=torch.bool)
         return self.class_task < self.current_task
+
+
+def _expanded(rows: Tensor, like: Tensor) -> Tensor:
+    """Boolean, of the shape of ``like`` (n, …): True in the chosen rows (n,)."""
+    return rows.view(-1, *[1] * (like.dim() - 1)).expand_as(like)

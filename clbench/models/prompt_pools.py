@@ -70,8 +70,9 @@ class TaskPrompts(Prompt):
         self.keys = nn.Parameter(torch.rand(n_tasks, width))
         self.register_buffer("task", torch.zeros((), dtype=torch.int64))
 
-    def begin_task(self, task: int, generator: torch.Generator) -> None:
+    def begin_task(self, task: int, generator: torch.Generator) -> dict[str, Tensor]:
         self.task.fill_(task)
+        return {}
 
     def keys_and_values(self, query: Tensor | None) -> tuple[Tensor, Tensor]:
         """In training (L / 2, D) each, in evaluation (B, L / 2, D)."""
@@ -117,14 +118,17 @@ class PromptComponents(Prompt):
         self.register_buffer("task_of", torch.arange(size) * n_tasks // size)
         self.register_buffer("task", torch.zeros((), dtype=torch.int64))
 
-    def begin_task(self, task: int, generator: torch.Generator) -> None:
+    def begin_task(self, task: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the task's components, A, K and P each orthogonal to what earlier tasks have made of theirs."""
         self.task.fill_(task)
         earlier, new = self.task_of < task, self.task_of == task
+        renewed = {}
         with torch.no_grad():
-            for tensor in self.parameters():
+            for name, tensor in self.named_parameters():
                 drawn = orthogonal_to(tensor[earlier].flatten(1), int(new.sum()), generator)
                 tensor[new] = drawn.reshape(tensor[new].shape).to(tensor)
+                renewed[name] = new.view(-1, *[1] * (tensor.dim() - 1)).expand_as(tensor)
+        return renewed
 
     def keys_and_values(self, query: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, L / 2, D) each."""

@@ -30,8 +30,9 @@ class Prompt(nn.Module):
         """Keys and values, (n, D) or (B, n, D) each, for queries (B, D), which are None unless ``uses_query``."""
         raise NotImplementedError
 
-    def begin_task(self, task: int, generator: torch.Generator) -> None:
-        """Called once before a task's first step."""
+    def begin_task(self, task: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Called once before a task's first step; returns which entries it has drawn anew: a boolean for each such parameter."""
+        return {}
 
     def matching_loss(self, query: Tensor) -> Tensor:
         """How far the chosen keys are from the queries (B, D), a scalar; only of prompts that are found by keys."""

@@ -80,6 +80,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         )
     source, data = read_source(config, replace(data_config, image_size=config.image_size))
     plan = _first_tasks(kind.plan(config, data, seed), config)
+    _refuse_returning_classes(config, plan)
     shown = _shown(plan, source.train, seed)
     place = data_config.placement
     # The digests are those of the source's own images, so that they do not depend on how a library rounds when it resizes.
@@ -191,6 +192,21 @@ def _first_tasks(plan: StreamPlan, config: ScenarioConfig) -> StreamPlan:
         parts=plan.parts[:n],
         recipe={k: v[:n] if isinstance(v, list) and len(v) == len(plan.parts) else v for k, v in plan.recipe.items()},
     )
+
+
+def _refuse_returning_classes(config: ScenarioConfig, plan: StreamPlan) -> None:
+    """Refuse a class of several tasks where outputs belong to tasks: each output is seen by the samples of one."""
+    if plan.setting == "domain":
+        return
+    first: dict[int, int] = {}
+    for task, labels in enumerate(plan.task_classes):
+        for label in labels:
+            if label in first:
+                raise ConfigError(
+                    f"class {plan.class_names[label]!r} of scenario {config.name} is in the tasks {first[label]} and {task}, and "
+                    f"in a {plan.setting}-incremental stream a class is of one task: give it to one, or let the setting be domain"
+                )
+            first[label] = task
 
 
 def resized(data: SourceData, size: int | None) -> SourceData:

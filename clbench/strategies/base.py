@@ -3,7 +3,8 @@
 A strategy overrides only what it needs of
 
 ========================  =============================================================================================
-``begin_task``            new teacher, anchors; the model already has the new task's outputs
+``begin_task``            new teacher, anchors; the model already has the new task's outputs. May draw weights anew
+``weights_renewed``       weights have been drawn anew: what was kept of the old ones is of no use any more
 ``plan``                  which samples every step of the task sees: replayed and reference samples are named here
 ``pause``                 between two steps of a task, where the method ``pauses``: look at all of the task, begin another phase
 ``outputs``               how a training batch passes through the network; default: through the model as it is
@@ -25,6 +26,12 @@ Everything a strategy remembers is a parameter or a buffer, and that includes it
 its config is a 0-d buffer of the same name. ``outputs``, ``data_loss``, ``penalty``, ``edit_gradients``, ``after_step`` and
 ``learn`` are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same
 method runs eagerly, compiled, or ``vmap``-ped over seeds and options.
+
+Strategies compose (``strategy.plus``), and a hook runs in the order in which they are named, the main strategy first. Weights are
+drawn anew by the model (rows of the head, as their classes come), by ``begin_task`` (a task's prompts, a fresh adapter) and by
+``after_step`` (units that are reset). Whoever does it returns which, and the core tells all strategies at once by
+``weights_renewed``: so none of them has to know of the others. What may not be combined is written down in
+:mod:`clbench.strategies.composition`, from what each strategy overrides and from the traits that its :class:`Needs` declare.
 
 A strategy may have parameters of its own, which are trained beside the model's (a hypernetwork); those that are not to be
 trained (a teacher) say ``requires_grad_(False)``.
@@ -60,6 +67,10 @@ class Needs:
         weights_only: it looks at the weights alone and never sends samples through the model by itself, so that it composes
             with methods that make or mask the weights.
         transformer: it acts within a vision transformer.
+        traits: what decides with which other strategies it goes together, keys of
+            :data:`clbench.strategies.composition.TRAITS`; see :meth:`Strategy.traits`.
+        optimizers: the values of ``trainer.optimizer`` with which it is what it says.
+        weight_decay: whether it is so with ``trainer.weight_decay`` above 0.
         alone: why runs of it cannot be trained as one stack (:mod:`clbench.training.fleet`), a clause that completes "they
             cannot be stacked, because ..."; empty where they can.
     """
@@ -71,6 +82,9 @@ class Needs:
     cost_grows: bool = False
     weights_only: bool = False
     transformer: bool = False
+    traits: frozenset[str] = frozenset()
+    optimizers: tuple[str, ...] = ("sgd", "adam", "adamw")
+    weight_decay: bool = True
     alone: str = ""
 
 
@@ -138,7 +152,7 @@ class Strategy(nn.Module):
     config: ClassVar[type[StrategyConfig]] = StrategyConfig
     needs: ClassVar[Needs] = Needs()
     renews_weights: ClassVar[bool] = False
-    """Whether ``after_step`` draws weights anew and says which."""
+    """Whether the optimizer has to forget what it remembers of the weights that ``after_step`` draws anew."""
     changes_network: ClassVar[bool] = False
     """Whether it puts modules into the network, which strategies beside it have to find there."""
     learns_at_task_end: ClassVar[bool] = False
@@ -160,10 +174,29 @@ class Strategy(nn.Module):
             if isinstance(value, float):
                 self.register_buffer(spec.name, torch.tensor(value))
 
+    @classmethod
+    def traits(cls, options: StrategyConfig) -> frozenset[str]:
+        """What decides with which others it goes together, where it has these ``options``: those of its ``needs``, and more."""
+        return cls.needs.traits
+
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
-    def begin_task(self, task: Task) -> None:
-        """Called once before a task's first step, after the model has grown."""
+    def begin_task(self, task: Task) -> Tensor | None:
+        """Called once before a task's first step, after the model has grown.
+
+        May change weights. Returns which of the trained ones, boolean (P,) in the order of :meth:`flat_parameters`, it has drawn
+        anew, or None for none.
+        """
+        return None
+
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Called where trained weights have just been drawn anew, by the model or by a strategy, this one included.
+
+        Before a task's first step, and after a step in the course of ``after_step``; pure, as that is.
+
+        Args:
+            renewed: boolean (P,), which, in the order of :meth:`flat_parameters`. They have their new values already.
+        """
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Amend the plan of the task.
@@ -228,9 +261,10 @@ class Strategy(nn.Module):
     def after_step(self, step: int, batch: Batch) -> Tensor | None:
         """Called after every optimizer step, made for ``batch``; ``step`` of the task have been taken.
 
-        May change weights in place. A strategy that ``renews_weights`` returns which of the trained weights, boolean (P,) in
-        the order of :meth:`flat_parameters`, have been drawn anew: what the optimizer remembers of them (momentum, moments,
-        and how many steps Adam has averaged over) starts from nothing.
+        May change weights in place. Returns which of the trained ones, boolean (P,) in the order of :meth:`flat_parameters`,
+        have been drawn anew, or None for none; all strategies are told by ``weights_renewed``. Where the strategy
+        ``renews_weights``, what the optimizer remembers of them (momentum, moments, and how many steps Adam has averaged over)
+        starts from nothing.
         """
         return None
 
@@ -304,6 +338,14 @@ class Strategy(nn.Module):
                 "a hypernetwork makes them all"
             )
         return torch.cat(parts)
+
+    def first_drawn(self, initial: Tensor, renewed: Tensor) -> Tensor:
+        """``initial`` weights (P,), completed by those that have been drawn for the first time among ``renewed``, boolean (P,).
+
+        What had not been drawn when the run began was 0: the prompts of tasks to come. Rows of the head that are drawn once more
+        keep the first draw, which is of the same distribution.
+        """
+        return torch.where(renewed & (initial == 0), self.flat_parameters(), initial)
 
     def flat_gradient(self, samples: Samples) -> Tensor:
         """Gradient (P,) of the mean cross-entropy on ``samples`` with respect to the trainable parameters.

@@ -65,7 +65,10 @@ class ContinualBackprop(UnitResets):
     """Replaces units of little use, a few at a time, all the time."""
 
     config = ContinualBackpropConfig
-    needs = Needs(boundaries=False)
+    needs = Needs(
+        boundaries=False,
+        traits=frozenset({"reads weights", "remembers weights", "resets units", "moves weights"}),
+    )
     options: ContinualBackpropConfig
     replacement_rate: Tensor
     age: Tensor

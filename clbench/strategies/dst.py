@@ -177,8 +177,9 @@ class DST(Strategy):
     # ---- task boundaries ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def begin_task(self, task: Task) -> None:
-        """Draw the mask, and set the weights that are free."""
+    def begin_task(self, task: Task) -> Tensor:
+        """Draw the mask, and set the weights that are free; returns which of all weights are others than before."""
+        before = self.flat_parameters()
         late = self.options.switch_below is not None and self._free(self._all_layers()) < self.options.switch_below
         self.late.fill_(late)
         reachable = self._reachable(task.index)
@@ -198,6 +199,7 @@ class DST(Strategy):
             self.fired.copy_(mask)
         if "momentum" in self._rules:
             self.momentum.zero_()
+        return self.flat_parameters() != before
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Take note of the number of steps, over which ρ is annealed."""
@@ -290,13 +292,17 @@ class DST(Strategy):
         return gradient * self.trainable
 
     @torch.no_grad()
-    def after_step(self, step: int, batch: Batch) -> None:
+    def after_step(self, step: int, batch: Batch) -> Tensor | None:
+        """Every ΔT steps another mask; returns which of the task's own weights have grown, from 0."""
         self._hold()
         if "momentum" in self._rules:
             self.momentum.mul_(MOMENTUM).add_(self.dense_gradient, alpha=1 - MOMENTUM)
-        if step % self.options.update_every == 0:
-            self._activate(self._updated(step))
-            self._hold()
+        if step % self.options.update_every:
+            return None
+        before = self.trainable > 0
+        self._activate(self._updated(step))
+        self._hold()
+        return (self.trainable > 0) & ~before
 
     def _current(self) -> dict[str, Tensor]:
         """The weights of the task being learned, by the names of the model's parameters."""

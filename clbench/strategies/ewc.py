@@ -16,7 +16,8 @@ estimate is logged at level INFO after every task. Without the factor ½ of the 
 a λ corresponds to 2λ here.
 
 The sum of the separate mode over tasks is kept in O(1) memory: Σ_i F_i (θ − θ*_i)² = A (θ − m)² + r with A = Σ_i F_i,
-m = Σ_i F_i θ*_i / A and r constant. Stores A, m (one value per parameter) and r.
+m = Σ_i F_i θ*_i / A and r constant. Stores A, m (one value per parameter) and r. Weights that are drawn anew (units that another
+strategy resets, the head with ``trainer.zero_head``) are let go: their F becomes 0.
 
 Nothing holds the first task. Smith et al. 2023 (arXiv:2203.17269) hold it to pretrained weights by L2, which is
 ``strategy.plus=[l2] +plus.l2.tasks=first``, and penalise of a vision transformer its attention alone, ``where=attention``.
@@ -76,7 +77,7 @@ class EWC(Strategy):
     """Quadratic penalty weighted by the Fisher information of earlier tasks."""
 
     config = EWCConfig
-    needs = Needs()
+    needs = Needs(traits=frozenset({"reads weights", "remembers weights"}))
     options: EWCConfig
     lam: Tensor
     decay: Tensor
@@ -92,6 +93,12 @@ class EWC(Strategy):
         self.register_buffer("importance", torch.zeros_like(theta))
         self.register_buffer("anchor", torch.zeros_like(theta))
         self.register_buffer("remainder", torch.zeros(()))
+
+    @torch.no_grad()
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Let go of them: what was important has been the old weights."""
+        kept = ~renewed[: len(self.importance)]  # the backbone's parameters come first
+        self.importance.copy_(torch.where(kept, self.importance, 0.0))
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         if self.tasks_learned == 0:

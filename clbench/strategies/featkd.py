@@ -40,7 +40,7 @@ class FeatKD(WithTeacher):
     """Squared distance to the features of the network before the task, on the current samples."""
 
     config = FeatKDConfig
-    needs = Needs()
+    needs = Needs(traits=frozenset({"remembers outputs"}))
     options: FeatKDConfig
     lam: Tensor
     teacher: ContinualModel

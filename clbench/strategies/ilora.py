@@ -85,14 +85,13 @@ class ILoRA(LoRA):
 
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
-    def begin_task(self, task: Task) -> None:
-        """Let the slow head have the rows of the task's classes, where the model has just drawn them anew."""
-        if task.index == 0 or self.model.head_is_fixed:
-            return
-        new, slow = self.model.class_task == task.index, self.slow()
-        with torch.no_grad():
-            for name in ("head.weight", "head.bias"):
-                slow[name][new] = self.model.get_parameter(name)[new]
+    @torch.no_grad()
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Let the slow weights begin from the same values: the rows of a task's classes."""
+        fast = self.model.trained()
+        parts = renewed.split([weight.numel() for weight in fast.values()])
+        for (name, slow), part in zip(self.slow().items(), parts, strict=True):
+            slow.copy_(torch.where(part.view(slow.shape), fast[name], slow))
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Walk through the task's steps: offer the new samples to the reservoir, then draw from it."""

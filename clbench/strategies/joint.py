@@ -5,7 +5,8 @@
 Hess, Tuytelaars & van de Ven 2023 (arXiv:2311.04898) show that the stability gap appears even here, because the network
 still has to move from the optimum for k − 1 tasks to the one for k. The batch grows with the number of tasks so far
 (B · k, as in the authors' demonstration) with ``batch_per_task``, so that every task keeps B samples a step on average.
-``from_scratch`` starts each task from the initial weights instead (joint rather than cumulative training; no gap to see).
+``from_scratch`` starts each task from the initial weights instead (joint rather than cumulative training; no gap to see), and
+from the initial statistics of BatchNorm. The initial values of prompts that are drawn when their task begins are that draw.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Plan, Strategy
+from clbench.strategies.base import Batch, Needs, Outputs, Plan, Strategy, buffer_name
+from clbench.strategies.task_statistics import norm_statistics
 
 
 @dataclass
@@ -36,18 +38,36 @@ class Joint(Strategy):
     config = JointConfig
     needs = Needs(all_data=True, cost_grows=True)
     options: JointConfig
+    initial: Tensor
+
+    @classmethod
+    def traits(cls, options: JointConfig) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"starts from scratch"} if options.from_scratch else ())
 
     def __init__(self, config: JointConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         if config.from_scratch:
-            for index, tensor in enumerate(_weights(model)):
-                self.register_buffer(f"initial_{index}", tensor.detach().clone())
+            self.register_buffer("initial", self.flat_parameters().detach().clone())
+            for name, tensor in norm_statistics(model).items():
+                self.register_buffer(buffer_name("initial", name), tensor.clone())
 
-    def begin_task(self, task: Task) -> None:
+    @torch.no_grad()
+    def begin_task(self, task: Task) -> Tensor | None:
+        """Go back to the initial weights, which all strategies are told."""
+        if not self.options.from_scratch:
+            return None
+        trained = self.model.trained().values()
+        for parameter, value in zip(trained, self.initial.split([p.numel() for p in trained]), strict=True):
+            parameter.copy_(value.view(parameter.shape))
+        for name, tensor in norm_statistics(self.model).items():
+            tensor.copy_(self.get_buffer(buffer_name("initial", name)))
+        return torch.ones_like(self.initial, dtype=torch.bool)
+
+    @torch.no_grad()
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Take in what has been drawn for the first time."""
         if self.options.from_scratch:
-            with torch.no_grad():
-                for index, tensor in enumerate(_weights(self.model)):
-                    tensor.copy_(self.get_buffer(f"initial_{index}"))
+            self.initial.copy_(self.first_drawn(self.initial, renewed))
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Shuffle the union of all tasks so far."""
@@ -65,9 +85,3 @@ class Joint(Strategy):
             "new": torch.where(is_new, losses, zero).sum() / len(losses),
             "earlier": torch.where(is_new, zero, losses).sum() / len(losses),
         }
-
-
-def _weights(model: ContinualModel) -> list[Tensor]:
-    """Parameters and BatchNorm statistics, but not the model's record of which task it is in."""
-    own = {"class_task", "current_task"}
-    return [tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in own]

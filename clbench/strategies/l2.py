@@ -2,11 +2,12 @@
 
     L = CE(new) + λ Σ_j (θ_j − θ*_j)²          no factor ½
 
-θ* are the weights at the start of the task, so the penalty's gradient is exactly 0 at a task's first step. This is EWC with
-the Fisher information replaced by the identity. With ``from_start`` the first task is held to the initial weights too, as
-in the authors' code; ``where=backbone`` leaves the classifier free, as there. ``where=attention`` is their method for pretrained
-vision transformers: the penalised weights are the projections to queries, keys and values, and all else but the head is frozen
-(``model.trained=attention`` trains the same weights with any other method).
+θ* are the weights at the start of the task, so the penalty's gradient is exactly 0 at a task's first step; those that another
+strategy draws anew within the task are held to what they became. This is EWC with the Fisher information replaced by the
+identity. With ``from_start`` the first task is held to the initial weights too, as in the authors' code; ``where=backbone``
+leaves the classifier free, as there. ``where=attention`` is their method for pretrained vision transformers: the penalised
+weights are the projections to queries, keys and values, and all else but the head is frozen (``model.trained=attention`` trains
+the same weights with any other method).
 
 ``tasks=first`` leaves later tasks alone: with ``strategy=ewc strategy.plus=[l2] +plus.l2.tasks=first`` it is their "EWC w/ L2
 start", which holds the first task to the initial weights and the later ones by EWC.
@@ -53,14 +54,19 @@ class L2(Strategy):
     """Squared distance to the weights at the start of the task, or to 0."""
 
     config = L2Config
-    needs = Needs(weights_only=True)
+    needs = Needs(weights_only=True, traits=frozenset({"reads weights"}))
     options: L2Config
     lam: Tensor
     anchor: Tensor
 
+    @classmethod
+    def traits(cls, options: L2Config) -> frozenset[str]:  # type: ignore[override]
+        later = frozenset() if acts_in_first_task(options) else frozenset({"acts from second task"})
+        return cls.needs.traits | later
+
     def __init__(self, config: L2Config, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        self._in_first_task = config.from_start or config.towards == "zero"
+        self._in_first_task = acts_in_first_task(config)
         if config.tasks == "first" and not self._in_first_task:
             raise ConfigError(
                 "tasks=first and from_start=false of l2 leave no task in which it acts: set from_start=true"
@@ -75,8 +81,20 @@ class L2(Strategy):
             with torch.no_grad():
                 self.anchor.copy_(self.flat_parameters(self.options.where))
 
+    @torch.no_grad()
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Stay near what they have become."""
+        if self.options.towards == "previous":
+            theta = self.flat_parameters(self.options.where)
+            self.anchor.copy_(torch.where(renewed[: len(theta)], theta, self.anchor))  # the backbone's come first
+
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         acts = self._in_first_task if self.tasks_learned == 0 else self.options.tasks == "all"
         if not acts:
             return None
         return self.lam * (self.flat_parameters(self.options.where) - self.anchor).square().sum()
+
+
+def acts_in_first_task(options: L2Config) -> bool:
+    """Whether the penalty acts in the first task."""
+    return options.from_start or options.towards == "zero"

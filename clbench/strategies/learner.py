@@ -1,7 +1,7 @@
 """A model and the strategies that train it, as one module: its ``state_dict()`` is the checkpoint.
 
 Strategies compose: penalties add up, plans fill different columns, gradient edits and data losses may come from one
-strategy each.
+strategy each. Which may be combined is decided before they are built, see :mod:`clbench.strategies.composition`.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Measurement, Outputs, Plan, Strategy
 from clbench.strategies.compilation import Compilation
-
-EXCLUSIVE = {
-    "outputs": "the weights of the network",
-    "data_loss": "the loss on the batch's samples",
-    "edit_gradients": "the gradient's projection",
-    "learn": "what is learned without gradients",
-    "predict": "the prediction",
-}
+from clbench.strategies.composition import EXCLUSIVE, overrides, predicts_by_itself
 
 
 class Learner(nn.Module):
@@ -32,9 +24,6 @@ class Learner(nn.Module):
         model: the network.
         strategies: the strategy named by ``strategy=`` and those of ``strategy.plus``.
         compilation: how losses and predictions are run.
-
-    Raises:
-        ConfigError: two strategies cannot be combined.
     """
 
     def __init__(
@@ -45,18 +34,23 @@ class Learner(nn.Module):
         self.model = model
         self.strategies = nn.ModuleList(strategies)
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
-        self._refuse_to_be_bypassed()
-        self._refuse_what_needs_gradients()
 
     def __iter__(self):
         return iter(self.strategies)
 
     def begin_task(self, task: Task) -> None:
-        """Let the model see the task's classes, then call every strategy's hook."""
-        self.model.begin_task(task.index, task.torch_generator("head"))
+        """Let the model see the task's classes, then call every strategy's hook; all are told of weights that are drawn anew."""
         for strategy in self:
             strategy.tasks_seen = task.index + 1
-            strategy.begin_task(task)
+        self._tell(self.model.begin_task(task.index, task.torch_generator("head")))
+        for strategy in self:
+            self._tell(strategy.begin_task(task))
+
+    def _tell(self, renewed: Tensor | None) -> None:
+        """Tell every strategy which weights (P,) have been drawn anew, where any have."""
+        if renewed is not None:
+            for strategy in self:
+                strategy.weights_renewed(renewed)
 
     def plan(self, task: Task) -> Plan:
         """The samples of every step of the task."""
@@ -135,9 +129,14 @@ class Learner(nn.Module):
         return any(strategy.renews_weights for strategy in self)
 
     def after_step(self, step: int, batch: Batch) -> Tensor | None:
-        """Call every strategy's hook; returns which weights (P,) have been drawn anew, see :meth:`Strategy.after_step`."""
-        renewed = [mask for strategy in self if (mask := strategy.after_step(step, batch)) is not None]
-        return torch.stack(renewed).any(0) if renewed else None
+        """Call every strategy's hook; returns of which weights (P,) the optimizer is to forget what it remembers, or None."""
+        to_forget = []
+        for strategy in self:
+            renewed = strategy.after_step(step, batch)
+            self._tell(renewed)
+            if renewed is not None and strategy.renews_weights:
+                to_forget.append(renewed)
+        return torch.stack(to_forget).any(0) if to_forget else None
 
     @property
     def learns_by_gradient(self) -> bool:
@@ -197,8 +196,7 @@ class Learner(nn.Module):
     @property
     def predicts_by_model(self) -> bool:
         """Whether predictions depend on the model alone: no strategy prepares or makes them."""
-        hooks = ("prepare_for_eval", "outputs", "predict", "predict_task")
-        return not any(_overrides(strategy, hook) for strategy in self for hook in hooks)
+        return not any(predicts_by_itself(type(strategy)) for strategy in self)
 
     @property
     def predicts_from_features(self) -> bool:
@@ -228,46 +226,13 @@ class Learner(nn.Module):
         tensors = [t for s in self for t in (*s.parameters(), *s.buffers())]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
-    def _refuse_to_be_bypassed(self) -> None:
-        """Refuse strategies that take the model for the network, beside one that makes a network for every task."""
-        maker = self._owner["outputs"]
-        if not _overrides(maker, "outputs"):
-            return
-        # The maker may change what is trained, and the others have to find it as it is then.
-        if maker is not self.strategies[0]:
-            raise ConfigError(
-                f"{maker.name} makes a network for every task and has to be the main strategy: strategy={maker.name} "
-                f"strategy.plus=[{','.join(s.name for s in self if s is not maker)}]"
-            )
-        for strategy in self:
-            if strategy is not maker and not strategy.needs.weights_only:
-                raise ConfigError(
-                    f"{maker.name} and {strategy.name} cannot be combined: {maker.name} makes a network for every task, "
-                    f"which {strategy.name} knows nothing of"
-                )
-
-    def _refuse_what_needs_gradients(self) -> None:
-        """Refuse strategies beside one that learns without gradients, but for penalties where it trains an extractor first."""
-        free = self._owner["learn"]
-        if not _overrides(free, "learn"):
-            return
-        for strategy in self:
-            has_a_place = strategy.needs.weights_only and free.learns_by_gradient
-            if strategy is not free and not has_a_place:
-                raise ConfigError(
-                    f"{free.name} and {strategy.name} cannot be combined: {free.name} learns without gradients and in one pass, "
-                    f"where {strategy.name} has nothing to act on"
-                )
-
 
 def _overrides(strategy: Strategy, hook: str) -> bool:
-    return getattr(type(strategy), hook) is not getattr(Strategy, hook)
+    return overrides(type(strategy), hook)
 
 
 def _owner(strategies: Sequence[Strategy], hook: str) -> Strategy:
     """The one strategy that defines ``hook``, or the first where none does."""
     owners = [s for s in strategies if _overrides(s, hook)]
-    if len(owners) > 1:
-        names = " and ".join(s.name for s in owners)
-        raise ConfigError(f"{names} cannot be combined: each of them decides {EXCLUSIVE[hook]}")
+    assert len(owners) <= 1, f"{hook} has several owners, which clbench.strategies.composition.refuse has let pass"
     return owners[0] if owners else strategies[0]

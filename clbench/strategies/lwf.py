@@ -39,7 +39,7 @@ class LwF(WithTeacher):
     """Distillation from the network before the task, on the current samples."""
 
     config = LwFConfig
-    needs = Needs()
+    needs = Needs(traits=frozenset({"remembers outputs"}))
     options: LwFConfig
     lam: Tensor
     temperature: Tensor

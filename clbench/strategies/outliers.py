@@ -58,6 +58,9 @@ NO_BATCH = 2**40
 """Numbers of steps from here on are no batch's, so that the augmentation draws for them what it draws for no other."""
 
 
+TRAITS = frozenset({"holds features", "reads current task", "virtual outliers"})
+
+
 @dataclass
 class OutliersConfig(StrategyConfig):
     """Options of ``strategy.plus=[outliers]``."""
@@ -84,7 +87,7 @@ class Outliers(Strategy):
     """Trains the head alone against virtual outliers at the end of every task."""
 
     config = OutliersConfig
-    needs = Needs()
+    needs = Needs(traits=TRAITS)
     options: OutliersConfig
     lam: Tensor
     tau_id: Tensor
@@ -114,10 +117,10 @@ class Outliers(Strategy):
         """In the regularised stage, whose phase is the number of outliers per step."""
         return self.phase > 0
 
-    def begin_task(self, task: Task) -> None:
+    def begin_task(self, task: Task) -> Tensor | None:
         """Leave the stage of the task before."""
-        super().begin_task(task)
         self.per_step.zero_()
+        return super().begin_task(task)
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Be in the phase that the buffers tell of, those of a task that begins or is gone on with."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from clbench.registry import STRATEGIES
 from clbench.strategies.base import Needs
 from clbench.strategies.oneprompt import OnePrompt, OnePromptConfig
-from clbench.strategies.outliers import Outliers, OutliersConfig
+from clbench.strategies.outliers import TRAITS, Outliers, OutliersConfig
 
 
 @dataclass
@@ -22,5 +22,5 @@ class OVOR(Outliers, OnePrompt):
     """One prompt for all tasks, and a head that is trained against virtual outliers at every task's end."""
 
     config = OVORConfig
-    needs = Needs(transformer=True)
+    needs = Needs(transformer=True, traits=TRAITS)
     options: OVORConfig

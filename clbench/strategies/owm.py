@@ -29,10 +29,11 @@ the optimizer is SGD with momentum, which is kept from task to task (disjoint MN
 * The shuffled-MNIST code starts from P = I/α and has 1 in place of α, which scales every P by 1/α, a learning rate. Its
   dropout, the unprojected norm penalty and its fixed biases are not there.
 
-Other parameters (of normalisation layers) are trained without projection, and so is weight decay, which the optimizer adds to the
-gradient by itself. Adam scales every weight's step by a factor of its own, so that its steps are not orthogonal to anything:
-conf/training/owm.yaml chooses SGD. With ``layers=last`` only the head is projected, which is meant for a network that is frozen
-apart from it (``model.frozen``).
+Other parameters (of normalisation layers) are trained without projection. Adam scales every weight's step by a factor of its own,
+so that its steps are not orthogonal to anything, and weight decay goes beside the gradient: both are refused, and
+conf/training/owm.yaml chooses SGD. Its momentum is a sum of projected gradients, those of earlier steps by the P of then; it
+leaves the directions of earlier tasks alone where it starts anew with each (``trainer.reset_optimizer``). With ``layers=last``
+only the head is projected, which is meant for a network that is frozen apart from it (``model.frozen``).
 
 Stores P twice for each layer, in double precision, 2 n_in² numbers (``previous``: three times), however many tasks there are.
 Reported after a task: ``free_share``, trace(P) / n_in of every layer, the share of directions that is left to learn in.
@@ -101,7 +102,11 @@ class OWM(Strategy):
     """Keeps gradients orthogonal to the inputs that the layers have seen."""
 
     config = OWMConfig
-    needs = Needs()
+    needs = Needs(
+        traits=frozenset({"reads weights", "remembers weights", "projects layers"}),
+        optimizers=("sgd",),
+        weight_decay=False,
+    )
     options: OWMConfig
     alpha: Tensor
     alpha_decay: Tensor

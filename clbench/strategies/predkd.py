@@ -39,6 +39,9 @@ from clbench.strategies.base import Batch, Needs, Outputs
 from clbench.strategies.lwf import distillation
 from clbench.strategies.teacher import WithTeacher
 
+WITH_TEACHER = ("bce_kd", "balanced_bce", "softmax_kd")
+"""Values of ``loss`` that distil."""
+
 
 @dataclass
 class PredKDConfig(StrategyConfig):
@@ -70,9 +73,13 @@ class PredKD(WithTeacher):
                 "set scenario.logit_scope to seen or all, and strategy.loss=bce_local for a loss over the task's own logits"
             )
 
+    @classmethod
+    def traits(cls, options: PredKDConfig) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"remembers outputs"} if options.loss in WITH_TEACHER else ())
+
     @property
     def distils(self) -> bool:
-        return self.options.loss in ("bce_kd", "balanced_bce", "softmax_kd")
+        return self.options.loss in WITH_TEACHER
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         loss = self.options.loss

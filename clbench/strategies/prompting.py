@@ -43,10 +43,13 @@ class Prompting(Strategy):
         """The network with its prompts."""
         return self.model.backbone  # type: ignore[return-value]
 
-    def begin_task(self, task: Task) -> None:
-        """Tell every prompt."""
+    def begin_task(self, task: Task) -> Tensor | None:
+        """Tell every prompt; returns which trained weights they have drawn anew."""
+        renewed = {}
         for block, prompt in self.network.prompts.items():
-            prompt.begin_task(task.index, task.torch_generator(f"prompt{block}"))
+            drawn = prompt.begin_task(task.index, task.torch_generator(f"prompt{block}"))
+            renewed |= {f"backbone.prompts.{block}.{name}": entries for name, entries in drawn.items()}
+        return self.model.flat_mask(renewed) if renewed else None
 
     def measurements(self) -> list[Measurement]:
         """The number of prompt parameters."""

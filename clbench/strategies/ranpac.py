@@ -14,9 +14,11 @@ which are added up as the samples come, are enough for that::
 The head is solved at task ends alone, as in the paper: within a task, curves show the head of the tasks before, for which the
 new classes score 0.
 
-The paper first adapts a pretrained transformer to the first task by parameter-efficient tuning (phase 1), which is not here;
-``extractor=first_task`` trains the whole network on it, and ``extractor=frozen`` is the paper's ablation without phase 1. Its
-ablation without random projection is ``projection=null``.
+The paper first adapts a pretrained transformer to the first task by parameter-efficient tuning (phase 1). That is
+``extractor=first_task`` beside a strategy that freezes the network and trains what it puts in: ``strategy=lora
+strategy.plus=[ranpac] +plus.ranpac.extractor=first_task`` (also ``l2p`` and ``oneprompt``), with another kind of adapter than the
+authors' (``experiment=cifar100_ranpac_lora``). Without such a strategy ``first_task`` trains the whole network, and
+``extractor=frozen`` is the paper's ablation without phase 1. Its ablation without random projection is ``projection=null``.
 
 The recorded loss of a batch is the squared error of the head as it is. Stores 3 M² numbers: G of earlier tasks and of the two
 parts of the current one. The authors hold the current task's features instead.
@@ -130,9 +132,11 @@ class RanPAC(FrozenFeatures):
 
     def notes(self) -> list[str]:
         chosen = "a penalty is chosen per task on its training data; " if self.options.lam is None else ""
-        return [
-            f"{chosen}the head is solved at task ends only; without the paper's parameter-efficient tuning (phase 1)"
-        ]
+        trained = {
+            "frozen": "without the paper's parameter-efficient tuning (phase 1)",
+            "first_task": "the paper's phase 1 is the training on the first task by gradient, of what the network has to train",
+        }
+        return [f"{chosen}the head is solved at task ends only; {trained[self.options.extractor]}"]
 
     def _best_first(self) -> list[float]:
         """The candidates for λ, the smallest error on the current task's second part first."""

@@ -57,7 +57,7 @@ class ReDo(UnitResets):
     """Resets, now and then, the units whose activations are small."""
 
     config = ReDoConfig
-    needs = Needs()
+    needs = Needs(traits=frozenset({"reads weights", "resets units", "moves weights"}))
     options: ReDoConfig
     threshold: Tensor
 

@@ -55,7 +55,7 @@ class RegLoRA(LoRA):
     """A fresh adapter a task, merged at its end, and a penalty on what it does to earlier tasks' key entries."""
 
     config = RegLoRAConfig
-    needs = Needs(transformer=True, weights_only=True)
+    needs = Needs(transformer=True, weights_only=True, traits=frozenset({"redraws weights", "acts from second task"}))
     options: RegLoRAConfig
     lam: Tensor
 
@@ -70,13 +70,17 @@ class RegLoRA(LoRA):
                 )
             self.register_buffer(buffer_name("key", name), torch.zeros(shape, dtype=torch.int16))
 
-    def begin_task(self, task: Task) -> None:
+    def begin_task(self, task: Task) -> Tensor | None:
         """Start a fresh adapter; the first task has one already."""
         if task.index == 0:
-            return
+            return None
         generator = task.torch_generator("adapters")
-        for adapter in self.adapters().values():
+        renewed = {}
+        for name, adapter in self.adapters().items():
             adapter.start_anew(generator)
+            for of_adapter, parameter in adapter.named_parameters():
+                renewed[f"backbone.{name}.{of_adapter}"] = torch.ones_like(parameter, dtype=torch.bool)
+        return self.model.flat_mask(renewed)
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         if self.tasks_learned == 0:

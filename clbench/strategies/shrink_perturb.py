@@ -11,7 +11,8 @@ step of the optimizer, as in work on loss of plasticity. All trained weights and
 
 The newly initialised network is drawn from the initial one: every weight is an independent pick among the initial values of its
 own tensor, with replacement. That is the initialiser's distribution as far as one draw of it tells (a bootstrap), for any network
-and within the training loop. Pretrained weights count as initial ones.
+and within the training loop. Pretrained weights count as initial ones. Weights that are drawn only when their task begins
+(prompts) are among the initial values from then on; until then they count as 0.
 
 Stores one copy of the initial weights with ``noise=initialiser``, else nothing. The optimizer's state stays as it is.
 """
@@ -50,12 +51,16 @@ class ShrinkPerturb(Strategy):
     """Keeps weights small and random."""
 
     config = ShrinkPerturbConfig
-    needs = Needs()
+    needs = Needs(traits=frozenset({"reads weights", "shrinks weights"}))
     options: ShrinkPerturbConfig
     shrink: Tensor
     sigma: Tensor
     key: Tensor
     initial: Tensor
+
+    @classmethod
+    def traits(cls, options: ShrinkPerturbConfig) -> frozenset[str]:  # type: ignore[override]
+        return cls.needs.traits | {"moves weights" if options.every == "step" else "shrinks between tasks"}
 
     def __init__(self, config: ShrinkPerturbConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
@@ -69,6 +74,12 @@ class ShrinkPerturb(Strategy):
         self.key.fill_(stream_seed(task.seed, "shrink_perturb", task.index))
         if self.options.every == "task" and task.index > 0:
             self._perturb(self.key)
+
+    @torch.no_grad()
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Take in what has been drawn for the first time."""
+        if self.options.noise == "initialiser":
+            self.initial.copy_(self.first_drawn(self.initial, renewed))
 
     def after_step(self, step: int, batch: Batch) -> None:
         if self.options.every == "step":

@@ -79,7 +79,7 @@ class Spectral(Strategy):
     """Largest singular values to 1, biases to 0."""
 
     config = SpectralConfig
-    needs = Needs(weights_only=True)
+    needs = Needs(weights_only=True, traits=frozenset({"reads weights"}))
     options: SpectralConfig
     lam: Tensor
     left: Tensor
@@ -122,10 +122,15 @@ class Spectral(Strategy):
         self._iterate(self.options.power_iterations)
 
     def notes(self) -> list[str]:
-        return [
+        said = [
             "reconstruction: the penalty follows the abstract and reviews of arXiv:2406.06811 and re-implementations of it; "
             "the equation, λ and what is done to normalisation layers were not checked against the paper"
         ]
+        penalised = {name for name, _ in (*self.penalised.weights, *self.penalised.biases)} | set(self.penalised.scales)
+        others = [name for name in self.model.trained() if name not in penalised]
+        if others:
+            said.append(f"{len(others)} trained tensors of the network are not penalised: {', '.join(others[:3])}, …")
+        return said
 
     def _matrices(self) -> list[Tensor]:
         """The weights (n_out, n_in) of every layer."""

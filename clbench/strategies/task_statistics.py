@@ -22,10 +22,7 @@ class TaskStatistics(nn.Module):
 
     def __init__(self, model: ContinualModel, n_tasks: int) -> None:
         super().__init__()
-        self._names: list[str] = []
-        for name, module in model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-                self._names += [f"{name}.running_mean", f"{name}.running_var"]
+        self._names = [name for name in norm_statistics(model) if not name.endswith("num_batches_tracked")]
         for name in self._names:
             kept = model.get_buffer(name)
             self.register_buffer(_flat(name), torch.zeros(n_tasks, *kept.shape, dtype=kept.dtype, device=kept.device))
@@ -38,6 +35,16 @@ class TaskStatistics(nn.Module):
     def of(self, task: int) -> dict[str, Tensor]:
         """The statistics of ``task`` by the names of the model's buffers, for ``torch.func.functional_call``."""
         return {name: self.get_buffer(_flat(name))[task] for name in self._names}
+
+
+def norm_statistics(model: ContinualModel) -> dict[str, Tensor]:
+    """Running means, variances and counts of batches of all normalisation layers, by the names of the model's buffers."""
+    return {
+        f"{name}.{buffer}": tensor
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer, tensor in module.named_buffers()
+    }
 
 
 def _flat(name: str) -> str:

@@ -117,7 +117,7 @@ class UnitResets(Strategy):
             columns = units[:, None].expand_as(self.outgoing(layer)[0])
             put(f"{layer.outgoing}.weight", columns.reshape(like.shape[1:]).expand_as(like), 0.0)
             self.n_reset[index].add_(units.sum())
-        return torch.cat([part.reshape(-1) for part in renewed.values()])
+        return self.model.flat_mask(renewed)  # type: ignore[return-value]  # something is trained, see _resettable_layers
 
     def _reset_norm(self, name: str, units: Tensor, put: Callable[[str, Tensor, float], None]) -> None:
         """Reset units of a normalisation layer; ``put`` writes to a trained parameter where a mask is True."""

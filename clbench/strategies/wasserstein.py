@@ -7,7 +7,9 @@ any permutation of the initial weights w⁰, and never more than the squared dis
 ``reduction=mean`` does divide by n_l, so that large layers count no more than small ones. Every trained tensor of the network
 counts, those of normalisation layers too; the head with the rows of all classes, those of later tasks included.
 
-Stores one copy of the weights, sorted. A step sorts every tensor, O(n log n).
+Weights that are drawn only when their task begins (prompts) are among w⁰ from then on; until then they count as 0.
+
+Stores two copies of the weights, one of them sorted. A step sorts every tensor, O(n log n).
 """
 
 from dataclasses import dataclass
@@ -35,18 +37,27 @@ class Wasserstein(Strategy):
     """Squared distance of the sorted weights to the sorted initial weights."""
 
     config = WassersteinConfig
-    needs = Needs(boundaries=False, weights_only=True)
+    needs = Needs(boundaries=False, weights_only=True, traits=frozenset({"reads weights"}))
     options: WassersteinConfig
     lam: Tensor
     initial: Tensor
+    targets: Tensor
 
     def __init__(self, config: WassersteinConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         self._sizes = [parameter.numel() for parameter in model.trained().values()]
-        self.register_buffer("initial", self._sorted().detach())
+        initial = self.flat_parameters().detach()
+        self.register_buffer("initial", initial.clone())
+        self.register_buffer("targets", self._sorted(initial))  # initial, in ascending order within each tensor
+
+    @torch.no_grad()
+    def weights_renewed(self, renewed: Tensor) -> None:
+        """Take in what has been drawn for the first time."""
+        self.initial.copy_(self.first_drawn(self.initial, renewed))
+        self.targets.copy_(self._sorted(self.initial))
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
-        squares = (self._sorted() - self.initial).square()
+        squares = (self._sorted(self.flat_parameters()) - self.targets).square()
         if self.options.reduction == "sum":
             return self.lam * squares.sum()
         return self.lam * torch.stack([part.mean() for part in squares.split(self._sizes)]).sum()
@@ -57,7 +68,7 @@ class Wasserstein(Strategy):
             "arXiv:2406.06811v1; the equation was not checked"
         ]
 
-    def _sorted(self) -> Tensor:
-        """The trained weights (P,), in ascending order within each tensor."""
+    def _sorted(self, weights: Tensor) -> Tensor:
+        """Flat weights (P,) in ascending order within each tensor."""
         # Stable, so that equal weights (biases of 0) get a gradient that does not depend on how they are sorted.
-        return torch.cat([part.sort(stable=True).values for part in self.flat_parameters().split(self._sizes)])
+        return torch.cat([part.sort(stable=True).values for part in weights.split(self._sizes)])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from clbench.errors import ConfigError
 from clbench.registry import SCENARIOS
+from clbench.scenarios.build import Part, StreamPlan
 from clbench.scenarios.class_incremental import class_order
 
 
@@ -126,3 +127,27 @@ def test_superclass_tasks_need_superclasses_and_no_base(make_source, build_strea
         build_stream(make_source(), "class_incremental", increment=None)
     with pytest.raises(ConfigError, match=r"base=2 needs scenario\.increment"):
         build_stream(make_source(superclass=np.zeros(6, int)), "class_incremental", increment=None, base=2)
+
+
+@pytest.mark.parametrize("setting", ["class", "task", "domain"])
+def test_a_class_of_two_tasks_is_refused_where_outputs_are_of_one(setting, make_source, build_stream, monkeypatch):
+    """Of a kind of a user's own: the label would be hidden from the samples of all its tasks but the last."""
+    classes = [[0, 1], [2, 3], [0, 2]]
+
+    class Returning:
+        config = SCENARIOS["class_incremental"].config
+
+        @classmethod
+        def plan(cls, config, data, seed):
+            parts = [Part({c: c for c in labels}) for labels in classes]
+            return StreamPlan(setting, data.class_names[:4], ["a", "b", "c"], classes, parts)
+
+    monkeypatch.setitem(SCENARIOS._entries, "returning", Returning)
+    source = make_source(4)
+    if setting == "domain":
+        assert build_stream(source, "returning", increment=2).task_classes == classes
+        return
+    with pytest.raises(
+        ConfigError, match=r"class 'c0' of scenario tiny is in the tasks 0 and 2, and in a .*-incremental stream"
+    ):
+        build_stream(source, "returning", increment=2)

@@ -1,11 +1,279 @@
-"""Strategies combined through ``strategy.plus``, and what every strategy shares."""
+"""Strategies combined through ``strategy.plus``: every pair, and what every strategy shares."""
+
+import dataclasses
+from functools import cache
 
 import pytest
 import torch
+from pairs import base_config, network_for, options_of, setting_for, trained, trainer_of
+from torch import Tensor
 
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Needs
+from clbench.strategies.base import Needs, Strategy
+from clbench.strategies.composition import CONFLICTS, TRAITS, refuse, traits_of
+
+NAMES = STRATEGIES.names()
+
+LORA = {"lora", "ilora", "reglora"}
+PROMPTS = {"coda_prompt", "dualprompt", "l2p", "oneprompt", "ovor"}
+CLOSED_FORM = {"acil", "if2net", "ranpac", "slda"}
+NETWORK_PER_TASK = {"dst", "hypernetwork"}
+RESETS = {"continual_backprop", "redo"}
+OUTLIERS = {"outliers", "ovor"}
+OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
+MOVES = RESETS | {"shrink_perturb"}
+ALL = set(NAMES)
+MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
+
+REFUSED = [
+    (LORA | PROMPTS, LORA | PROMPTS, "each of them freezes the network and trains what it puts into it"),
+    (NETWORK_PER_TASK, {"ilora"}, "each of them decides"),
+    (NETWORK_PER_TASK, LORA | PROMPTS, "makes a network for every task"),
+    (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
+    ({"predkd"}, {"dst"}, "the second for"),
+    ({"hypernetwork"}, {"er", "joint", "predkd"}, "each of them decides the loss"),
+    ({"hypernetwork"}, OF_WEIGHTS | MOVES | {"ewc"}, "leaves none that are trained"),
+    (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
+    (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
+    (CLOSED_FORM, {"ilora"}, "each of them decides the prediction"),
+    (CLOSED_FORM, {"reglora"}, "does not act before the second"),
+    (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
+    ({"er", "ilora", "joint", "predkd"}, {"er", "ilora", "joint", "predkd"}, "each of them decides the loss"),
+    ({"agem", "gem", "owm"}, {"agem", "gem", "owm"}, "each of them decides the gradient's projection"),
+    (RESETS, LORA | PROMPTS, "resets hidden units"),
+    ({"owm"}, LORA | PROMPTS, "trains the head alone"),
+    ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
+    ({"ewc"}, {"reglora"}, "anew for every task"),
+    (OUTLIERS, MOVES, "changes the weights behind them"),
+    (OUTLIERS, OUTLIERS, "each of them trains the head against virtual outliers"),
+    (OUTLIERS, {"joint"}, "trains on those of earlier tasks"),
+]
+"""Pairs that are refused, of one set with the other in either order, and a part of the sentence; the first that fits counts."""
+
+SAME_AS_ONE_ALONE = {"finetune": "it adds nothing to any other strategy"}
+"""Strategies that change nothing beside another one, and why that is so."""
+
+
+def refusal(first: str, second: str) -> str | None:
+    """A part of the sentence by which the pair is refused, in this order; None where it is accepted."""
+    for one, other, part in REFUSED:
+        if (first in one and second in other) or (second in one and first in other):
+            return part
+    if second in LORA | PROMPTS:
+        return "puts modules into the network"
+    if second in NETWORK_PER_TASK:
+        return "has to be the main strategy"
+    return None
+
+
+def assert_sentence(error: Exception, *parts: str) -> None:
+    """One sentence for a user, with these parts."""
+    text = str(error)
+    assert all(part in text for part in parts), text
+    assert "\n" not in text
+    assert ". " not in text
+    assert not text.endswith(".")
+
+
+@cache
+def alone(name: str, **where) -> Tensor:
+    """Logits of a strategy trained without another."""
+    return trained(options_of(name), **where).logits
+
+
+@pytest.mark.parametrize("first", NAMES)
+def test_every_pair(first):
+    """Accepted: three tasks of two steps with finite losses, and other predictions than those of either strategy alone."""
+    for second in NAMES:
+        names = first, second
+        if first == second:
+            continue
+        where = {"setting": setting_for(names), "network": network_for(names)}
+        if OUTLIERS & set(names):  # whose last step of a task is the head's alone
+            where["max_steps_per_task"] = 3
+        part = refusal(first, second)
+        if part is not None:
+            with pytest.raises(ConfigError) as caught:
+                trainer_of(options_of(first), options_of(second), **where)
+            assert_sentence(caught.value, first, second, part)
+            continue
+        both = trained(options_of(first), options_of(second), **where)
+        assert torch.tensor(both.losses).isfinite().all(), names
+        assert not both.logits.isnan().any(), names
+        for one, other in (names, names[::-1]):
+            same = torch.equal(both.logits, alone(one, **where))
+            assert same == (other in SAME_AS_ONE_ALONE), f"{names} against {one}"
+
+
+def with_options(name: str, **options) -> StrategyConfig:
+    return dataclasses.replace(options_of(name), **options)
+
+
+FROM_SCRATCH = {"from_scratch": True}
+
+REFUSED_WITH_OPTIONS = [
+    ("joint", FROM_SCRATCH, "ewc", {}, "ewc keeps what single ones were worth"),
+    ("joint", FROM_SCRATCH, "owm", {}, "owm keeps what single ones were worth"),
+    ("joint", FROM_SCRATCH, "continual_backprop", {}, "from the initial weights"),
+    ("joint", FROM_SCRATCH, "lwf", {}, "lwf holds on to what the network was before"),
+    ("joint", FROM_SCRATCH, "featkd", {}, "featkd holds on to what the network was before"),
+    ("joint", FROM_SCRATCH, "shrink_perturb", {"every": "task"}, "shrinks what earlier tasks have made"),
+    ("joint", FROM_SCRATCH, "reglora", {}, "reglora merges what a task has learned into frozen weights"),
+    ("reglora", {}, "shrink_perturb", {"every": "task"}, "anew for every task"),
+    ("acil", {"extractor": "frozen"}, "spectral", {}, "learns without gradients and in one pass, where spectral"),
+    ("ranpac", {"extractor": "frozen"}, "lora", {}, "learns without gradients and in one pass, where lora"),
+    (
+        "if2net",
+        {"extractor": "pixels"},
+        "wasserstein",
+        {},
+        "learns without gradients and in one pass, where wasserstein",
+    ),
+    ("acil", {}, "l2", {"from_start": False}, "l2 does not act before the second"),
+    ("owm", {"layers": "last"}, "shrink_perturb", {"every": "task"}, "as weight decay does"),
+]
+"""Pairs that are refused with some options, in either order."""
+
+ACCEPTED_WITH_OPTIONS = [
+    ("joint", FROM_SCRATCH, "l2", {}),
+    ("joint", FROM_SCRATCH, "l2_init", {}),
+    ("joint", FROM_SCRATCH, "gem", {}),
+    ("coda_prompt", {}, "joint", FROM_SCRATCH),
+    ("dualprompt", {}, "joint", FROM_SCRATCH),
+    ("outliers", {}, "shrink_perturb", {"every": "task"}),
+    ("acil", {}, "l2", {"from_start": False, "towards": "zero", "where": "all"}),
+    ("lora", {}, "ranpac", {"extractor": "first_task"}),
+]
+
+
+@pytest.mark.parametrize(("first", "of_first", "second", "of_second", "part"), REFUSED_WITH_OPTIONS)
+def test_pairs_that_their_options_make_meaningless(first, of_first, second, of_second, part):
+    chosen = [with_options(first, **of_first), with_options(second, **of_second)]
+    config = base_config("class", network_for((first, second)))
+    for order in (chosen, chosen[::-1]):
+        with pytest.raises(ConfigError) as caught:
+            refuse(order, config)
+        assert_sentence(caught.value, first, second, part)
+
+
+@pytest.mark.parametrize(("first", "of_first", "second", "of_second"), ACCEPTED_WITH_OPTIONS)
+def test_pairs_that_their_options_do_not_contradict(first, of_first, second, of_second):
+    options = with_options(first, **of_first), with_options(second, **of_second)
+    where = {"setting": "class", "network": network_for((first, second))}
+    both = trained(*options, **where)
+    assert torch.tensor(both.losses).isfinite().all()
+    for one in options:
+        assert not torch.equal(both.logits, trained(one, **where).logits)
+
+
+def test_every_rule_has_a_pair():
+    """No row of the table could be left out."""
+    met = set()
+    cases = [(first, {}, second, {}) for first in NAMES for second in NAMES if first < second]
+    for first, of_first, second, of_second in [*cases, *(case[:4] for case in REFUSED_WITH_OPTIONS)]:
+        try:
+            refuse([with_options(first, **of_first), with_options(second, **of_second)], base_config("class", "mlp"))
+        except ConfigError as error:
+            orders = [{"one": first, "other": second}, {"one": second, "other": first}]
+            met |= {
+                rule for rule in CONFLICTS if any(str(error).endswith(rule.why.format(**names)) for names in orders)
+            }
+    assert met == set(CONFLICTS)
+    used: set[str] = {trait for rule in CONFLICTS for trait in (rule.one, rule.other, rule.unless)}
+    assert TRAITS.keys() <= used
+
+
+def test_of_several_added_strategies_every_two_are_looked_at():
+    with pytest.raises(ConfigError, match="er and joint cannot be combined"):
+        refuse([options_of(name) for name in ("l2", "er", "spectral", "joint")], base_config("class", "mlp"))
+
+
+class Importances(Strategy):
+    """A strategy of a user's own."""
+
+    needs = Needs(weights_only=True, traits=frozenset({"remembers weights"}))
+
+
+class Misspelt(Strategy):
+    needs = Needs(traits=frozenset({"remembers wieghts"}))
+
+
+def test_a_strategy_of_ones_own_declares_its_traits(monkeypatch):
+    monkeypatch.setitem(STRATEGIES._entries, "importances", Importances)
+    own = StrategyConfig(name="importances")
+    refuse([options_of("lora"), own], base_config("class", "vit"))
+    with pytest.raises(
+        ConfigError, match="reglora and importances cannot be combined: reglora draws its trained weights anew"
+    ):
+        refuse([options_of("reglora"), own], base_config("class", "vit"))
+    with pytest.raises(ValueError, match="Misspelt declares remembers wieghts, none of makes networks"):
+        traits_of(Misspelt, own)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["strategy=owm", "trainer.optimizer=adam"], ["trainer.optimizer=adam undoes", "owm", "Valid choices: sgd"]),
+        (["strategy=owm", "trainer.optimizer=adamw"], ["trainer.optimizer=adamw undoes", "owm"]),
+        (["strategy=owm", "trainer.weight_decay=0.1"], ["trainer.weight_decay=0.1 moves weights", "owm"]),
+        (["strategy=er", "strategy.plus=[owm]", "trainer.optimizer=adam"], ["trainer.optimizer=adam undoes", "owm"]),
+        (["strategy=acil", "trainer.zero_head=true"], ["trainer.zero_head=true", "acil does not"]),
+        (
+            ["strategy=l2", "strategy.plus=[acil]", "trainer.zero_head=true"],
+            ["trainer.zero_head=true", "acil does not"],
+        ),
+        (
+            ["strategy=joint", "strategy.from_scratch=true", "trainer.zero_head=true"],
+            ["trainer.zero_head=true has no meaning with joint"],
+        ),
+        (
+            [
+                "strategy=lora",
+                "model=small_vit",
+                "model.image_size=8",
+                "strategy.plus=[l2]",
+                "+plus.l2.where=attention",
+            ],
+            ["plus.l2.where=attention names weights that strategy=lora freezes"],
+        ),
+        (
+            [
+                "strategy=er",
+                "model=small_vit",
+                "model.image_size=8",
+                "strategy.plus=[ewc]",
+                "+plus.ewc.where=attention",
+            ],
+            ["plus.ewc.where=attention freezes weights that strategy=er takes for trained ones"],
+        ),
+    ],
+)
+def test_options_of_the_run_that_contradict_a_strategy(overrides, parts, small_setup):
+    with pytest.raises(ConfigError) as caught:
+        small_setup(*overrides)
+    text = str(caught.value)
+    assert all(part in text for part in parts), text
+
+
+def test_what_is_refused_is_refused_before_data_are_read(small_setup):
+    with pytest.raises(ConfigError, match="er and joint cannot be combined"):
+        small_setup(
+            "strategy=er",
+            "strategy.plus=[joint]",
+            "scenario=cifar100",
+            "model=mlp",
+            "data.root=/nowhere",
+            "data.download=false",
+        )
+
+
+def test_what_an_adapter_leaves_to_the_spectral_penalty_is_said(small_setup):
+    vit = ["model=small_vit", "model.width=8", "model.depth=1", "model.heads=2", "model.image_size=8"]
+    setup = small_setup("strategy=lora", "strategy.plus=[spectral]", "strategy.rank=2", *vit)
+    assert any("spectral: 4 trained tensors of the network are not penalised" in note for note in setup.learner.notes())
+
 
 PAIRS = [
     ("er", "ewc", ["strategy.memory_size=40"], ["+plus.ewc.lam=7"]),
@@ -78,31 +346,6 @@ def test_pairs_run(first, second, options, plus, small_trainer):
     trainer = small_trainer(f"strategy={first}", f"strategy.plus=[{second}]", *options, *plus)
     trainer.fit()
     assert trainer.iteration == 20
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "reason"),
-    [
-        ("er", "joint", "er and joint cannot be combined: each of them decides the loss on the batch's samples"),
-        (
-            "l2",
-            "dst",
-            r"dst makes a network for every task and has to be the main strategy: strategy=dst strategy\.plus=\[l2\]",
-        ),
-        (
-            "dst",
-            "ewc",
-            "dst and ewc cannot be combined: dst makes a network for every task, which ewc knows nothing of",
-        ),
-        ("gem", "agem", "gem and agem cannot be combined: each of them decides the gradient's projection"),
-        ("acil", "er", "acil and er cannot be combined: acil learns without gradients and in one pass"),
-        ("ranpac", "spectral", "ranpac and spectral cannot be combined"),  # no network is trained
-        ("dst", "redo", "dst and redo cannot be combined"),
-    ],
-)
-def test_pairs_that_contradict_each_other_are_refused(first, second, reason, small_setup):
-    with pytest.raises(ConfigError, match=reason):
-        small_setup(f"strategy={first}", f"strategy.plus=[{second}]", "scenario=split_digits_task")
 
 
 def test_options_of_an_added_strategy(small_setup):

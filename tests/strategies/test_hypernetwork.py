@@ -440,8 +440,14 @@ def test_training_looks_at_the_tasks_own_classes_whatever_the_scope(small_traine
             "split_digits has tasks of a single class, of which every network",
         ),
         (["strategy.growth=true"], r"strategy\.growth=true needs strategy\.kind=recurrent, not chunked"),
-        (["strategy.plus=[ewc]"], "ewc acts on trained weights of the network, of which there are none"),
-        (["strategy.plus=[l2]"], "l2 acts on trained weights of the network, of which there are none"),
+        (
+            ["strategy.plus=[ewc]"],
+            "hypernetwork and ewc cannot be combined: hypernetwork makes all weights of the network, and leaves none",
+        ),
+        (
+            ["strategy.plus=[l2]"],
+            "hypernetwork and l2 cannot be combined: hypernetwork makes all weights of the network",
+        ),
         (
             ["strategy.plus=[lwf]"],
             "hypernetwork and lwf cannot be combined: hypernetwork makes a network for every task",

@@ -79,7 +79,7 @@ def test_replay_composes_with_it(small_trainer, learn_tasks):
         (["strategy.blocks=[1,1]"], r"strategy\.blocks=\[1, 1\] has to name at least one block, and none twice"),
         (["strategy.blocks=[]"], r"strategy\.blocks=\[\] has to name at least one block"),
         (["strategy.blocks=[-1]"], r"strategy l2p prompts block -1 of a network that has the blocks 0 to 1"),
-        (["strategy.plus=[lora]"], r"lora puts modules into the network"),
+        (["strategy.plus=[lora]"], r"l2p and lora cannot be combined: each of them freezes the network"),
     ],
 )
 def test_refusals(wrong, message, small_setup):

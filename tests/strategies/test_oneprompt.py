@@ -87,7 +87,7 @@ def test_needs_a_vision_transformer(name, small_setup):
             ["model.frozen=2"],
             r"model\.frozen=2 has no meaning with strategy=oneprompt, which freezes the network .* leave it at 0",
         ),
-        (["strategy.plus=[l2p]"], r"l2p puts modules into the network.* make it the main strategy"),
+        (["strategy.plus=[l2p]"], r"oneprompt and l2p cannot be combined: each of them freezes the network"),
     ],
 )
 def test_refusals(wrong, message, small_setup):

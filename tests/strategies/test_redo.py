@@ -204,7 +204,7 @@ def test_networks_without_such_units_are_refused(options):
 
 
 IGNORED = "dst and {} cannot be combined: dst makes a network for every task, which {} knows nothing of"
-NOTHING_TRAINED = "{} acts on trained weights of the network, of which there are none"
+NOTHING_TRAINED = "hypernetwork makes all weights of the network, and leaves none that are trained to {}"
 
 
 @pytest.mark.parametrize(

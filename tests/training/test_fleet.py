@@ -41,9 +41,10 @@ def assert_same_when_alone(small_trainer, members: list[list[str]]) -> None:
 def test_a_member_equals_its_solo_run(name, setting, small_trainer):
     # SGD: Adam makes a full step of a dead weight, whose gradient is nothing but rounding.
     common = [*options(name, setting), "trainer.optimizer=sgd"]
+    decay = "trainer.weight_decay=0.01" if STRATEGIES[name].needs.weight_decay else "trainer.weight_decay=0.0"
     members = [
         [*common, "seed=0", "trainer.lr=0.05", "trainer.momentum=0.9"],
-        [*common, "seed=1", "trainer.lr=0.02", "trainer.momentum=0.5", "trainer.weight_decay=0.01"],
+        [*common, "seed=1", "trainer.lr=0.02", "trainer.momentum=0.5", decay],
         [*common, "seed=2", "trainer.lr=0.1", "trainer.momentum=0.0"],
     ]
     assert_same_when_alone(small_trainer, members)
@@ -101,6 +102,30 @@ def test_members_in_different_phases(small_trainer):
     """One holds its features, in evaluation mode and without gradients, while the other still trains them."""
     common = ["strategy=outliers", *RESNET, "trainer.optimizer=adam", "trainer.reset_optimizer=false"]
     assert_same_when_alone(small_trainer, [[*common, "strategy.share=0.25"], [*common, "strategy.share=0.75"]])
+
+
+VIT = ["model=small_vit", "model.width=8", "model.depth=1", "model.heads=2", "model.image_size=8"]
+TOGETHER = {
+    "components": [*VIT, "strategy=coda_prompt", "strategy.blocks=[0]", "strategy.pool=5", "strategy.length=2",
+                   "strategy.plus=[wasserstein,l2_init]"],
+    "joint": [*VIT, "strategy=coda_prompt", "strategy.blocks=[0]", "strategy.pool=5", "strategy.length=2",
+              "strategy.plus=[joint]", "+plus.joint.from_scratch=true"],
+    "resets": ["strategy=ewc", "strategy.plus=[l2_init,wasserstein,l2,redo]", "+plus.redo.period_unit=steps",
+               "+plus.redo.period=1", "+plus.redo.threshold=0.5"],
+}  # fmt: skip
+"""Strategies that draw weights anew, and others that are told."""
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_members_are_told_of_their_own_weights_that_are_drawn_anew(case, small_trainer):
+    common = [
+        *TOGETHER[case],
+        "trainer.max_steps_per_task=2",
+        "scenario=split_digits",
+        "scenario.tasks=3",
+        "scenario.frozen=null",
+    ]
+    assert_same_when_alone(small_trainer, [[*common, "seed=0"], [*common, "seed=1", "trainer.lr=0.02"]])
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())

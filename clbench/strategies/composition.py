@@ -1,0 +1,347 @@
+"""Which strategies go together, with each other and with the rest of a run: all rules in one place.
+
+A rule is one of
+
+* a hook of :data:`EXCLUSIVE`, which one strategy at most may override, since it decides the whole of something;
+* a row of :data:`CONFLICTS`: two traits (:data:`TRAITS`) that contradict each other, in whichever order the strategies are
+  named;
+* a place: what makes the network, or changes it, has to be the main strategy;
+* an option of the run (optimizer, ``trainer.zero_head``, ``model.frozen``, …) that makes a strategy meaningless, or the strategy
+  the option.
+
+A strategy of one's own gets the first kind of rule from what it overrides, and some traits from its :class:`Needs`; it declares
+the others in ``Needs.traits``, or, where they depend on its options, in :meth:`Strategy.traits`. Without any it is taken for a
+method that sends samples through the network and keeps nothing of single weights.
+
+:func:`refuse` reads classes and options alone, before data are loaded or anything is built.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from clbench.config import RunConfig, StrategyConfig
+from clbench.errors import ConfigError
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import EXAMPLES, Scenario
+from clbench.strategies.base import Strategy
+
+EXCLUSIVE = {
+    "outputs": "the weights of the network",
+    "data_loss": "the loss on the batch's samples",
+    "edit_gradients": "the gradient's projection",
+    "learn": "what is learned without gradients",
+    "predict": "the prediction",
+}
+"""Hooks that one strategy at most overrides, and what they decide."""
+
+TRAITS = {
+    # what follows from hooks and needs
+    "makes networks": "it makes a network for every task: overrides outputs",
+    "learns without gradients": "it overrides learn",
+    "adds modules": "it freezes the network and trains what it puts in: changes_network",
+    "transformer": "it acts within a vision transformer: needs.transformer",
+    "trains on all data": "earlier tasks' samples are among the new ones: needs.all_data",
+    "sends samples": "it takes the model for the network, and sends samples through it: not needs.weights_only",
+    # what is declared of how it treats weights
+    "makes all weights": "no weight of the network itself is trained",
+    "redraws weights": "trained weights are drawn anew for every task, and what they were is merged elsewhere",
+    "starts from scratch": "every task begins with the initial weights",
+    "moves weights": "it changes weights after steps, beside the optimizer",
+    "shrinks weights": "it makes all trained weights smaller",
+    "shrinks between tasks": "it does so at the start of a task",
+    "trains first task": "it learns without gradients, but for the first task",
+    # what is declared of what it relies on
+    "reads weights": "it acts on trained weights of the network",
+    "remembers weights": "it keeps, from task to task, what single weights are worth or have been",
+    "remembers outputs": "it keeps the network of the task before, to be like it",
+    "acts from second task": "in the first task it does nothing",
+    "resets units": "it acts on single hidden units",
+    "projects layers": "it acts on the inputs of linear layers and convolutions",
+    "holds features": "in a part of each task all that features depend on stands still",
+    "reads current task": "it takes the new samples for those of the current task",
+    "virtual outliers": "it trains the head against virtual outliers",
+}
+"""What decides with which others a strategy goes together."""
+
+
+class Conflict(NamedTuple):
+    """Two traits that contradict each other.
+
+    Attributes:
+        one, other: traits of two strategies, named first in the sentence and second.
+        why: completes "a and b cannot be combined: …"; {one} and {other} stand for their names.
+        unless: a trait that lifts the rule where ``one`` has it too.
+    """
+
+    one: str
+    other: str
+    why: str
+    unless: str = ""
+
+
+CONFLICTS = (
+    Conflict("adds modules", "adds modules", "each of them freezes the network and trains what it puts into it"),
+    Conflict(
+        "makes networks",
+        "adds modules",
+        "{one} makes a network for every task, and {other} puts modules into a single one",
+    ),
+    Conflict(
+        "makes all weights",
+        "reads weights",
+        "{one} makes all weights of the network, and leaves none that are trained to {other}",
+    ),
+    Conflict("makes networks", "sends samples", "{one} makes a network for every task, which {other} knows nothing of"),
+    Conflict(
+        "learns without gradients",
+        "sends samples",
+        "{one} learns without gradients and in one pass, where {other} has nothing to act on",
+    ),
+    Conflict(
+        "learns without gradients",
+        "acts from second task",
+        "{one} trains the network in the first task at most, and {other} does not act before the second",
+    ),
+    Conflict(
+        "learns without gradients",
+        "reads weights",
+        "{one} learns without gradients and in one pass, where {other} has nothing to act on",
+        unless="trains first task",
+    ),
+    Conflict(
+        "learns without gradients",
+        "adds modules",
+        "{one} learns without gradients and in one pass, where {other} has nothing to act on",
+        unless="trains first task",
+    ),
+    Conflict(
+        "transformer", "resets units", "{other} resets hidden units, and the transformer of {one} has none that can be"
+    ),
+    Conflict(
+        "adds modules",
+        "projects layers",
+        "{other} projects gradients of linear layers and convolutions, of which {one} trains the head alone",
+    ),
+    Conflict(
+        "projects layers",
+        "shrinks weights",
+        "{one} projects gradients, and {other} changes weights beside them, as weight decay does",
+    ),
+    Conflict(
+        "redraws weights",
+        "remembers weights",
+        "{one} draws its trained weights anew for every task, and {other} keeps what single ones were worth to earlier tasks",
+    ),
+    Conflict(
+        "redraws weights",
+        "shrinks between tasks",
+        "{one} draws its trained weights anew for every task, and {other} shrinks what earlier tasks have made of them",
+    ),
+    Conflict(
+        "redraws weights",
+        "starts from scratch",
+        "{one} merges what a task has learned into frozen weights, and {other} starts every task from the initial ones",
+    ),
+    Conflict(
+        "starts from scratch",
+        "remembers weights",
+        "{one} starts every task from the initial weights, and {other} keeps what single ones were worth to earlier tasks",
+    ),
+    Conflict(
+        "starts from scratch",
+        "shrinks between tasks",
+        "{one} starts every task from the initial weights, and {other} shrinks what earlier tasks have made of them",
+    ),
+    Conflict(
+        "starts from scratch",
+        "remembers outputs",
+        "{one} starts every task from the initial weights, and {other} holds on to what the network was before",
+    ),
+    Conflict(
+        "holds features",
+        "moves weights",
+        "{one} keeps features as they are in a part of every task, and {other} changes the weights behind them after steps",
+    ),
+    Conflict(
+        "reads current task",
+        "trains on all data",
+        "{one} takes the new samples for those of the current task, and {other} trains on those of earlier tasks among them",
+    ),
+    Conflict("virtual outliers", "virtual outliers", "each of them trains the head against virtual outliers"),
+)
+"""In the order in which they are looked at."""
+
+
+class Chosen(NamedTuple):
+    """A strategy of a run, not built yet."""
+
+    name: str
+    cls: type[Strategy]
+    options: StrategyConfig
+    traits: frozenset[str]
+
+
+def refuse(chosen: Sequence[StrategyConfig], config: RunConfig) -> None:
+    """Refuse strategies that do not go together, or not with the run's other options.
+
+    Args:
+        chosen: options of the main strategy, then of those in ``strategy.plus``.
+        config: the run.
+
+    Raises:
+        ConfigError: with the names of both, and why.
+    """
+    strategies = [Chosen(o.name, STRATEGIES[o.name], o, traits_of(STRATEGIES[o.name], o)) for o in chosen]
+    for one, other in combinations(strategies, 2):
+        _refuse_pair(one, other)
+    _refuse_places(strategies)
+    _refuse_options(strategies, config)
+
+
+def refuse_network(options: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
+    """Refuse a strategy that is not defined for this setting or for this kind of network.
+
+    Raises:
+        ConfigError: with the valid choices.
+    """
+    needs = STRATEGIES[options.name].needs
+    if scenario.setting not in needs.settings:
+        raise ConfigError(
+            f"strategy {options.name} is not defined for {scenario.setting}-incremental scenarios such as {scenario.name}. "
+            f"Valid choices: {', '.join(f'{s}-incremental, e.g. scenario={EXAMPLES[s]}' for s in needs.settings)}"
+        )
+    if needs.transformer and getattr(model.backbone, "transformer", None) is None:
+        raise ConfigError(
+            f"strategy {options.name} acts within a vision transformer, which this network is not. Valid choices: "
+            "model=small_vit, or model=timm with a plain ViT, e.g. model.name=vit_base_patch16_224 model.pretrained=true"
+        )
+
+
+def traits_of(cls: type[Strategy], options: StrategyConfig) -> frozenset[str]:
+    """All traits of a strategy with these options: those that follow from its hooks and needs, and those it declares.
+
+    Raises:
+        ValueError: it declares one that does not exist.
+    """
+    declared = cls.traits(options)
+    unknown = declared - TRAITS.keys()
+    if unknown:
+        raise ValueError(f"{cls.__name__} declares {', '.join(sorted(unknown))}, none of {', '.join(TRAITS)}")
+    follows = {
+        "makes networks": overrides(cls, "outputs"),
+        "learns without gradients": overrides(cls, "learn"),
+        "adds modules": cls.changes_network,
+        "transformer": cls.needs.transformer,
+        "trains on all data": cls.needs.all_data,
+        "sends samples": not cls.needs.weights_only,
+    }
+    return declared | {trait for trait, holds in follows.items() if holds}
+
+
+def overrides(cls: type[Strategy], hook: str) -> bool:
+    """Whether a strategy defines ``hook`` itself."""
+    return getattr(cls, hook) is not getattr(Strategy, hook)
+
+
+def predicts_by_itself(cls: type[Strategy]) -> bool:
+    """Whether predictions depend on more than the model: the strategy prepares or makes them."""
+    return any(overrides(cls, hook) for hook in ("prepare_for_eval", "outputs", "predict", "predict_task"))
+
+
+# ---- places and pairs -------------------------------------------------------------------------------------------------
+
+
+def _refuse_pair(one: Chosen, other: Chosen) -> None:
+    reason = next(_contradictions(one, other), None)
+    if reason is not None:
+        raise ConfigError(f"{one.name} and {other.name} cannot be combined: {reason}")
+
+
+def _contradictions(one: Chosen, other: Chosen) -> Iterator[str]:
+    """Why the two cannot be combined, clauses in the order of the rules."""
+    common = [s for s in one.cls.needs.settings if s in other.cls.needs.settings]
+    if not common:
+        of_one, of_other = ("-, ".join(s.cls.needs.settings) for s in (one, other))
+        yield f"the first is defined for {of_one}-incremental streams, the second for {of_other}-incremental ones"
+    for hook, what in EXCLUSIVE.items():
+        if overrides(one.cls, hook) and overrides(other.cls, hook):
+            yield f"each of them decides {what}"
+    for rule in CONFLICTS:
+        for first, second in ((one, other), (other, one)):
+            if rule.one in first.traits and rule.other in second.traits and rule.unless not in first.traits:
+                yield rule.why.format(one=first.name, other=second.name)
+
+
+def _refuse_places(strategies: list[Chosen]) -> None:
+    """Refuse an added strategy that has to be the main one; pairs of such strategies have been refused already."""
+    for added in strategies[1:]:
+        others = [s.name for s in strategies if s is not added]
+        command = f"strategy={added.name} strategy.plus=[{','.join(others)}]"
+        if "adds modules" in added.traits:
+            raise ConfigError(
+                f"{added.name} puts modules into the network, where the other strategies have to find them: make it the main "
+                f"strategy, {command}"
+            )
+        # The maker may change what is trained, and the others have to find it as it is then.
+        if "makes networks" in added.traits:
+            raise ConfigError(f"{added.name} makes a network for every task and has to be the main strategy: {command}")
+
+
+# ---- options of the run -----------------------------------------------------------------------------------------------
+
+
+def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
+    main, model, trainer = strategies[0], config.model, config.trainer
+    if "adds modules" in main.traits and (model.trained != "all" or model.frozen):
+        option, left_at = (
+            (f"trained={model.trained}", "all") if model.trained != "all" else (f"frozen={model.frozen}", "0")
+        )
+        raise ConfigError(
+            f"model.{option} has no meaning with strategy={main.name}, which freezes the network and trains what it puts "
+            f"into it: leave it at {left_at}"
+        )
+    for strategy in strategies:
+        _refuse_optimizer(strategy, config)
+        if strategy is not main:
+            _refuse_attention(strategy, main, model.trained)
+        if trainer.zero_head and predicts_by_itself(strategy.cls):
+            raise ConfigError(
+                "trainer.zero_head=true is for methods that predict with the network's own head, which "
+                f"{strategy.name} does not: set trainer.zero_head=false"
+            )
+        if trainer.zero_head and "starts from scratch" in strategy.traits:
+            raise ConfigError(
+                f"trainer.zero_head=true has no meaning with {strategy.name}, which gives the head its initial weights at every "
+                "task's start: set trainer.zero_head=false"
+            )
+
+
+def _refuse_optimizer(strategy: Chosen, config: RunConfig) -> None:
+    needs, trainer = strategy.cls.needs, config.trainer
+    if trainer.optimizer not in needs.optimizers:
+        raise ConfigError(
+            f"trainer.optimizer={trainer.optimizer} undoes what {strategy.name} makes of gradients. Valid choices: "
+            f"{', '.join(needs.optimizers)}"
+        )
+    if trainer.weight_decay and not needs.weight_decay:
+        raise ConfigError(
+            f"trainer.weight_decay={trainer.weight_decay} moves weights beside the gradients that {strategy.name} projects: set "
+            "trainer.weight_decay=0"
+        )
+
+
+def _refuse_attention(added: Chosen, main: Chosen, trained: str) -> None:
+    """Refuse ``where=attention`` of an added strategy where the main one takes other weights for trained."""
+    if getattr(added.options, "where", None) != "attention":
+        return
+    if "adds modules" in main.traits:
+        raise ConfigError(
+            f"plus.{added.name}.where=attention names weights that strategy={main.name} freezes: set it to all or backbone"
+        )
+    if "attention" not in (trained, getattr(main.options, "where", None)):
+        raise ConfigError(
+            f"plus.{added.name}.where=attention freezes weights that strategy={main.name} takes for trained ones: set "
+            "model.trained=attention as well"
+        )

@@ -1,0 +1,177 @@
+"""Every pair of strategies, trained on a stream so small that all of them can be: three tasks of two steps.
+
+Composing a configuration takes a hundred times as long as such a run. So the stream is made once for each setting, options once
+for each strategy, and a run is set up from dataclasses.
+"""
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from composed import composed
+from omegaconf import OmegaConf
+from streams import setting_of, small_options
+from torch import Tensor
+
+from clbench.config import RunConfig, typed
+from clbench.evaluation.evaluator import ContinualEvaluator
+from clbench.registry import STRATEGIES
+from clbench.run import added_strategy, learner_of, network_of
+from clbench.scenarios.build import build
+from clbench.scenarios.inputs import InputPipeline
+from clbench.scenarios.scenario import Scenario, Split
+from clbench.strategies.composition import refuse
+from clbench.training.precision import Precision
+from clbench.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+STREAMS = {"class": "split_digits", "task": "split_digits_task"}
+
+NETWORKS = {
+    "mlp": ["model=mlp", "model.hidden=[8]"],
+    "vit": ["model=small_vit", "model.width=8", "model.depth=2", "model.heads=2", "model.image_size=8"],
+}
+
+FIXED = [
+    "scenario.classes=[0,1,2,3,4,5]",
+    "scenario.frozen=null",
+    "trainer.epochs=null",
+    "trainer.max_steps_per_task=2",
+    "trainer.batch_size=6",
+    "trainer.lr=0.2",
+    "evaluator.every=0",
+    "evaluator.subset=6",
+    "device=cpu",
+]
+
+OPTIONS = {
+    "agem": ["strategy.reference_size=2"],
+    "er": ["strategy.new_weight=0.9"],
+    "acil": ["strategy.extractor=first_task"],
+    "if2net": ["strategy.extractor=first_task"],
+    "ranpac": ["strategy.extractor=first_task"],
+    "slda": ["strategy.extractor=first_task"],
+    "dst": ["strategy.update_every=1"],
+    "redo": ["strategy.period_unit=steps", "strategy.period=1", "strategy.threshold=0.5"],
+    "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=0"],
+    "outliers": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],
+    "ovor": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],
+    "reglora": ["strategy.lam=10.0"],
+    "coda_prompt": ["strategy.pool=6"],
+}
+"""What makes a strategy act within two steps, after :data:`streams.SMALL_OPTIONS`."""
+
+
+class Result(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        logits: (n, n_classes) on all test samples.
+        losses: of all steps and terms.
+        state: the learner's.
+    """
+
+    logits: Tensor
+    losses: list[float]
+    state: dict[str, Tensor]
+
+
+def setting_for(names: tuple[str, ...]) -> str:
+    """The setting that all of the strategies are defined for, or that of the first where there is none."""
+    common = [s for s in STREAMS if all(s in STRATEGIES[name].needs.settings for name in names)]
+    return common[0] if common else setting_of(names[0], "class")
+
+
+def network_for(names: tuple[str, ...]) -> str:
+    """A transformer where one of the strategies acts within one."""
+    return "vit" if any(STRATEGIES[name].needs.transformer for name in names) else "mlp"
+
+
+@cache
+def options_of(name: str) -> Any:
+    """The strategy's options."""
+    overrides = [o.removeprefix("strategy.") for o in (*small_options(name), *OPTIONS.get(name, []))]
+    return added_strategy(name, OmegaConf.from_dotlist([o for o in overrides if not o.startswith("strategy=")]))
+
+
+@cache
+def base_config(setting: str, network: str) -> RunConfig:
+    """A run without a strategy that matters. One for each setting and network: nobody may change it."""
+    return typed(composed(f"scenario={STREAMS[setting]}", "strategy=finetune", *NETWORKS[network], *FIXED))
+
+
+@cache
+def stream(setting: str) -> Scenario:
+    """Three tasks of two classes, 12 training samples and 6 test samples in each."""
+    config = base_config(setting, "mlp")
+    scenario = build(config.scenario, config.data, config.seed, CPU)
+    train, test = (_first(split, scenario.n_tasks, n) for split, n in ((scenario.train, 12), (scenario.test, 6)))
+    return dataclasses.replace(scenario, train=train, _test=test)
+
+
+def _first(split: Split, n_tasks: int, n: int) -> Split:
+    """Some ``n`` samples of every task."""
+    chosen = []
+    for task in range(n_tasks):
+        ids = split.ids(task)
+        chosen.append(ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(task))[:n]])
+    ids = torch.cat(chosen)
+    rows = split.rows[ids].numpy()
+    digests = np.zeros((int(split.rows.max()) + 1, 2), np.uint64)
+    return Split(split.store, rows, split.labels[ids].numpy(), split.tasks[ids].numpy(), digests, n_tasks)
+
+
+def config_of(*options: Any, setting: str, network: str, **trainer: Any) -> RunConfig:
+    """A run of the first strategy with the others added to it."""
+    base = base_config(setting, network)
+    main = dataclasses.replace(options[0], plus=[o.name for o in options[1:]])
+    return dataclasses.replace(
+        base,
+        strategy=main,
+        plus={o.name: o for o in options[1:]},
+        trainer=dataclasses.replace(base.trainer, **trainer),
+    )
+
+
+def trainer_of(*options: Any, setting: str, network: str, checkpoint: Path = Path("unused"), **trainer: Any) -> Trainer:
+    """A trainer that is ready to begin; raises ConfigError where the strategies cannot be combined."""
+    config = config_of(*options, setting=setting, network=network, **trainer)
+    scenario = stream(setting)
+    refuse(list(options), config)
+    learner = learner_of(config, list(options), network_of(config, scenario), scenario)
+    inputs = InputPipeline(scenario, config.scenario.augment, config.seed, CPU)
+    evaluator = ContinualEvaluator(learner, scenario, inputs, config.evaluator, config.seed, Precision("fp32", CPU))
+    made = Trainer(config, scenario, learner, inputs, evaluator, checkpoint)
+    made.save = lambda: None  # type: ignore[method-assign]
+    evaluator.after_step = lambda *position: None  # type: ignore[method-assign]  # predictions are looked at in the end
+    return made
+
+
+def trained(*options: Any, setting: str, network: str, **trainer_options: Any) -> Result:
+    """Train on the whole stream."""
+    torch.manual_seed(0)
+    trainer = trainer_of(*options, setting=setting, network=network, **trainer_options)
+    for task in range(trainer.scenario.n_tasks):
+        trainer.task = task
+        trainer.begin_task()
+        while trainer.step < len(trainer.steps):
+            trainer.advance()
+        trainer.learner.end_task(trainer._task)
+        trainer.step = 0
+    return Result(predictions(trainer), trainer.training.loss.tolist(), trainer.learner.state_dict())
+
+
+def predictions(trainer: Trainer) -> Tensor:
+    """Logits (n, n_classes) of all test samples."""
+    learner, split = trainer.learner.eval(), trainer.scenario.test
+    samples = trainer.inputs.plain(split, torch.arange(len(split)))
+    with torch.no_grad():
+        learner.prepare_for_eval()
+        if learner.separates_tasks:
+            parts = [learner.predict_task(samples.x[samples.task == t], t) for t in range(trainer.scenario.n_tasks)]
+            return torch.cat(parts)
+        return learner.predict(samples.x, samples.task)
