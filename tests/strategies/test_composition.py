@@ -329,11 +329,11 @@ def test_terms_are_those_of_the_separate_strategies(
         learner.strategies[0].load_state_dict(both.learner.strategies[index].state_dict())
         learner.resume_at(2)
         learner.train()
+        alone_plan = learner.plan(task)
         separate = learner.loss(batch)
         expected |= separate if index == 0 else {k: v for k, v in separate.items() if k == name}
         if name in ("gem", "agem"):
             torch.testing.assert_close(edited, learner.edit_gradients(gradient, batch))
-        alone_plan = learner.plan(task)
         for ours, theirs in ((plan.replay, alone_plan.replay), (plan.reference, alone_plan.reference)):
             assert theirs is None or all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert terms.keys() == expected.keys()
