@@ -74,8 +74,16 @@ class RunFolder:
             table.to_parquet(unfinished, index=False)
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """The table in a parquet file."""
-        return pd.read_parquet(self.path / name)
+        """The table in a parquet file.
+
+        Raises:
+            DamagedRecord: it is no parquet file, or cut off.
+        """
+        try:
+            return pd.read_parquet(self.path / name)
+        except ValueError as error:  # of pyarrow
+            first = str(error).splitlines()[0]
+            raise DamagedRecord(f"{self.path / name} is damaged ({first}): run it again in another folder") from error
 
     @contextmanager
     def owned(self, wait: bool = True) -> Iterator[None]:

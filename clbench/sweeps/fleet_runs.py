@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from clbench.errors import ClbenchError, Diverged
+from clbench.machine_errors import explanation
 from clbench.progress import ProgressDisplay
 from clbench.records.run_folder import RunFolder
 from clbench.run import Run, recorded, run
@@ -162,6 +163,9 @@ def _alone(job: Job) -> Outcome:
 
 
 def _sentence(error: Exception) -> str:
+    explained = explanation(error)
+    if explained is not None:
+        return str(explained)
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"
 

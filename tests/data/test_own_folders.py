@@ -3,6 +3,7 @@
 import logging
 import os
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -276,6 +277,15 @@ def test_an_image_that_was_replaced_and_dated_back_is_decoded_anew(two_classes, 
     assert file.stat().st_size == status.st_size
     after = read(tmp_path)
     assert (after.train.content_hash, after.test.content_hash) != old
+
+
+def test_many_may_make_one_cache_at_once(two_classes, tmp_path, monkeypatch):
+    files = sorted(two_classes.rglob("*.png"))
+    monkeypatch.setattr(decode, "_cached", lambda file, n: None)  # as if none had found it
+    with ThreadPoolExecutor(4) as pool:
+        decoded = list(pool.map(lambda _: decode.decode_files(files, None, "RGB", tmp_path), range(8)))
+    assert all(np.array_equal(decoded[0], pixels) for pixels in decoded)
+    assert cached_file(tmp_path).suffix == ".npy"
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(two_classes, tmp_path, monkeypatch, caplog):

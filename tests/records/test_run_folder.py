@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clbench.config import compose, load_run_config
-from clbench.errors import MachineError
+from clbench.errors import DamagedRecord, MachineError
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
 from clbench.records.run_folder import RunFolder
 from clbench.run import run
@@ -70,6 +70,14 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         folder.write_json("summary.json", {"status": "finished"})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"status": "running"}
+
+
+def test_a_table_that_is_cut_off_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_table("curve.parquet", pd.DataFrame({"a": range(100)}))
+    (tmp_path / "curve.parquet").write_bytes((tmp_path / "curve.parquet").read_bytes()[:200])
+    with pytest.raises(DamagedRecord, match=r"curve\.parquet is damaged"):
+        folder.read_table("curve.parquet")
 
 
 def test_failed_run_says_why(tmp_path, monkeypatch):
