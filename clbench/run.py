@@ -279,8 +279,8 @@ class Run:
         try:
             yield
         except BaseException as error:  # recorded, not swallowed
-            explained = explanation(error)
-            reason = f"{type(error).__name__}: {error}" if explained is None else str(explained)
+            said = explanation(error) or error
+            reason = f"{type(said).__name__}: {said}"
             try:
                 self.folder.write_json("summary.json", {"status": "failed", "reason": reason})
             except OSError as unwritable:  # the disk that made it fail may be full for this as well

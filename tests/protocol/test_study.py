@@ -221,7 +221,7 @@ def test_a_diverged_configuration_counts_as_chance_and_the_study_goes_on(tmp_pat
 @pytest.mark.parametrize(
     ("reason", "retries", "times"),
     [("RuntimeError: out of memory", 1, 2), ("RuntimeError: out of memory", 0, 1), ("RuntimeError: x", 2, 3),
-     ("ConfigError: lr=1", 1, 1), ("DataError: damaged", 3, 1)],
+     ("ConfigError: lr=1", 1, 1), ("DataError: damaged", 3, 1), ("DamagedRecord: cut", 3, 1), ("MachineError: full", 1, 2)],
 )  # fmt: skip
 def test_how_often_a_failed_run_is_tried_again(tmp_path, study, options_of, made_runs, reason, retries, times):
     launch = made_runs(tmp_path, lambda v: reason if v["trainer.lr"] == 1.0 and v["seed"] == 1 else v["trainer.lr"])

@@ -88,7 +88,7 @@ def test_failed_run_says_why(tmp_path, monkeypatch):
         run(compose(OPTIONS), tmp_path)
     summary = RunFolder(tmp_path).read_json("summary.json")
     assert summary["status"] == "failed"
-    assert summary["reason"].startswith("the memory does not suffice (too much): a smaller trainer.batch_size")
+    assert summary["reason"].startswith("MachineError: the memory does not suffice (too much): a smaller trainer.batch")
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(tmp_path, monkeypatch):
