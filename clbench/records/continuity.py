@@ -1,6 +1,7 @@
 """Whether a run that is gone on with is still the one that was begun: its data, its first weights, its surroundings."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ def with_absolute_paths(composed: DictConfig, base: Path) -> DictConfig:
     """The same configuration with every path that is relative to ``base``, the user's working directory, made absolute.
 
     So a record says where the data were, whatever folder a run is continued from. What ``CLBENCH_DATA`` names is left to that
-    variable.
+    variable, unless that is relative itself.
     """
-    absolute = composed.copy()
+    absolute, by_variable = composed.copy(), os.environ.get("CLBENCH_DATA")
     with open_dict(absolute):
+        if absolute.data.root is None and by_variable and not Path(by_variable).expanduser().is_absolute():
+            absolute.data.root = by_variable
         for group, name in (("data", "root"), ("model", "checkpoint")):
             path = absolute.get(group, {}).get(name)
             if path is not None:

@@ -202,6 +202,15 @@ def test_relative_paths_are_recorded_as_absolute_ones(images, tmp_path, monkeypa
         run(relative, tmp_path / "moved")
 
 
+def test_a_relative_variable_is_recorded_and_an_absolute_one_is_not(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    for kind, variable, recorded in (("relative", "data", str(images)), ("absolute", str(images), None)):
+        monkeypatch.setenv("CLBENCH_DATA", variable)
+        run(composed(*OPTIONS), tmp_path / kind)
+        assert load_run_config(tmp_path / kind / "config.yaml").data.root == recorded
+        assert RunFolder(tmp_path / kind).read_json("environment.json")["data_root"] == str(images)
+
+
 def test_a_resumed_run_is_the_run_that_was_not_stopped(images, tmp_path, monkeypatch):
     run(config(images), tmp_path / "whole")
     stopped(config(images), tmp_path / "run", monkeypatch)
