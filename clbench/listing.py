@@ -125,8 +125,9 @@ def describe(name: str) -> None:
         console.print(escape(inspect.getdoc(SOURCES[name]) or ""), "", sep="\n", highlight=False)
         _print_options(console, DataConfig, Path(), "data")
         streams = [scenario for scenario in configuration.group_choices("scenario") if _source_of(scenario) == name]
+        own = " scenario.name=<a name for it> data.folder=<its folder>" if name == "folder" else ""
         commands = [f"python -m clbench scenario={scenario}" for scenario in streams] or [
-            f"python -m clbench scenario.source={name} scenario.frozen=null scenario.increment=<classes per task>"
+            f"python -m clbench scenario.source={name}{own} scenario.frozen=null scenario.increment=<classes per task>"
         ]
         console.print("[bold]run it[/bold]  " + "\n        ".join(commands), highlight=False)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import re
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from clbench.records.continuity import (
     surroundings_before,
     with_absolute_paths,
 )
+from clbench.records.peak_memory import PeakMemory
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
 from clbench.registry import MODELS, STRATEGIES
@@ -41,6 +41,7 @@ from clbench.reports.curve_figure import draw_curves
 from clbench.scenarios.build import build
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
+from clbench.scenarios.own_data import refuse_borrowed_name, with_own_note
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import torch_draws_from
 from clbench.strategies.compilation import Compilation
@@ -88,6 +89,7 @@ def set_up(composed: DictConfig) -> Setup:
             f"evaluator.connectivity_points={config.evaluator.connectivity_points} has no point between the two ends. Valid "
             "choices: 0 for never, or at least 3, e.g. 11"
         )
+    refuse_borrowed_name(config)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     allow_tf32(config.trainer.tf32)
@@ -97,7 +99,7 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = build(config.scenario, config.data, config.seed, device)
     if config.evaluator.split == "validation":
         scenario = dataclasses.replace(scenario, test_locked=True)
-    scenario = check_frozen(config.scenario, scenario)
+    scenario = with_own_note(config, check_frozen(config.scenario, scenario))
     model = network_of(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
     if device.type == "cpu":
@@ -189,6 +191,8 @@ class Run:
             live: send results to wandb while training, and not only at the end; one run of a process can.
             fleet: how many runs train together with this one and in which way, for the record.
         """
+        # From here on, but for what the system counts in: of runs in one process each has its own.
+        self._memory, self._memory_is_shared = PeakMemory(_device(self.composed.device)), fleet is not None
         setup = self.setup = set_up(self.composed)
         config, scenario, folder = setup.config, setup.scenario, self.folder
         stream = {
@@ -248,6 +252,7 @@ class Run:
             "strategy": "+".join(s.name for s in self.setup.learner),
             "scenario": scenario.name,
             "scenario_hash": scenario.hash,
+            "scenario_note": scenario.note,
             "notes": [*self.setup.learner.notes(), *trainer.notes()],
             "seed": config.seed,
             "split": config.evaluator.split,
@@ -258,7 +263,7 @@ class Run:
                 is_adaptive,
                 self.setup.learner.learns_at_task_end,
             ),
-            "costs": _costs(self.setup, trainer),
+            "costs": _costs(self.setup, trainer) | self._peak_memory(),
         }
         compiled = {"compiled": self.setup.learner.compilation.done}
         self.folder.write_json("environment.json", self.folder.read_json("environment.json") | compiled)
@@ -272,6 +277,12 @@ class Run:
             log.finish(summary, figure)
         self.folder.write_json("summary.json", summary)
         return summary
+
+    def _peak_memory(self) -> dict[str, Any]:
+        """Bytes and whose they are: of this run, of the fleet that it was trained in, or of none that could be measured."""
+        peak = self._memory.read()
+        whose = None if peak is None else "fleet" if self._memory_is_shared else "run"
+        return {"peak_memory_bytes": peak, "peak_memory_of": whose}
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
@@ -434,21 +445,16 @@ def _cuda_versions() -> dict[str, Any]:
 
 
 def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:
-    """Seconds, memory, parameters and floating-point operations."""
+    """Seconds, sizes and floating-point operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = setup.learner.model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *setup.scenario.input_shape, device=setup.device))
-    if setup.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(setup.device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds": trainer.seconds,
         "evaluation_seconds": setup.evaluator.seconds,
         "iterations": trainer.iteration,
-        "peak_memory_bytes": peak,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in trainer.parameters),
         "strategy_bytes": setup.learner.extra_bytes(),

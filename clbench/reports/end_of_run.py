@@ -82,6 +82,8 @@ def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
         cells = ["", "", "", ""]
         if "metrics" in summary:
             values = [_percent(summary["metrics"][name]) for name in ("ACC", "FORG", "min_ACC")]
+            if _is_bound(summary["metrics"], "min_ACC"):
+                values[-1] = f"≤ {values[-1]}"
             cells = [str(summary["seed"]), *values]
         status = "" if summary["status"] == "finished" else f"{summary['status']}: {summary['reason']}"
         shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
@@ -107,7 +109,9 @@ def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
     }
     for name, title, measured in ROWS:
         value = _percent(metrics[name])
-        if name == "min_ACC" and metrics["min_ACC_stderr"] is not None:
+        if metrics[name] is not None and _is_bound(metrics, name):
+            value = f"≤ {value}"
+        elif name == "min_ACC" and metrics["min_ACC_stderr"] is not None:
             value += f" ± {100 * metrics['min_ACC_stderr']:.1f}"
         table.add_row(title, value, where[measured])
     recovery, back = metrics["recovery_iterations"], metrics["switches_recovered"]
@@ -116,7 +120,9 @@ def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
     table.add_section()
     share = costs["evaluation_seconds"] / costs["seconds"]
     table.add_row("time", f"{costs['seconds']:.1f} s", f"of which evaluation {100 * share:.0f} %")
-    table.add_row("peak memory", f"{costs['peak_memory_bytes'] / 2**20:.0f} MiB", "the process")
+    peak, whose = costs["peak_memory_bytes"], {"run": "the process, this run", "fleet": "all runs trained together"}
+    known = whose.get(str(costs.get("peak_memory_of")), "not known for this run")
+    table.add_row("peak memory", "–" if peak is None else f"{peak / 2**20:.0f} MiB", known)
     table.add_row("kept beside the model", f"{costs['strategy_bytes'] / 2**20:.2f} MiB", "buffers of the strategy")
     if len(reported):
         table.add_section()
@@ -160,7 +166,14 @@ def _last_measurements(folder: Path) -> pd.DataFrame:
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
-    return summary.get("notes") or []  # a failed run has none, nor has one from before there were notes
+    """What has to be known of the stream and of the method; a failed run says nothing, nor does one of an older version."""
+    of_stream = summary.get("scenario_note")
+    return [*([f"{summary['scenario']}: {of_stream}"] if of_stream else []), *(summary.get("notes") or [])]
+
+
+def _is_bound(metrics: dict[str, Any], name: str) -> bool:
+    """Whether an adaptive evaluation knows only an upper bound, see :data:`clbench.reports.counting.BOUNDS`."""
+    return name in ("min_ACC", "WC_ACC") and metrics.get("min_ACC_resolved") is False
 
 
 def _number(value: float) -> str:

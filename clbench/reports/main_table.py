@@ -144,6 +144,8 @@ def _caption(results: Results, names: list[str]) -> str:
         "ACC, average incremental accuracy and forgetting rest on all samples at task ends, worst-case metrics and the gap on "
         "the subsets that are evaluated during training.",
     ]
+    if "scenario_note" in rows and (notes := distinct(rows.scenario_note[rows.scenario_note != ""])):
+        sentences.append(f"The stream: {notes}.")
     if rows.protocol.notna().any():
         sentences.append(f"Every method was tuned before, by the protocol {distinct(rows.protocol)}.")
     if (rows.status == "diverged").any():

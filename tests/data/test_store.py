@@ -61,7 +61,8 @@ def test_every_placement_trains_on_the_same_inputs(tmp_path, small_setup):
     inputs = {}
     for placement in PLACEMENTS:
         setup = small_setup(
-            "strategy=finetune", "scenario.source=folder", "scenario.frozen=null", "scenario.augment.crop_padding=1",
+            "strategy=finetune", "scenario.source=folder", "scenario.name=own", "scenario.frozen=null",
+            "scenario.augment.crop_padding=1",
             f"data.root={tmp_path}", "data.folder=set", f"data.placement={placement}",
         )  # fmt: skip
         split = setup.scenario.train

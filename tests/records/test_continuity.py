@@ -20,6 +20,7 @@ from clbench.run import run
 OPTIONS = [
     "strategy=finetune",
     "scenario.source=folder",
+    "scenario.name=own",
     "scenario.frozen=null",
     "scenario.increment=2",
     "data.folder=own",

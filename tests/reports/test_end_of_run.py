@@ -78,6 +78,36 @@ def test_every_number_says_what_it_was_measured_on():
     assert "somewhere" in text
 
 
+def test_unresolved_minima_are_upper_limits():
+    summary, tasks = some_run(3)
+    summary["metrics"] |= {"min_ACC": 0.817, "WC_ACC": 0.843, "min_ACC_stderr": 0.022, "min_ACC_resolved": False}
+    text = shown(end_of_run(summary, tasks, Path("somewhere")), width=80)
+    row = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if line.count("│") == 4}
+    assert (row["min-ACC"], row["WC-ACC"]) == ("≤ 81.7 %", "≤ 84.3 %")
+    assert "≤ 81.7 %" in shown(end_of_sweep([summary], [Path("a")]))
+    summary["metrics"]["min_ACC_resolved"] = True
+    text = shown(end_of_run(summary, tasks, Path("somewhere")), width=80)
+    assert "≤" not in text
+    assert "81.7 % ± 2.2" in text
+
+
+@pytest.mark.parametrize(
+    ("peak", "whose", "text"), [(None, None, "– │ not known for this run"), (2**20, "fleet", "1 MiB │ all")]
+)
+def test_peak_memory_says_whose_it_is(peak, whose, text):
+    summary, tasks = some_run(2)
+    summary["costs"] |= {"peak_memory_bytes": peak, "peak_memory_of": whose}
+    assert text in shown(end_of_run(summary, tasks, Path("somewhere")), width=80)
+
+
+def test_a_note_on_the_stream_is_shown():
+    summary, tasks = some_run(2)
+    text = shown(
+        end_of_run(summary | {"scenario_note": "not the frozen stream x/v1: increment=5"}, tasks, Path("somewhere"))
+    )
+    assert "stream: not the frozen stream x/v1: increment=5" in text.splitlines()
+
+
 def test_diverged_run_says_so():
     text = shown(end_of_run(*some_run(1, "diverged", "the loss became nan"), Path("somewhere")))
     assert "diverged (tasks learned: 1): the loss became nan" in text
