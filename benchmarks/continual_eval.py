@@ -1,7 +1,7 @@
 """What training with an evaluation after every iteration costs: clbench, a hand-written loop, bare forward passes, Avalanche.
 
     python benchmarks/continual_eval.py [--model mlp|slim_resnet18] [--device cpu|cuda] [--tasks 5] [--steps N]
-        [--subset N] [--repetitions N] [--threads 2] [--out benchmarks/results]
+        [--subset N] [--repetitions N] [--compile off|auto|max] [--threads 2] [--out benchmarks/results]
 
 Everything is measured in one process on the same random images (in the shape of MNIST for the MLP 2×400, of CIFAR-10 for slim
 ResNet-18), since only time is measured: ten classes in tasks, batch 128, SGD with learning rate 0.01 and momentum 0.9, one head
@@ -106,6 +106,7 @@ class Workload:
     steps: int
     subset: int
     threads: int
+    compile: str = "off"
 
     @property
     def iterations(self) -> int:
@@ -177,6 +178,7 @@ def configuration(work: Workload, *overrides: str) -> list[str]:
         f"trainer.batch_size={BATCH}",
         "trainer.lr=0.01",
         f"trainer.threads={work.threads}",
+        f"trainer.compile={work.compile}",
         "record.checkpoint_seconds=1e9",
         f"device={work.device}",
         *overrides,
@@ -531,12 +533,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, help="iterations per task; default by model and device")
     parser.add_argument("--subset", type=int, help="evaluation samples per task; default by model and device")
     parser.add_argument("--repetitions", type=int, help="default by model and device")
+    parser.add_argument("--compile", choices=("off", "auto", "max"), default="off", help="of clbench's loops")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     options = parser.parse_args(arguments)
     default = DEFAULTS[options.model, options.device]
     work = Workload(options.model, options.device, options.tasks, options.steps or default["steps"],
-                    options.subset or default["subset"], options.threads)  # fmt: skip
+                    options.subset or default["subset"], options.threads, options.compile)  # fmt: skip
     repetitions = options.repetitions or default["repetitions"]
     where = origin("continual_eval", arguments, work.device, work.threads) | {"avalanche": avalanche_version() or ""}
     print(describe(where))

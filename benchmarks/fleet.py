@@ -1,6 +1,7 @@
 """R runs as one stack, in turn, and in processes: what a fleet brings, and where it does not.
 
     python benchmarks/fleet.py [--model digits_mlp|mlp|slim_resnet18] [--device cpu|cuda] [--every 0|1] [--largest N]
+        [--ways stacked "in turn" processes] [--numbers R ...] [--compile off|auto|max] [--precision fp32|bf16]
         [--tasks 2] [--steps N] [--subset N] [--repetitions 3] [--threads N] [--profile] [--out benchmarks/results]
 
 R = 1, 2, 4 … runs of finetuning that differ in seed and learning rate (digits_mlp: scikit-learn's digits, one hidden layer of 32;
@@ -71,6 +72,8 @@ class Workload:
     steps: int
     subset: int
     threads: int
+    compile: str = "off"
+    precision: str = "fp32"
 
     def trainer(self, number: int, folder: Path) -> Trainer:
         """Run ``number``, without evaluations on full test sets and checkpoints."""
@@ -83,6 +86,8 @@ class Workload:
             "trainer.epochs=null",
             f"trainer.max_steps_per_task={self.steps}",
             f"trainer.threads={self.threads}",
+            f"trainer.compile={self.compile}",
+            f"trainer.precision={self.precision}",
             f"trainer.lr={0.01 * (1 + number)}",
             f"evaluator.every={self.every}",
             f"evaluator.subset={self.subset}",
@@ -163,15 +168,14 @@ def train_share(work: Workload, numbers: list[int], barrier, times) -> None:
         times.put((begin, time.time()))
 
 
-def measure(work: Workload, largest: int, repetitions: int) -> list[dict]:
+def measure(work: Workload, numbers: list[int], ways: list[str], repetitions: int) -> list[dict]:
     """A row for every way and number of runs."""
-    numbers = [2**power for power in range(int(math.log2(largest)) + 1)]
     seconds: dict[tuple[str, int], list[float]] = {}
     start_up: dict[int, list[float]] = {}
     peak: dict[int, int] = {}
     for _ in range(repetitions):
         for runs in numbers:
-            if seconds.get(("stacked", runs)) != [math.inf]:
+            if "stacked" in ways and seconds.get(("stacked", runs)) != [math.inf]:
                 try:
                     if work.device == "cuda":
                         torch.cuda.reset_peak_memory_stats()
@@ -179,13 +183,17 @@ def measure(work: Workload, largest: int, repetitions: int) -> list[dict]:
                     peak[runs] = torch.cuda.max_memory_allocated() if work.device == "cuda" else 0
                 except torch.OutOfMemoryError:
                     seconds["stacked", runs] = [math.inf]
-            seconds.setdefault(("in turn", runs), []).append(seconds_in_turn(work, runs))
-            trained, ready = seconds_in_processes(work, runs)
-            seconds.setdefault(("processes", runs), []).append(trained)
-            start_up.setdefault(runs, []).append(ready)
-    one = statistics.median(seconds["in turn", 1]) / work.run_iterations(1)
+            if "in turn" in ways:
+                seconds.setdefault(("in turn", runs), []).append(seconds_in_turn(work, runs))
+            if "processes" in ways:
+                trained, ready = seconds_in_processes(work, runs)
+                seconds.setdefault(("processes", runs), []).append(trained)
+                start_up.setdefault(runs, []).append(ready)
+    # One run in turn; where that is left out, the smallest stack stands for its runs.
+    base = "in turn" if "in turn" in ways else ways[0]
+    one = statistics.median(seconds[base, numbers[0]]) / work.run_iterations(numbers[0])
     rows = []
-    for way in WAYS:
+    for way in ways:
         for runs in numbers:
             median = statistics.median(seconds[way, runs])
             rows.append(
@@ -223,7 +231,8 @@ def profile(work: Workload, runs: int, path: Path) -> None:
 
 def write_csv(path: Path, work: Workload, repetitions: int, rows: list[dict], where: dict) -> None:
     """One line per figure, each with everything needed to read it alone."""
-    head = {"model": work.model, "device": work.device, "every": work.every}
+    head = {"model": work.model, "device": work.device, "every": work.every, "compile": work.compile}
+    head |= {"precision": work.precision}
     tail = {"tasks": work.tasks, "steps": work.steps, "subset": work.subset, "repetitions": repetitions}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*head, *rows[0], *tail, *where], lineterminator="\n")
@@ -241,6 +250,8 @@ def draw(path: Path, work: Workload, rows: list[dict], where: dict) -> None:
     styles = {"stacked": ("#0072B2", "o", "-"), "in turn": ("#000000", "s", ":"), "processes": ("#D55E00", "^", "--")}
     for way, (colour, marker, line) in styles.items():
         points = [(row["runs"], row["multiple_of_one_run"]) for row in rows if row["way"] == way and not row["memory"]]
+        if not points:
+            continue
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=way)
         axes.annotate(
             f"{points[-1][1]:.2g}×", points[-1], xytext=(5, 3), textcoords="offset points", fontsize=9, color=colour
@@ -264,7 +275,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", choices=MODELS, default="digits_mlp")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--largest", type=int, help="largest R; default by model and device")
+    parser.add_argument("--largest", type=int, help="largest R of 1, 2, 4 …; default by model and device")
+    parser.add_argument("--numbers", type=int, nargs="+", help="the numbers R, in place of 1, 2, 4 …")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
+    parser.add_argument("--compile", choices=("off", "auto", "max"), default="off")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--tasks", type=int, choices=(2, 5), default=2)
     parser.add_argument("--steps", type=int, help="iterations per task; default by model and device")
     parser.add_argument("--subset", type=int, help="evaluation samples per task; default by model and device")
@@ -275,12 +290,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     default = DEFAULTS[options.model, options.device]
     work = Workload(options.model, options.device, options.every, options.tasks, options.steps or default["steps"],
-                    options.subset or default["subset"], options.threads)  # fmt: skip
+                    options.subset or default["subset"], options.threads, options.compile, options.precision)  # fmt: skip
     where = origin("fleet", arguments, work.device, work.threads)
     print(describe(where), work, sep="\n")
     warm_up(work)
     largest = options.largest or default["largest"]
-    rows = measure(work, largest, options.repetitions)
+    numbers = options.numbers or [2**power for power in range(int(math.log2(largest)) + 1)]
+    rows = measure(work, numbers, options.ways, options.repetitions)
     for row in rows:
         print(f"{row['way']:10s} R={row['runs']:<3d} {row['run_iterations_per_second']:10.1f} run-iterations/s "
               f"{row['multiple_of_one_run']:6.2f}× one run {row['memory']}")  # fmt: skip
@@ -289,7 +305,7 @@ def main(arguments: list[str]) -> None:
     write_csv(path.with_suffix(".csv"), work, options.repetitions, rows, where)
     draw(path.with_suffix(".png"), work, rows, where)
     if options.profile:
-        profile(work, largest, path.with_name(path.name + "_profile.txt"))
+        profile(work, numbers[-1], path.with_name(path.name + "_profile.txt"))
 
 
 if __name__ == "__main__":
