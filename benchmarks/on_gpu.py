@@ -74,7 +74,7 @@ def trained(scale: Scale, folder: str, runs: int, *overrides: str) -> dict[str, 
     """One or more runs of two tasks of a few steps: losses, seconds until the first step is done, and of a later one."""
     steps = 6 if scale.tiny else 30
     more = [f"trainer.max_steps_per_task={steps}", "trainer.lr=0.01", "evaluator.subset=50", "evaluator.every=10"]
-    more += ["model.width=2"] if scale.tiny and "model=slim_resnet18" in overrides else []
+    more += ["model.width=8"] if scale.tiny and "model=slim_resnet18" in overrides else []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     members = [scale.trainer(folder, *overrides, *more, f"seed={seed}") for seed in range(runs)]
@@ -197,7 +197,7 @@ def precisions(scale: Scale) -> dict[str, Any]:
     for way, overrides in ways.items():
         more = [*RESNET, "strategy=finetune", f"trainer.batch_size={batch}", "trainer.compile=off", "evaluator.every=0"]
         more += [f"trainer.max_steps_per_task={2 * steps}", "evaluator.subset=10", *overrides]
-        more += ["model.width=2"] if scale.tiny else []
+        more += ["model.width=8"] if scale.tiny else []
         with tempfile.TemporaryDirectory() as folder:
             trainer = scale.trainer(folder, *more)
             trainer.begin()

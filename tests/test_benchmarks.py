@@ -1,6 +1,7 @@
 """The benchmarks run with tiny numbers and write what they promise. What they measure is not asserted: machines differ."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,3 +173,63 @@ def test_shared_backbone_writes_a_table(tmp_path):
     table = pd.read_csv(tmp_path / "shared_backbone.csv").set_index(["runs", "way"]).tensor_mib
     assert table[2, "shared"] < 1.05 * table[1, "shared"]
     assert table[2, "separate"] == pytest.approx(2 * table[1, "separate"], rel=0.01)
+
+
+# ---- what a GPU shows ---------------------------------------------------------------------------------------------------
+
+
+def test_fleet_measures_the_ways_and_numbers_that_are_named(script, tmp_path):
+    fleet = script("fleet")
+    fleet.main(["--ways", "stacked", "--numbers", "1", "3", "--steps", "2", "--repetitions", "1", "--precision", "bf16",
+                "--out", str(tmp_path)])  # fmt: skip
+    table = pd.read_csv(tmp_path / "fleet_digits_mlp_cpu.csv")
+    assert list(zip(table.way, table.runs, strict=True)) == [("stacked", 1), ("stacked", 3)]
+    assert set(table.precision) == {"bf16"}
+    assert table.multiple_of_one_run[0] == pytest.approx(1)
+
+
+@pytest.fixture
+def on_gpu(script) -> ModuleType:
+    return script("on_gpu")
+
+
+def test_checks_of_a_gpu_compare_eager_and_compiled_runs(on_gpu):
+    found = on_gpu.CHECKS["compile_auto_mlp_er"](on_gpu.Scale("cpu", tiny=True))
+    assert found["largest_deviation"] == 0  # auto is eager on a processor
+    assert found["compiled"]["what"] == "eager"
+    assert found["eager"]["milliseconds_later"] > 0
+
+
+def test_precisions_of_a_gpu(on_gpu):
+    found = on_gpu.CHECKS["precisions"](on_gpu.Scale("cpu", tiny=True))["milliseconds_per_step"]
+    assert found.keys() == {"fp32", "tf32", "bf16", "fp16"}
+    assert min(found.values()) > 0
+
+
+def test_a_check_that_fails_leaves_a_line_and_the_next_is_run(on_gpu, monkeypatch, tmp_path):
+    lines = iter([(1, "", "Traceback\nRuntimeError: no kernel"), (0, 'a warning\n{"answer": 1}', "")])
+
+    def run(command, **_):
+        code, out, err = next(lines)
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    monkeypatch.setattr(on_gpu.subprocess, "run", run)
+    on_gpu.main(["without_compiler", "precisions", "--device", "cpu", "--out", str(tmp_path / "checks.jsonl")])
+    first, second = (json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines())
+    assert (first["check"], first["ok"], first["error"][-1]) == ("without_compiler", False, "RuntimeError: no kernel")
+    assert (second["ok"], second["found"]) == (True, {"answer": 1})
+
+
+def test_the_script_names_checks_that_there_are(on_gpu):
+    words = (BENCHMARKS / "on_gpu.sh").read_text().split()
+    named = {
+        word for word in words if word.startswith(("compile_", "evaluation_memory_")) or word == "without_compiler"
+    }
+    assert named
+    assert named <= on_gpu.CHECKS.keys()
+
+
+def test_the_script_refuses_what_it_does_not_know():
+    done = subprocess.run(["bash", str(BENCHMARKS / "on_gpu.sh"), "everything"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: benchmarks/on_gpu.sh")

@@ -39,6 +39,7 @@ def on_pretended_device(tmp_path):
     return run
 
 
+@pytest.mark.timeout(1200)
 def test_chosen_ones(on_pretended_device):
     """What the device refuses, and the GPU tests that cover most."""
     on_pretended_device(
