@@ -49,6 +49,8 @@ def choose_from(kind: str, given: object, valid: Iterable[str]) -> str:
     "unknown strategy 'ewcc': did you mean 'ewc'? Valid choices: er, ewc"
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(str(given), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    # A name that lacks its last word may mean either of two.
+    longer = [name for name in names if name.startswith(f"{given}_")]
+    near = longer if len(longer) == 2 else difflib.get_close_matches(str(given), names, n=1)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown {kind} {given!r}: {hint}Valid choices: {', '.join(names)}"

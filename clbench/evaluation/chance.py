@@ -10,7 +10,7 @@ OF_SINGLE_TASKS = ("LA", "LCA")
 
 AT_THE_END = ("ACC", "ACC_pooled")
 
-AVERAGED = ("average_incremental", "average_incremental_macro", "average_incremental_pooled", "AAA")
+AVERAGED = ("average_incremental_macro", "average_incremental_pooled", "AAA")
 
 ACCURACIES = (*AT_THE_END, *AVERAGED, *OF_SINGLE_TASKS, *WORST)
 """The metrics in which a diverged run has a value. Forgetting, plasticity, gaps and costs of such a run are unknown: a network
@@ -22,7 +22,8 @@ def chance_level(scenario: dict[str, Any], metric: str) -> float:
 
     After task k a guess is right with probability 1 / (classes seen so far) in class-incremental streams, 1 / (classes of the
     task) where the task is given, 1 / classes in domain-incremental ones. Metrics that average over the stream average these;
-    ACC has the last one, LA that of each task by itself, pooled accuracies weigh tasks by their test samples. Worst-case metrics
+    ACC has the last one, LA that of each task by itself, pooled accuracies weigh tasks by the samples they are
+    measured on: those held out for validation where there are some, else the test samples. Worst-case metrics
     count 0.
     """
     if metric in WORST:
@@ -33,7 +34,7 @@ def chance_level(scenario: dict[str, Any], metric: str) -> float:
         case "class":
             chances = [1 / sum(sizes[: k + 1]) for k in range(len(sizes))]
         case "task" if metric not in OF_SINGLE_TASKS:
-            weights = [task["n_test"] if metric.endswith("_pooled") else 1 for task in tasks]
+            weights = [task.get("n_validation", task["n_test"]) if metric.endswith("_pooled") else 1 for task in tasks]
             chances = [
                 sum(weight / n for weight, n in zip(weights[: k + 1], sizes[: k + 1], strict=True))
                 / sum(weights[: k + 1])

@@ -8,11 +8,16 @@ evaluations of a task's last iteration, before and after (``consolidated``), and
 
 From the full test sets at task ends (``tasks``), R[k, i] = A(E_i, f_{e_k}):
 
-* ACC = (1/k) Σ_i R[k, i]
+* ACC = (1/k) Σ_i R[k, i], the mean over the tasks (GEM; A_N of the prompt literature, OVOR)
+* ACC_pooled = Σ_i correct[k, i] / Σ_i n_i, the share of all test samples of the tasks seen that are right, each sample with the
+  same weight: what iCaRL and PyCIL call the accuracy after task k
 * FORG = (1/(k−1)) Σ_{i<k} (R[i, i] − R[k, i])            just learned minus final; BWT = −FORG (GEM)
 * forgetting_max = (1/(k−1)) Σ_{i<k} (max_{i≤l<k} R[l, i] − R[k, i])   best since learned minus final (Chaudhry et al. 2018)
 * FWT = (1/(k−1)) Σ_{i≥2} (R[i−1, i] − b_i), b_i at random initialisation (GEM); undefined where outputs grow
-* average_incremental = (1/k) Σ_j (1/j) Σ_{i≤j} R[j, i]   ("average accuracy" of the iCaRL / PyCIL literature)
+* average_incremental_macro = (1/k) Σ_j (1/j) Σ_{i≤j} R[j, i], the mean over task ends of what ACC is there
+* average_incremental_pooled = the mean over task ends of what ACC_pooled is there: the "average incremental accuracy" of iCaRL
+  and PyCIL. Where all tasks have equally many test samples, pooled and not pooled are the same. Where the first task is half of
+  the classes they are far apart
 * LA = (1/k) Σ_i R[i, i], each task when it was just learned (learning accuracy, Riemer et al. 2019, arXiv:1810.11910). Where a
   task is evaluated on its training samples, as on random labels, it is the trainability of Kumar et al. 2023
   (arXiv:2308.11958) and Lewandowski et al. 2024 (arXiv:2406.06811); on test samples their generalisation
@@ -78,6 +83,11 @@ SMALLEST_SUBSET = 500
 UNRESOLVED = 0.002
 """An adaptively recorded min-ACC that may be lower by more, in accuracy, is unresolved: an upper limit, with a warning."""
 
+POOLED = {"ACC": "ACC_pooled", "average_incremental_macro": "average_incremental_pooled"}
+"""Means over the tasks, and the same as shares of all samples of the tasks."""
+
+NO_SWITCH = "no task is followed by another"
+
 Summary = dict[str, float | int | str | list[str] | dict[str, str] | None]
 
 OF_LEARNING_WITHIN_A_TASK = ("LCA", *(f"WP{w}" for w in WINDOWS), "recovery_iterations", "gap_area")
@@ -119,13 +129,16 @@ def summarise(
         "recovery_iterations": _mean(recovery),
         "gap_area": gap_area(regular),
     }
+    pooled = pooled_accuracies(tasks)
     of_tasks = {
         "ACC": final_accuracy(matrix),
+        "ACC_pooled": float(pooled[-1]) if len(pooled) else math.nan,
         "FORG": forgetting(matrix),
         "forgetting_max": forgetting_max(matrix),
         "BWT": backward_transfer(matrix),
         "FWT": forward_transfer(matrix, untrained_accuracy(tasks)),
-        "average_incremental": average_incremental(matrix),
+        "average_incremental_macro": average_incremental(matrix),
+        "average_incremental_pooled": float(pooled.mean()) if len(pooled) else math.nan,
         "LA": learning_accuracy(matrix),
         "LA_slope": learning_accuracy_slope(matrix),
     }
@@ -163,9 +176,6 @@ def summarise(
     if warnings:
         summary["warning"] = "; ".join(warnings)
     return summary
-
-
-NO_SWITCH = "no task is followed by another"
 
 
 def _why_undefined(of_tasks: dict[str, float], k: int) -> dict[str, str]:
@@ -238,6 +248,13 @@ def untrained_accuracy(tasks: pd.DataFrame) -> np.ndarray | None:
 def final_accuracy(R: np.ndarray) -> float:
     """ACC: mean accuracy over the tasks seen, after the last of them."""
     return float(R[-1, : len(R)].mean()) if len(R) else math.nan
+
+
+def pooled_accuracies(tasks: pd.DataFrame) -> np.ndarray:
+    """The share (k,) of all test samples of the tasks seen that are right, after every task."""
+    seen = tasks[(tasks.task_learning >= 0) & (tasks.task_eval <= tasks.task_learning)]
+    counts = seen.groupby("task_learning")[["correct", "n"]].sum()
+    return (counts.correct / counts.n).to_numpy(float)
 
 
 def forgetting(R: np.ndarray) -> float:

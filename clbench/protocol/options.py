@@ -9,7 +9,7 @@ from clbench.errors import ConfigError, choose_from
 KINDS = ("two_phase", "conventional", "first_task", "first_k")
 """How the values are tuned that are then evaluated; see :mod:`clbench.protocol.streams`."""
 
-CHEAP_METRICS = ("average_incremental", "ACC", "LA")
+CHEAP_METRICS = ("average_incremental_pooled", "average_incremental_macro", "ACC", "ACC_pooled", "LA")
 """Metrics that need accuracies at task ends only, so that nothing is evaluated in between while tuning."""
 
 METRICS = (*CHEAP_METRICS, "AAA", "min_ACC", "WC_ACC")
@@ -46,8 +46,9 @@ class ProtocolConfig:
     )
     reduction: int = option(2, help="pruner=successive_halving: factor", at_least=2)
     metric: str = option(
-        "average_incremental",
-        help="what is maximised, mean over the tuning seeds; a diverged run counts as chance level",
+        "average_incremental_pooled",
+        help="what is maximised, mean over the tuning seeds; a diverged run counts as chance level. pooled: of all samples of "
+        "the tasks seen, as iCaRL and PyCIL report it; macro: the mean over the tasks; the same where tasks are equally large",
         choices=METRICS,
     )
     validation: float = option(

@@ -195,14 +195,13 @@ NARROWEST_LABELS = 24
 
 def terminal_table(table: Table, metric: str, width: int) -> RichTable:
     """The main table for a terminal of ``width`` characters, with fewer metrics; ``metric`` is the deciding one."""
-    headings = {METRICS[name].heading_with_arrow for name in (metric, *TERMINAL_METRICS)}
     widths = [
         2 + max(len(column.heading), *(len(_terminal_cell(row[i])) for row in table.rows))
         for i, column in enumerate(table.columns)
     ]
     widths[0] = min(widths[0], NARROWEST_LABELS)
-    chosen = [i for i, column in enumerate(table.columns) if i < LABELS or column.heading in headings]
-    deciding = next(i for i in chosen if table.columns[i].heading == METRICS[metric].heading_with_arrow)
+    chosen = [i for i, column in enumerate(table.columns) if i < LABELS or column.metric in (metric, *TERMINAL_METRICS)]
+    deciding = next(i for i in chosen if table.columns[i].metric == metric)
     while sum(widths[i] for i in chosen) > width and chosen[-1] not in (LABELS - 1, deciding):
         chosen.pop()
     shown = RichTable(title=table.heading, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from clbench.evaluation.metrics import POOLED
+
 FULL, SUBSET = "all samples, at task ends", "subsets, at every evaluation"
 
 MOST_COLUMNS = 20
@@ -16,10 +18,12 @@ MOST_COLUMNS = 20
 
 ROWS: list[tuple[str, str, str]] = [
     ("ACC", "ACC", FULL),
+    ("ACC_pooled", "ACC (pooled)", FULL),
     ("FORG", "FORG (just learned − final)", FULL),
     ("BWT", "BWT", FULL),
     ("FWT", "FWT", FULL),
-    ("average_incremental", "average incremental accuracy", FULL),
+    ("average_incremental_macro", "average incremental accuracy", FULL),
+    ("average_incremental_pooled", "average incremental accuracy (pooled)", FULL),
     ("LA", "LA (when just learned)", FULL),
     ("min_ACC", "min-ACC", SUBSET),
     ("WC_ACC", "WC-ACC", SUBSET),
@@ -107,7 +111,12 @@ def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
         FULL: f"full {summary['split']} sets, task ends",
         SUBSET: f"subsets n={metrics['smallest_subset']}, {_period(metrics)}",
     }
+    tasks_weigh_the_same = all(_percent(metrics[mean]) == _percent(metrics[share]) for mean, share in POOLED.items())
     for name, title, measured in ROWS:
+        if name in POOLED.values() and tasks_weigh_the_same:
+            continue
+        if name in POOLED and not tasks_weigh_the_same:
+            title += " (task mean)"
         value = _percent(metrics[name])
         if metrics[name] is not None and _is_bound(metrics, name):
             value = f"≤ {value}"

@@ -14,7 +14,7 @@ from clbench.reports.figure_data import curves, just_learned_lines, mean_matrix,
 from clbench.reports.measurement_tables import quantity_heading
 from clbench.reports.plasticity_tables import QUANTITIES, recorded_names
 from clbench.reports.quantity_data import plasticity_lines, quantity_lines, quantity_maps, spans_decades
-from clbench.reports.tables import METRICS, Metric, how_evaluated
+from clbench.reports.tables import METRICS, Metric, how_evaluated, metric_of
 
 FEWEST_TASKS = 10
 """Tasks below which accuracies on tasks just learned have no figure of their own, unless plasticity was measured."""
@@ -132,7 +132,7 @@ def _scenario_figures(comparison: Comparison, scenario: str, rows: pd.DataFrame)
 
     # Cost against cost says nothing: where a cost decides who is best, show what it buys.
     is_cost = comparison.metric in ("seconds", "peak_memory_bytes")
-    metric = METRICS["ACC" if is_cost else comparison.metric]
+    metric = metric_of("ACC" if is_cost else comparison.metric, rows)
     counted = comparison.counted[(comparison.counted.scenario == scenario) & comparison.counted.method.isin(methods)]
     n_seeds = len(comparison.expected_seeds[scenario])
     off_front = reasons_not_best(counted, methods, n_seeds, metric.name)

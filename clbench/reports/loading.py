@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from clbench.errors import ConfigError
-from clbench.evaluation.metrics import in_order
+from clbench.evaluation.metrics import POOLED, in_order
 from clbench.reports.labels import method_labels
 
 try:
@@ -37,6 +37,10 @@ STATUSES = ("finished", "diverged", "failed", "running", "unreadable")
 
 Leaves = dict[str, Any]
 """A configuration as a flat dict: dotted name → value; lists are values."""
+
+FORMER_NAMES = {"average_incremental": "average_incremental_macro"}
+"""Metrics of older run folders under the names they have now. What was called average incremental accuracy was the mean over the
+tasks, not the share of all samples."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,9 @@ def load(paths: Iterable[str | Path]) -> Runs:
             )
     table = pd.DataFrame(rows.values())
     table = table.reindex(columns=[*IDENTITY, *(name for name in table.columns if name not in IDENTITY)])
+    for name in POOLED.values():  # which older run folders do not have
+        if name not in table:
+            table[name] = math.nan
     undefined = [name for name in table if name not in IDENTITY and table[name].isna().all()]
     table[undefined] = table[undefined].astype(float)  # a metric that no run defines is still a number
     runs = Runs(table, list(studies.values()), configs)
@@ -170,9 +177,16 @@ def _is_run(folder: Path) -> bool:
 
 def _read_study(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / 'study.json'} cannot be read: {error}") from error
+    chosen = content["protocol"]["metric"]
+    content["protocol"]["metric"] = FORMER_NAMES.get(chosen, chosen)
+    return content
+
+
+def _with_present_names(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {FORMER_NAMES.get(name, name): value for name, value in metrics.items()}
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], Leaves]:
@@ -185,7 +199,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], Leaves]:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if summary["status"] not in STATUSES:
             raise ValueError(f"summary.json has the status {summary['status']!r}")
-        metrics, costs = summary.pop("metrics", {}), summary.pop("costs", {})
+        metrics, costs = _with_present_names(summary.pop("metrics", {})), summary.pop("costs", {})
         if not summary.get("notes"):  # an empty list, or a run folder from before there were notes
             summary.pop("notes", None)
         environment = _read_environment(folder)

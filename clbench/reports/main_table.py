@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from clbench.evaluation.metrics import POOLED
 from clbench.reports.counting import BOUNDS, finished_text, is_bound
 from clbench.reports.statistics import AgainstBest
 from clbench.reports.tables import (
@@ -18,6 +19,8 @@ from clbench.reports.tables import (
     distinct,
     mean_cell,
     measured_on,
+    metric_of,
+    tasks_weigh_the_same,
 )
 
 DUPLICATES = {"WF100": "WF10", "WP100": "WP10"}
@@ -68,7 +71,10 @@ def main_table(results: Results) -> Table:
     scenario = str(rows.scenario.iloc[0])
     names = shown_metrics(rows, metric)
     columns = [Column("method"), Column("finished", is_number=True)]
-    columns += [Column(METRICS[name].heading_with_arrow, measured_on(name, rows), is_number=True) for name in names]
+    columns += [
+        Column(metric_of(name, rows).heading_with_arrow, measured_on(name, rows), is_number=True, metric=name)
+        for name in names
+    ]
     body = []
     for method in results.methods:
         own = rows[rows.method == method]
@@ -93,8 +99,14 @@ def metric_cell(own: pd.DataFrame, name: str) -> Cell:
 
 
 def shown_metrics(rows: pd.DataFrame, metric: str) -> list[str]:
-    """The metrics of the main table for these runs, the deciding one among them."""
+    """The metrics of the main table for these runs, the deciding one among them.
+
+    Where tasks are equally large, a mean over the tasks and a share of all samples are the same number: it is shown once.
+    """
     names = dict.fromkeys(MAIN if metric in MAIN else (metric, *MAIN))
+    for mean, pooled in POOLED.items():
+        if tasks_weigh_the_same(rows) and rows[mean].notna().any():
+            names.pop(mean if metric == pooled else pooled)
     return [name for name in names if rows[name].notna().any() and (name == metric or not _is_duplicate(rows, name))]
 
 
@@ -120,7 +132,7 @@ def undefined_notes(rows: pd.DataFrame, metric: str) -> dict[str, list[str]]:
         headings: dict[str, list[str]] = {}
         for name, reason in reasons.items():
             if name in columns:
-                headings.setdefault(reason, []).append(METRICS[name].heading)
+                headings.setdefault(reason, []).append(metric_of(name, rows).heading)
         if headings:
             notes[method] = [f"no {', '.join(names)}: {reason}." for reason, names in headings.items()]
     return notes
@@ -146,6 +158,8 @@ def _caption(results: Results, names: list[str]) -> str:
     ]
     if "scenario_note" in rows and (notes := distinct(rows.scenario_note[rows.scenario_note != ""])):
         sentences.append(f"The stream: {notes}.")
+    if "ACC" in names or "ACC_pooled" in names:
+        sentences.append(_how_averaged(rows))
     if rows.protocol.notna().any():
         sentences.append(f"Every method was tuned before, by the protocol {distinct(rows.protocol)}.")
     if (rows.status == "diverged").any():
@@ -167,6 +181,14 @@ def _caption(results: Results, names: list[str]) -> str:
     return " ".join(sentences)
 
 
+def _how_averaged(rows: pd.DataFrame) -> str:
+    if rows.ACC_pooled.isna().all():  # runs from before it was recorded
+        return "ACC and average incremental accuracy are means over the tasks."
+    if tasks_weigh_the_same(rows):
+        return "ACC is the mean over the tasks and, since they have equally many samples, also the share of all their samples."
+    return "Task mean: every task has the same weight; pooled: every sample, as iCaRL and PyCIL report it."
+
+
 def _left_out(rows: pd.DataFrame, names: list[str]) -> list[str]:
     """Which columns are left out although runs were measured, and why."""
     reasons = {name: reason for said in undefined_metrics(rows).values() for name, reason in said.items()}
@@ -185,7 +207,7 @@ def _left_out(rows: pd.DataFrame, names: list[str]) -> list[str]:
 
 def _marks(results: Results) -> list[str]:
     """What the marks mean, why there are none, and who cannot have one."""
-    heading, against = METRICS[results.metric].heading, results.against
+    heading, against = metric_of(results.metric, results.rows).heading, results.against
     sentences = []
     if results.not_best and len(results.methods) > 1:
         listed = ", ".join(f"{method} ({reason})" for method, reason in results.not_best.items())

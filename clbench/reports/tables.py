@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from clbench.evaluation.metrics import POOLED
 from clbench.reports.labels import is_of_the_method, short_names
 from clbench.reports.loading import Runs
 from clbench.reports.statistics import AgainstBest, Ranking, t_interval
@@ -25,6 +27,9 @@ class Column:
 
     is_number: bool = False
     """Right-aligned, sorted by :attr:`Cell.value`."""
+
+    metric: str = ""
+    """The name of the metric that is shown, where one is."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ METRICS = {
     metric.name: metric
     for metric in [
         Metric("ACC", "ACC", FULL, True),
-        Metric("average_incremental", "average incremental", FULL, True),
+        Metric("ACC_pooled", "ACC (pooled)", FULL, True),
+        Metric("average_incremental_macro", "average incremental", FULL, True),
+        Metric("average_incremental_pooled", "average incremental (pooled)", FULL, True),
         Metric("FORG", "FORG", FULL, False),
         Metric("forgetting_max", "FORG (from the best)", FULL, False),
         Metric("BWT", "BWT", FULL, True),
@@ -136,10 +143,31 @@ METRICS = {
 """Every metric that can decide who is best, and how it is shown. Definitions: :mod:`clbench.evaluation.metrics`."""
 
 MAIN = (
-    "ACC", "average_incremental", "FORG", "min_ACC", "WC_ACC", "WF10", "WF100", "WP10", "WP100", "gap_depth",
+    "ACC", "ACC_pooled", "average_incremental_macro", "average_incremental_pooled", "FORG", "min_ACC", "WC_ACC",
+    "WF10", "WF100", "WP10", "WP100", "gap_depth",
     "recovery_iterations", "seconds", "peak_memory_bytes",
 )  # fmt: skip
 """Columns of the main table; those that no run defines are left out, the deciding metric is added where it is missing."""
+
+
+def metric_of(name: str, rows: pd.DataFrame) -> Metric:
+    """The metric, with a heading that says how tasks are averaged where that makes a difference to these runs."""
+    metric = METRICS[name]
+    words = dict.fromkeys(POOLED, "task mean") | dict.fromkeys(POOLED.values(), "pooled")
+    if name not in words:
+        return metric
+    heading = metric.heading.removesuffix(" (pooled)")
+    return replace(metric, heading=heading if tasks_weigh_the_same(rows) else f"{heading} ({words[name]})")
+
+
+def tasks_weigh_the_same(rows: pd.DataFrame) -> bool:
+    """Whether means over the tasks and shares of all samples are the same in all runs that have both."""
+    return all(
+        bool(np.isclose(both[mean].astype(float), both[pooled].astype(float), rtol=0, atol=1e-9).all())
+        for mean, pooled in POOLED.items()
+        if {mean, pooled} <= set(rows) and len(both := rows.dropna(subset=[mean, pooled]))
+    )
+
 
 COSTS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], int]] = {
     "time (s)": (RUN, lambda runs: runs.seconds, 1),

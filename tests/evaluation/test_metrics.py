@@ -129,20 +129,20 @@ def test_window_that_a_shortcut_gets_wrong():
         (
             [[0.9]],
             None,
-            {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental": 0.9,
+            {"ACC": 0.9, "FORG": None, "forgetting_max": None, "BWT": None, "FWT": None, "average_incremental_macro": 0.9,
              "LA": 0.9, "LA_slope": None},
         ),
         (
             [[0.9], [0.5, 0.8]],
             None,
-            {"ACC": 0.65, "FORG": 0.4, "forgetting_max": 0.4, "BWT": -0.4, "FWT": None, "average_incremental": 0.775,
+            {"ACC": 0.65, "FORG": 0.4, "forgetting_max": 0.4, "BWT": -0.4, "FWT": None, "average_incremental_macro": 0.775,
              "LA": 0.85, "LA_slope": None},
         ),
         (
             # task 1: .8 → .9 → .6, task 2: .7 → .5; before learning: .3 on task 2, .2 on task 3; at initialisation: .1
             [[0.8, 0.3, 0.1], [0.9, 0.7, 0.2], [0.6, 0.5, 0.4]],
             [0.1, 0.1, 0.1],
-            {"ACC": 0.5, "FORG": 0.2, "forgetting_max": 0.25, "BWT": -0.2, "FWT": 0.15, "average_incremental": 2.1 / 3,
+            {"ACC": 0.5, "FORG": 0.2, "forgetting_max": 0.25, "BWT": -0.2, "FWT": 0.15, "average_incremental_macro": 2.1 / 3,
              "LA": 1.9 / 3, "LA_slope": -0.3},
         ),
     ],
@@ -154,6 +154,18 @@ def test_matrices_worked_by_hand(matrix, untrained, expected):
     summary = metrics.summarise(curve, tasks, every=1)
     for name, value in expected.items():
         assert summary[name] == (None if value is None else pytest.approx(value)), name
+
+
+def test_a_large_first_task_weighs_more_where_samples_are_pooled(small_trainer):
+    """Six classes, then two, then two, of which only the last are kept: their mean is a third, their share a fifth."""
+    trainer = small_trainer("scenario.base=6", "scenario.increment=2", "strategy=finetune", "trainer.lr=0.1",
+                            "trainer.max_steps_per_task=80", "evaluator.every=0")  # fmt: skip
+    trainer.fit()
+    summary, final = metrics.summarise(trainer.curve, trainer.tasks, every=0), trainer.tasks.tail(3)
+    assert summary["ACC"] == pytest.approx((final.correct / final.n).mean())
+    assert summary["ACC_pooled"] == pytest.approx(final.correct.sum() / final.n.sum())
+    assert summary["ACC"] - summary["ACC_pooled"] > 0.1
+    assert summary["average_incremental_macro"] - summary["average_incremental_pooled"] > 0.1
 
 
 def test_one_task_has_no_worst_case_but_an_accuracy():
@@ -436,13 +448,21 @@ def test_filling_adds_rows_and_keeps_the_minima(curve, seed):
 )
 def test_matrix_metrics_equal_their_definitions(counts):
     R, k = np.array(counts) / 20, len(counts)
+    sizes = [20 * (i % 3 + 1) for i in range(k)]  # the tasks differ in size, and R does not know
     tasks = pd.DataFrame(
-        [(j, j, i, 20, counts[j][i], 0.0) for j in range(k) for i in range(k)], columns=COLUMNS
+        [(j, j, i, sizes[i], i % 3 * counts[j][i] + counts[j][i], 0.0) for j in range(k) for i in range(k)],
+        columns=COLUMNS,
     ).sample(frac=1, random_state=0)
     matrix = metrics.accuracy_matrix(tasks)
     assert metrics.final_accuracy(matrix) == pytest.approx(sum(R[k - 1, i] for i in range(k)) / k)
     incremental = sum(sum(R[j, i] for i in range(j + 1)) / (j + 1) for j in range(k)) / k
     assert metrics.average_incremental(matrix) == pytest.approx(incremental)
+    shares = [sum(R[j, i] * sizes[i] for i in range(j + 1)) / sum(sizes[: j + 1]) for j in range(k)]
+    assert metrics.pooled_accuracies(tasks) == pytest.approx(shares)
+    summary = metrics.summarise(tasks[:0], tasks, every=1)
+    assert summary["ACC_pooled"] == pytest.approx(shares[-1])
+    assert summary["average_incremental_pooled"] == pytest.approx(sum(shares) / k)
+    assert summary["average_incremental_macro"] == pytest.approx(incremental)
     assert metrics.learning_accuracy(matrix) == pytest.approx(sum(R[i, i] for i in range(k)) / k)
     if k > 2:
         slope = np.polyfit(range(2, k + 1), [R[i, i] for i in range(1, k)], 1)[0]

@@ -107,10 +107,10 @@ class MadeRuns:
             "scenario.json", {"setting": "class", "tasks": tasks, "hash": f"stream of seed {values['seed']}"}
         )
         if isinstance(outcome, float):
-            metrics = {"average_incremental": outcome, "ACC": outcome / 2}
+            metrics = {"average_incremental_pooled": outcome, "ACC": outcome / 2}
             files.write_json("summary.json", {"status": "finished", "reason": None, "metrics": metrics, "costs": costs})
         elif outcome == "diverged":
-            metrics = {"average_incremental": None, "ACC": None}
+            metrics = {"average_incremental_pooled": None, "ACC": None}
             files.write_json(
                 "summary.json", {"status": "diverged", "reason": "NaN", "metrics": metrics, "costs": costs}
             )

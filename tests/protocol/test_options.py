@@ -41,7 +41,7 @@ def test_the_two_phases_are_those_of_the_paper(compose):
     config = options(compose, "protocol=two_phase")
     assert (config.trials, config.halves, config.shuffle_classes, config.sampler) == (30, "index", True, "random")
     assert (config.tuning_seeds, config.evaluation_seeds) == ([0, 1, 2, 3, 4], [100, 101, 102, 103, 104])
-    assert config.metric == "average_incremental"
+    assert config.metric == "average_incremental_pooled"
     assert config.pruner == "none"
 
 
@@ -149,6 +149,12 @@ def test_options_that_make_sense_together(options_of, changes):
         ("metric", "FORG", "unknown value for protocol.metric 'FORG'"),
         ("validation", 0.0, "protocol.validation=0.0 is out of range: it has to be above 0"),
         ("reduction", 1, "at least 2"),
+        (
+            "metric",
+            "average_incremental",
+            "unknown value for protocol.metric 'average_incremental': did you mean "
+            "'average_incremental_macro' or 'average_incremental_pooled'\\?",
+        ),
         ("halves", "idnex", "unknown value for protocol.halves 'idnex': did you mean 'index'\\?"),
     ],
 )

@@ -333,7 +333,7 @@ def test_a_metric_at_task_ends_needs_no_evaluation_in_between(compose, options_o
     """Whatever the evaluation phase is recorded with."""
     for chosen in ([], ["evaluator=adaptive"], ["evaluator.every=7"]):
         usual = typed(compose(chosen)).evaluator
-        for metric, expected in (("average_incremental", ("periodic", 0)), ("AAA", (usual.kind, usual.every))):
+        for metric, expected in (("average_incremental_pooled", ("periodic", 0)), ("AAA", (usual.kind, usual.every))):
             planned = plan_streams(chosen, options_of(metric=metric, validation=0.25), compose)
             tuning = typed(compose([*chosen, *planned.tuning["conventional"]]))
             assert (tuning.evaluator.kind, tuning.evaluator.every) == expected

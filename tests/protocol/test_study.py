@@ -487,7 +487,7 @@ def test_a_later_run_takes_the_tuned_values(tmp_path, study, options_of, made_ru
     composed, sentence = with_tuned_values(compose([*arguments, f"+best={tmp_path / 'best'}"]), arguments)
     expected = typed(compose([*arguments, *as_overrides(selected)]))
     assert typed(composed) == expected
-    assert "conventional, 4 trials × 2 seeds, average_incremental" in sentence
+    assert "conventional, 4 trials × 2 seeds, average_incremental_pooled" in sentence
 
 
 def test_the_first_kinds_values_are_written(tmp_path, study, options_of, made_runs):
@@ -581,7 +581,7 @@ def test_it_was_tuned_on_the_first_half_and_never_tested(commanded):
             for seed, run in trial["runs"].items():
                 config, summary, classes = record_of(commanded, run)
                 assert (summary["status"], summary["split"], summary["seed"]) == ("finished", "validation", int(seed))
-                assert run["score"] == summary["metrics"]["average_incremental"]
+                assert run["score"] == summary["metrics"]["average_incremental_pooled"]
                 assert classes == set("0123")
                 assert (config.study.phase, config.study.method, config.study.trial) == (
                     "tuning",

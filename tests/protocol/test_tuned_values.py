@@ -10,7 +10,7 @@ from clbench.errors import ConfigError
 from clbench.protocol.tuned_values import with_tuned_values, write_tuned_values
 
 FROM = {
-    "protocol": "two_phase", "metric": "average_incremental", "score": 0.75, "trials": 30, "tuning_seeds": [0, 1, 2],
+    "protocol": "two_phase", "metric": "average_incremental_pooled", "score": 0.75, "trials": 30, "tuning_seeds": [0, 1, 2],
     "command": "python -m clbench -m protocol=two_phase strategy=ewc",
 }  # fmt: skip
 
@@ -49,7 +49,9 @@ def test_what_is_written_is_what_a_run_gets(compose, arguments, values):
             assert found.plus[strategy][own] == value
         else:
             assert getattr(getattr(found, group), own) == ([0.4, 0.8] if value == "[0.4,0.8]" else value)
-    assert sentence.startswith(f"tuned values from {file} (two_phase, 30 trials × 3 seeds, average_incremental): ")
+    assert sentence.startswith(
+        f"tuned values from {file} (two_phase, 30 trials × 3 seeds, average_incremental_pooled): "
+    )
     for option, value in values.items():
         assert f"{option}={value}" in sentence
     # Everything else stays as it is.

@@ -290,37 +290,43 @@ def test_tpes_draws_do_not_depend_on_where_it_was_interrupted(tmp_path_factory, 
 
 
 def stream(setting: str, sizes: list[int]) -> dict:
-    """A ``scenario.json`` with so many classes per task."""
+    """A ``scenario.json`` with so many classes per task, and twice, four times, six times … as many held-out samples."""
     tasks, first = [], 0
     for n in sizes:
         start = 0 if setting == "domain" else first
-        tasks.append({"name": "task", "classes": [f"class {c}" for c in range(start, start + n)]})
+        counts = {"n_validation": 2 * (len(tasks) + 1), "n_test": 7}
+        tasks.append({"name": "task", "classes": [f"class {c}" for c in range(start, start + n)], **counts})
         first += n
     return {"setting": setting, "tasks": tasks}
 
 
-def guessing(setting: str, sizes: list[int], n: int = 60_000) -> tuple[float, float]:
-    """Average incremental accuracy and ACC of a guesser, by guessing ``n`` labels for every task after every task."""
+def guessing(setting: str, sizes: list[int], n: int = 60_000) -> dict[str, float]:
+    """Average incremental accuracies and ACC of a guesser, by guessing ``n`` labels for every task after every task."""
     rng = np.random.default_rng(0)
     first = np.concatenate([[0], np.cumsum(sizes)])
-    rows = []
+    macro, pooled = [], []
     for learned in range(len(sizes)):
         accuracies = []
         for task in range(learned + 1):
             own = np.arange(sizes[task]) if setting == "domain" else np.arange(first[task], first[task + 1])
             among = {"class": np.arange(first[learned + 1]), "task": own, "domain": own}[setting]
             accuracies.append(np.mean(rng.choice(own, n) == rng.choice(among, n)))
-        rows.append(np.mean(accuracies))
-    return float(np.mean(rows)), float(rows[-1])
+        macro.append(np.mean(accuracies))
+        pooled.append(np.average(accuracies, weights=np.arange(1, learned + 2)))
+    return {
+        "average_incremental_macro": np.mean(macro),
+        "average_incremental_pooled": np.mean(pooled),
+        "ACC": macro[-1],
+        "ACC_pooled": pooled[-1],
+    }
 
 
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 @pytest.mark.parametrize("sizes", [[2, 2, 2], [5, 1, 3], [4]])
 def test_chance_level_is_what_guessing_scores(setting, sizes):
     sizes = [sizes[0]] * len(sizes) if setting == "domain" else sizes
-    average, final = guessing(setting, sizes)
-    assert chance_level(stream(setting, sizes), "average_incremental") == pytest.approx(average, abs=0.005)
-    assert chance_level(stream(setting, sizes), "ACC") == pytest.approx(final, abs=0.005)
+    for metric, expected in guessing(setting, sizes).items():
+        assert chance_level(stream(setting, sizes), metric) == pytest.approx(expected, abs=0.005), metric
     assert chance_level(stream(setting, sizes), "min_ACC") == 0
     assert chance_level(stream(setting, sizes), "WC_ACC") == 0
 
@@ -328,9 +334,11 @@ def test_chance_level_is_what_guessing_scores(setting, sizes):
 def test_chance_level_by_hand():
     """Five tasks of two classes: 1/2, 1/4, 1/6, 1/8, 1/10 of all classes seen; 1/2 where the task is given."""
     expected = (Fraction(1, 2) + Fraction(1, 4) + Fraction(1, 6) + Fraction(1, 8) + Fraction(1, 10)) / 5
-    assert chance_level(stream("class", [2] * 5), "average_incremental") == pytest.approx(float(expected))
+    assert chance_level(stream("class", [2] * 5), "average_incremental_macro") == pytest.approx(float(expected))
     assert chance_level(stream("class", [2] * 5), "ACC") == pytest.approx(0.1)
-    assert chance_level(stream("task", [2] * 5), "average_incremental") == 0.5
+    assert chance_level(stream("task", [2] * 5), "average_incremental_macro") == 0.5
+    # Two held-out samples of two classes, four of three: (2/2 + 4/3) / 6.
+    assert chance_level(stream("task", [2, 3]), "ACC_pooled") == pytest.approx((2 / 2 + 4 / 3) / 6)
     assert chance_level(stream("domain", [10] * 3), "AAA") == pytest.approx(0.1)
     # Each task when it was just learned: 1/2 and 1/3 where it is given, 1/2 and 1/5 where all classes seen compete.
     assert chance_level(stream("task", [2, 3]), "LA") == pytest.approx((1 / 2 + 1 / 3) / 2)

@@ -1,5 +1,7 @@
 """Tables of a report, read back cell by cell."""
 
+import json
+
 import numpy as np
 import pytest
 from made_runs import write_run, write_sweep
@@ -248,3 +250,37 @@ def test_what_is_undefined_is_left_out(tmp_path):
     measured(tmp_path, "a", "sparse", 0, {"density": [0.2, 0.3]} | undefined)
     [table] = compare([tmp_path]).reported
     assert [column.heading for column in table.columns] == ["method", "density"]
+
+
+def test_pooled_accuracy_has_a_column_only_where_tasks_differ_in_size(tmp_path):
+    write_run(tmp_path / "equal" / "er", "er", 0, ACC=0.5)
+    (table,) = compare([tmp_path / "equal"]).main
+    assert [c.heading for c in table.columns if "ACC" in c.heading or "incremental" in c.heading] == [
+        "ACC ↑", "average incremental ↑", "min-ACC ↑", "WC-ACC ↑"
+    ]  # fmt: skip
+    assert "also the share of all their samples" in table.caption
+    (by_pooled,) = compare([tmp_path / "equal"], metric="ACC_pooled").main
+    assert [c.metric for c in by_pooled.columns if c.heading == "ACC ↑"] == ["ACC_pooled"]
+
+    write_run(tmp_path / "unequal" / "er", "er", 0, ACC=0.29, ACC_pooled=0.172)
+    write_run(tmp_path / "unequal" / "lwf", "lwf", 0, ACC=0.3, ACC_pooled=0.3)
+    (table,) = compare([tmp_path / "unequal"]).main
+    shown = cells(table)
+    assert shown["er", "ACC (task mean) ↑"].text == "29.0"
+    assert shown["er", "ACC (pooled) ↑"].text == "17.2"
+    assert "every sample, as iCaRL and PyCIL report it" in table.caption
+
+
+def test_runs_from_before_there_were_pooled_metrics(tmp_path):
+    """Their average incremental accuracy is the mean over the tasks."""
+    folder = write_run(tmp_path / "old", "er", 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("ACC_pooled", "average_incremental_pooled", "average_incremental_macro"):
+        del summary["metrics"][name]
+    summary["metrics"]["average_incremental"] = 0.66
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (table,) = compare([tmp_path]).main
+    assert cells(table)["er", "average incremental ↑"].text == "66.0"
+    assert not any("pooled" in column.heading for column in table.columns)
+    with pytest.raises(ConfigError, match="none of the runs has the metric ACC_pooled"):
+        compare([tmp_path], metric="ACC_pooled")
