@@ -158,7 +158,7 @@ def compare(
     included = selection.included.join(sizes)
     counted = counted_runs(selection.candidates, runs).merge(included[["folder", *sizes]], how="left", on="folder")
     counted = counted[counted.scenario.isin(included.scenario)]
-    if counted[metric].isna().all():
+    if metric not in counted or counted[metric].isna().all():
         defined = [name for name in METRICS if name in counted and counted[name].notna().any()]
         raise ConfigError(f"none of the runs has the metric {metric}. Valid choices here: {', '.join(defined)}")
     measurements = _of_all_runs(included, runs.measurements, MEASUREMENT_COLUMNS)

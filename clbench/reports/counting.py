@@ -27,7 +27,7 @@ def counted_runs(candidates: pd.DataFrame, runs: Runs) -> pd.DataFrame:
 
     Returns:
         The rows of finished and diverged runs; in those of diverged ones accuracies are chance level, all other metrics and
-        costs NaN. Metrics that have no meaning for the method (``undefined`` in ``summary.json``) are NaN too.
+        costs NaN. Metrics that have no meaning for a finished run (``undefined`` in ``summary.json``) are NaN too.
     """
     counted = candidates[candidates.status.isin(["finished", "diverged"])].reset_index(drop=True)
     measured = [name for name in dict.fromkeys([*METRICS, *COST_COLUMNS]) if name in counted]
@@ -38,7 +38,10 @@ def counted_runs(candidates: pd.DataFrame, runs: Runs) -> pd.DataFrame:
         counted.loc[index, measured] = levels
     if "undefined" in counted:
         for index, reasons in counted.undefined.items():
-            if isinstance(reasons, dict):  # else from before runs said which metrics have no meaning for them
+            # What a diverged run had not come to be measured for is not without meaning.
+            if (
+                isinstance(reasons, dict) and counted.status[index] == "finished"
+            ):  # no dict: from before runs said which metrics have no meaning for them
                 counted.loc[index, [name for name in reasons if name in measured]] = np.nan
     return counted
 

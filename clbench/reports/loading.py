@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from clbench.errors import ConfigError
-from clbench.evaluation.metrics import POOLED, in_order
+from clbench.evaluation.metrics import in_order
 from clbench.reports.labels import method_labels
 
 try:
@@ -145,9 +145,6 @@ def load(paths: Iterable[str | Path]) -> Runs:
             )
     table = pd.DataFrame(rows.values())
     table = table.reindex(columns=[*IDENTITY, *(name for name in table.columns if name not in IDENTITY)])
-    for name in POOLED.values():  # which older run folders do not have
-        if name not in table:
-            table[name] = math.nan
     undefined = [name for name in table if name not in IDENTITY and table[name].isna().all()]
     table[undefined] = table[undefined].astype(float)  # a metric that no run defines is still a number
     runs = Runs(table, list(studies.values()), configs)

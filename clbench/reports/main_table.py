@@ -105,9 +105,10 @@ def shown_metrics(rows: pd.DataFrame, metric: str) -> list[str]:
     """
     names = dict.fromkeys(MAIN if metric in MAIN else (metric, *MAIN))
     for mean, pooled in POOLED.items():
-        if tasks_weigh_the_same(rows) and rows[mean].notna().any():
+        if tasks_weigh_the_same(rows):
             names.pop(mean if metric == pooled else pooled)
-    return [name for name in names if rows[name].notna().any() and (name == metric or not _is_duplicate(rows, name))]
+    defined = [name for name in names if name in rows and rows[name].notna().any()]  # older runs have no pooled ones
+    return [name for name in defined if (name == metric or not _is_duplicate(rows, name))]
 
 
 def undefined_metrics(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
@@ -182,7 +183,7 @@ def _caption(results: Results, names: list[str]) -> str:
 
 
 def _how_averaged(rows: pd.DataFrame) -> str:
-    if rows.ACC_pooled.isna().all():  # runs from before it was recorded
+    if "ACC_pooled" not in rows:  # runs from before it was recorded
         return "ACC and average incremental accuracy are means over the tasks."
     if tasks_weigh_the_same(rows):
         return "ACC is the mean over the tasks and, since they have equally many samples, also the share of all their samples."

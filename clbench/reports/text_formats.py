@@ -179,7 +179,10 @@ def main_numbers(comparison: Comparison) -> pd.DataFrame:
         method: ``difference_to_best`` (best minus this one), ``low`` and ``high`` (its 95 % t-interval), ``effect_size``, ``p``,
         ``p_holm`` (empty where so few seeds cannot reach 5 %).
     """
-    names = [name for name in dict.fromkeys([comparison.metric, *MAIN]) if comparison.counted[name].notna().any()]
+    counted = comparison.counted
+    names = [
+        name for name in dict.fromkeys([comparison.metric, *MAIN]) if name in counted and counted[name].notna().any()
+    ]
     records = []
     for scenario, rows in comparison.counted.groupby("scenario", sort=False):
         against = comparison.statistics.get(str(scenario))

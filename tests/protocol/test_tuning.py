@@ -346,10 +346,11 @@ def test_chance_level_by_hand():
     assert chance_level(stream("task", [2, 3]), "LCA") == pytest.approx((1 / 2 + 1 / 3) / 2)
 
 
-def test_chance_level_of_pooled_accuracies_weighs_tasks_by_their_test_samples():
+def test_chance_level_of_pooled_accuracies_weighs_tasks_by_what_they_are_measured_on():
     content = stream("task", [2, 4])
     for task, n in zip(content["tasks"], (30, 10), strict=True):
         task["n_test"] = n
+        del task["n_validation"]
     pooled = (30 / 2 + 10 / 4) / 40
     assert chance_level(content, "ACC_pooled") == pytest.approx(pooled)
     assert chance_level(content, "ACC") == pytest.approx((1 / 2 + 1 / 4) / 2)

@@ -1,5 +1,7 @@
 """No method gains by runs that diverged, are missing or are not known."""
 
+import json
+
 import pytest
 from made_runs import write_run, write_sweep
 from scipy import stats
@@ -113,6 +115,18 @@ def test_ranks_over_scenarios_are_over_methods_with_all_seeds(tmp_path):
     assert "Not ranked, since seeds are missing or the metric is not known: lwf." in comparison.tests[-1].caption
     [diagram] = [figure for figure in figures_of(comparison) if figure.kind == "critical_difference"]
     assert "lwf" in diagram.caption
+
+
+def test_a_run_that_diverged_in_its_first_task_counts_although_it_has_no_accuracy(tmp_path):
+    """Its record says that ACC is undefined, since no task was learned to its end."""
+    write_sweep(tmp_path, {"er": [0.9, 0.8]})
+    folder = write_run(tmp_path / "x", "er", 2, status="diverged", ACC=None, min_ACC=None)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["metrics"]["undefined"] = dict.fromkeys(["ACC", "ACC_pooled", "min_ACC"], "no task was learned to its end")
+    (folder / "summary.json").write_text(json.dumps(summary))
+    counted = compare([tmp_path]).counted.set_index("seed")
+    assert counted.ACC[2] == counted.ACC_pooled[2] == 0.25
+    assert counted.min_ACC[2] == 0
 
 
 def test_ranks_over_scenarios_count_diverged_runs(tmp_path):
