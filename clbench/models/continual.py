@@ -249,7 +249,9 @@ class ContinualModel(nn.Module):
     def flat_mask(self, of_parameters: dict[str, Tensor]) -> Tensor | None:
         """Boolean (P,) of the trained weights, from booleans of some parameters' shapes by name; None where none are trained."""
         parts = [
-            of_parameters.get(name, torch.zeros_like(parameter, dtype=torch.bool)).reshape(-1)
+            (of_parameters[name] if name in of_parameters else torch.zeros_like(parameter, dtype=torch.bool)).reshape(
+                -1
+            )
             for name, parameter in self.trained().items()
         ]
         return torch.cat(parts) if parts else None

@@ -42,9 +42,7 @@ class FrozenFeatures(Strategy):
 
     @classmethod
     def traits(cls, options: FrozenFeaturesConfig) -> frozenset[str]:  # type: ignore[override]
-        return cls.needs.traits | (
-            frozenset({"trains first task"}) if options.extractor == "first_task" else frozenset()
-        )
+        return cls.needs.traits | ({"trains first task"} if options.extractor == "first_task" else frozenset())
 
     def __init__(self, config: FrozenFeaturesConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

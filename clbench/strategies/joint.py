@@ -42,7 +42,7 @@ class Joint(Strategy):
 
     @classmethod
     def traits(cls, options: JointConfig) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"starts from scratch"} if options.from_scratch else ())
+        return cls.needs.traits | ({"starts from scratch"} if options.from_scratch else frozenset())
 
     def __init__(self, config: JointConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

@@ -61,8 +61,7 @@ class L2(Strategy):
 
     @classmethod
     def traits(cls, options: L2Config) -> frozenset[str]:  # type: ignore[override]
-        later = frozenset() if acts_in_first_task(options) else frozenset({"acts from second task"})
-        return cls.needs.traits | later
+        return cls.needs.traits | (frozenset() if acts_in_first_task(options) else {"acts from second task"})
 
     def __init__(self, config: L2Config, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

@@ -75,7 +75,7 @@ class PredKD(WithTeacher):
 
     @classmethod
     def traits(cls, options: PredKDConfig) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"remembers outputs"} if options.loss in WITH_TEACHER else ())
+        return cls.needs.traits | ({"remembers outputs"} if options.loss in WITH_TEACHER else frozenset())
 
     @property
     def distils(self) -> bool:
