@@ -4,6 +4,7 @@ import logging
 import os
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from clbench.config import DataConfig
 from clbench.data import decode
-from clbench.data.same_images import groups_of_equal
+from clbench.data.same_images import groups_of_equal, refuse_or_note
 from clbench.errors import DataError
 from clbench.registry import SOURCES
 
@@ -224,6 +225,15 @@ def test_equal_images_are_those_of_equal_pixels_and_not_of_equal_checksums(monke
     assert groups_of_equal(pixels) == [[0, 2]]
     monkeypatch.setattr("clbench.data.same_images.zlib.crc32", lambda _: 0)
     assert groups_of_equal(pixels) == [[0, 2]]
+
+
+def test_an_image_twice_in_one_split_of_one_class_is_no_fault():
+    pixels, labels = np.zeros((4, 1, 2, 2), np.uint8), np.zeros(4, np.int64)
+    pixels[2:] = 1
+    files = [Path(f"{i}.png") for i in range(4)]
+    assert refuse_or_note(files, pixels, labels, n_train=2, keep=False) == ""
+    with pytest.raises(DataError, match="one image is both for training and for test"):
+        refuse_or_note(files, pixels, labels, n_train=1, keep=False)
 
 
 # ---- where things are -------------------------------------------------------------------------------------------------------
