@@ -100,6 +100,20 @@ def test_resumes_to_the_same_curve(kill_at, small_trainer, monkeypatch):
     pd.testing.assert_frame_equal(second.curve, whole.curve)
 
 
+def test_the_policy_knows_what_the_curve_holds(small_trainer):
+    """Every evaluation once, that after the hooks at a task's end included: it counts for min-ACC."""
+    trainer = small_trainer(*options("ranpac", "strategy.projection=20", "evaluator=adaptive"))
+    told, tell = [], trainer.evaluator.policy.tell
+    trainer.evaluator.policy.tell = lambda i, correct, n: told.append((i, *correct)) or tell(i, correct, n)
+    trainer.fit()
+    assert trainer.curve.consolidated.any()
+    evaluations = trainer.curve.groupby(["iteration", "consolidated"])
+    assert sorted(told) == sorted((i, *rows.correct) for (i, _), rows in evaluations)
+    after = trainer.curve[trainer.curve.task_eval < trainer.curve.task_learning]
+    lowest = (after.correct / after.n).groupby(after.task_eval).min()
+    assert trainer.evaluator.policy.state_dict()["minimum"][: len(lowest)] == pytest.approx(lowest.tolist())
+
+
 def test_large_networks_get_shorter_windows(small_trainer, monkeypatch):
     monkeypatch.setattr("clbench.evaluation.adaptive.LARGEST_WINDOW_BYTES", 20_000)
     trainer = small_trainer(*options("finetune", "evaluator=adaptive"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clbench.evaluation import metrics
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
+from clbench.evaluation.refinement import CONFIDENCE, SUSPECTED
 
 
 def table(traces: list[list[float]], starts: list[int], length: int, n: int = 1000) -> pd.DataFrame:
@@ -295,6 +296,38 @@ def test_a_minimum_between_the_evaluations_is_warned_of():
     assert dense["min_ACC_unresolved"] == 0
     assert dense["min_ACC_resolved"] is True
     assert "warning" not in dense
+
+
+@pytest.mark.parametrize("first_task", [10, 1000])
+def test_what_nobody_looked_at_is_not_resolved(first_task):
+    """A curve that shows nothing at steps 1, 4, 16, 64 and 100 may have fallen between them, the sooner after the switch the
+    likelier; how long the stream was before does not matter."""
+    length = first_task + 100
+    curve = table([[0.9] * length, [0.5] * 100], starts=[1, first_task + 1], length=length)
+    step = curve.iteration - first_task
+
+    def stated(steps: list[int]) -> float:
+        return metrics.unresolved_minimum(curve[(step <= 0) | step.isin(steps)])
+
+    assert stated([1, 4, 16, 64, 100]) > 0.1
+    # P(above m) = 1 − exp(−2 (0.9 − m)² / v), v = (s · 36/100)², and the flat switch has halved s²
+    alone = stated([*range(1, 65), 100])
+    deviation = math.sqrt(SUSPECTED**2 / 2) * 36 / 100
+    assert alone == pytest.approx(deviation * math.sqrt(-math.log(1 - CONFIDENCE) / 2), rel=1e-6)
+    assert stated(list(range(1, 101))) == 0
+
+
+def test_the_bound_covers_every_switch_and_the_state_after_the_hooks():
+    """A gap at the second switch is as open as one at the first; the lowest level may be that after the hooks."""
+    traces = [[0.9] * 40, [0.9] * 25, [0.5] * 10]
+    curve = table(traces, starts=[1, 16, 31], length=40).assign(consolidated=False)
+    gap = curve[~curve.iteration.between(32, 39)]
+    assert metrics.unresolved_minimum(curve) == 0
+    assert metrics.unresolved_minimum(gap) > 0.01
+    after = curve[curve.iteration == 40].assign(consolidated=True)
+    assert metrics.unresolved_minimum(pd.concat([gap, after])) == metrics.unresolved_minimum(gap)
+    lower = after.assign(correct=100)
+    assert metrics.unresolved_minimum(pd.concat([gap, lower])) == 0  # 10 % is far below what the gap may hide
 
 
 def test_nothing_recorded_adaptively_is_nothing_claimed():
