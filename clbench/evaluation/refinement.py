@@ -229,9 +229,8 @@ class Refinement:
         accuracy = correct / n
         earlier = len(accuracy) - 1
         self._minimum[:earlier] = np.minimum(self._minimum[:earlier], accuracy[:earlier])
-        self._known.setdefault(
-            iteration, accuracy
-        )  # a second one, after consolidation, is a jump, and no bend of the curve
+        # A second evaluation of an iteration, after the hooks of a task's end, is a jump, and no bend of the curve.
+        self._known.setdefault(iteration, accuracy)
         self._evaluations += 1
 
     def state_dict(self) -> dict:

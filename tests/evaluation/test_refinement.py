@@ -21,6 +21,7 @@ from clbench.evaluation.refinement import (
     allowance,
     expected_undercut,
     lowest_plausible,
+    overall,
     roughness,
     suspected_depth,
     variances,
@@ -265,15 +266,21 @@ def test_the_future_is_not_looked_at(data, seed):
 
 
 def test_what_earlier_switches_were_like_is_what_was_evaluated_of_them():
-    """The roughness that is learned is that of the evaluations at the switch before: windows do not hide a bend."""
+    """The roughness that is learned is that of the evaluations at each switch before: windows do not hide a bend, and the second,
+    calmer switch is not taken for as rough as the first."""
     rng = np.random.default_rng(1)
-    curves = 1 / (1 + np.exp(-rng.normal(size=(301, 3)).cumsum(0) / 3))
-    for window in (7, 32, 300):
-        policy = Refinement(3)
-        asked = replay(policy, curves, [100, 100, 100], window)
-        steps = np.array(sorted(i for i in asked if 100 < i <= 200)) - 100
-        largest = roughness(steps, np.round(N * curves[100 + steps, :1]) / N)
+    walk = rng.normal(size=(401, 4)).cumsum(0) / 3
+    walk[201:] = walk[200] + (walk[201:] - walk[200]) / 10
+    curves = 1 / (1 + np.exp(-walk))
+    for window in (7, 32, 400):
+        policy = Refinement(4)
+        asked = replay(policy, curves, [100, 100, 100, 100], window)
+        largest = []
+        for task in (1, 2):
+            steps = np.array(sorted(i for i in asked if 100 * task < i <= 100 * (task + 1))) - 100 * task
+            largest.append(overall(roughness(steps, np.round(N * curves[100 * task + steps, :task]) / N)))
         assert policy.state_dict()["seen"] == pytest.approx(largest)
+        assert largest[0] > 3 * largest[1]
 
 
 def test_an_evaluation_after_consolidation_is_no_bend():
