@@ -41,7 +41,7 @@ SUSPECTED = 0.2
 SWITCHES_TO_LEARN = 1
 """How many switches :data:`SUSPECTED` counts for beside those that were seen."""
 
-CONFIDENCE = 0.9
+CONFIDENCE = 0.75
 """Probability, within the model, that a task's curve stays above :func:`lowest_plausible`. Fixed as :data:`SUSPECTED`."""
 
 MOVED = 0.1

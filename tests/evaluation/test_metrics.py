@@ -528,6 +528,6 @@ def test_large_curves_are_summarised_quickly():
         pd.DataFrame({"task_learning": learning[learning >= i], "iteration": iteration[learning >= i], "task_eval": i,
                       "n": 1000, "correct": 500, "loss": 0.0}) for i in range(20)
     )  # fmt: skip
-    started = time.perf_counter()
+    started = time.process_time()
     metrics.summarise(curve, curve[curve.iteration % 1000 == 0], every=1)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
