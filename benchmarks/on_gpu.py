@@ -104,7 +104,7 @@ def trained(scale: Scale, folder: str, runs: int, *overrides: str) -> dict[str, 
 
 def compared(scale: Scale, case: str, setting: str, *overrides: str) -> dict[str, Any]:
     """A case eagerly and compiled, and how far their losses are apart."""
-    runs = 8 if case.startswith("fleet") else 1
+    runs = (2 if scale.tiny else 8) if case.startswith("fleet") else 1
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for how in ("off", setting):
