@@ -156,6 +156,26 @@ def test_a_mask_that_grows_is_told_at_0(monkeypatch):
     assert (witness.values[witness.renewed] == 0).all()
 
 
+def test_the_optimizer_forgets_units_that_are_reset():
+    trainer, witness = make("redo", network="mlp")
+    trainer.begin_task()
+    witness.forget()
+    trainer.advance()
+    momentum = torch.cat([trainer.optimizer.state[p]["momentum_buffer"].flatten() for p in trainer.parameters])
+    assert witness.renewed.any()
+    assert not momentum[witness.renewed].any()
+    assert momentum[~witness.renewed].any()
+
+
+def test_the_optimizer_does_not_forget_what_a_mask_grows():
+    trainer, witness = make("dst", network="mlp", setting="task")
+    trainer.begin_task()
+    witness.forget()
+    with torch.no_grad():
+        assert trainer.learner.after_step(1, None) is None
+    assert witness.renewed.any()
+
+
 # ---- what strategies do with it -----------------------------------------------------------------------------------------
 
 
