@@ -1,6 +1,7 @@
 """The run folder: complete, self-describing, and never half written."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from clbench.config import compose, load_run_config
 from clbench.errors import DamagedRecord, MachineError
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
 from clbench.records.run_folder import RunFolder
+from clbench.records.wandb_log import WandbLog
 from clbench.run import run
 
 OPTIONS = ["trainer.max_steps_per_task=3", "model.hidden=[16]", "progress=false", "strategy=ewc"]
@@ -139,3 +141,17 @@ def test_wandb_is_imported_only_when_used():
 
     code = "import sys, clbench.run, clbench.__main__; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_weights_and_biases_gets_one_state_of_every_iteration():
+    """The one after the hooks at a task's end; nothing is sent twice."""
+    sent = []
+    log = object.__new__(WandbLog)
+    log._last_iteration, log._run = -1, SimpleNamespace(log=sent.append)
+    rows = [(0, 1, 0, 10, 2, 0.0, False), (0, 2, 0, 10, 2, 0.0, False), (0, 2, 0, 10, 8, 0.0, True)]
+    for end in (2, 3, 3):
+        log.log_curve(pd.DataFrame(rows[:1] if end == 2 else rows, columns=CURVE_COLUMNS))
+    assert sent == [
+        {"iteration": 1, "accuracy/mean": 0.2, "accuracy/task_0": 0.2},
+        {"iteration": 2, "accuracy/mean": 0.8, "accuracy/task_0": 0.8},
+    ]

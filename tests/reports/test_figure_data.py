@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from made_comparison import Shape, made_curve, task_ends
 
+from clbench.evaluation.evaluator import CURVE_COLUMNS
 from clbench.evaluation.metrics import accuracy_matrix, final_accuracy, forgetting, recovery_per_switch
 from clbench.reports.figure_data import (
     MEAN_PANEL,
@@ -257,3 +258,20 @@ def test_words_and_truth_values_are_categories(values):
     points, are_categories = score_by_value(scores, "p")
     assert are_categories
     assert sorted(points.value) == sorted(map(str, values))
+
+
+def test_of_two_evaluations_of_an_iteration_the_one_after_the_hooks_is_shown():
+    """On task 1, accuracy is .2 before the hooks at the end of task 1 and .8 after; on task 2, .1 and .7 at its end."""
+    rows = [
+        (0, 1, 0, 10, 2, 0.0, False), (0, 2, 0, 10, 2, 0.0, False), (0, 2, 0, 10, 8, 0.0, True),
+        (1, 3, 0, 10, 6, 0.0, False), (1, 3, 1, 10, 0, 0.0, False),
+        (1, 4, 0, 10, 5, 0.0, False), (1, 4, 1, 10, 1, 0.0, False),
+        (1, 4, 0, 10, 7, 0.0, True), (1, 4, 1, 10, 7, 0.0, True),
+    ]  # fmt: skip
+    curve = pd.DataFrame(rows, columns=CURVE_COLUMNS).sample(frac=1, random_state=0)
+    drawn = curves({"ranpac": [curve]})
+    first, mean = drawn.panels[0].lines, drawn.panels[-1].lines
+    assert dict(zip(first.x, first["mean"], strict=True)) == {1: 0.2, 2: 0.8, 3: 0.6, 4: 0.7}
+    assert dict(zip(mean.x, mean["mean"], strict=True)) == {1: 0.2, 2: 0.8, 3: 0.3, 4: 0.7}
+    after = after_switches({"ranpac": [curve]})
+    assert dict(zip(after.x, after["mean"], strict=True)) == {0: 0.8, 1: 0.6, 2: 0.7}

@@ -241,3 +241,10 @@ def test_an_added_option_names_a_studied_method_only_where_its_runs_differ():
     }
     labels = method_labels(table, configs, ["method", "model.norm"])
     assert labels.tolist() == ["er (norm=None)", "er (norm=layer)", "er-layer_norm"]
+
+
+def test_curves_from_before_there_were_consolidated_rows_have_none(tmp_path):
+    row = {"task_learning": 0, "iteration": 1, "task_eval": 0, "n": 10, "correct": 5, "loss": 1.0}
+    folder = write_run(tmp_path / "old")
+    pd.DataFrame([row]).to_parquet(folder / "curve.parquet")
+    assert load([tmp_path]).curve(str(folder)).to_dict("records") == [row | {"consolidated": False}]
