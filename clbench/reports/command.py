@@ -15,6 +15,7 @@ from rich.text import Text
 
 from clbench.errors import ConfigError, choose_from
 from clbench.reports.comparison import Comparison, compare
+from clbench.reports.counting import BOUNDS
 from clbench.reports.loading import load
 from clbench.reports.statistics import TESTS
 from clbench.reports.tables import METRICS, Cell, Table
@@ -155,8 +156,10 @@ def runs(arguments: list[str]) -> None:
     for name in shown:
         _check_column(name, table)
     console = Console()
-    console.print(_listing(table[shown]))
+    console.print(_listing(table, shown))
     console.print(Text(f"{len(table)} runs"))
+    for sentence in _notes_on_streams(table):
+        console.print(Text(sentence, "yellow"))
     if options.csv:
         table.to_csv(options.csv, index=False)
         console.print(Text(f"written: {options.csv}"))
@@ -220,13 +223,25 @@ def _terminal_cell(cell: Cell) -> Text:
     return Text(cell.text + "".join(marks), style="bold" if cell.mark == "best" else "")
 
 
-def _listing(table: pd.DataFrame) -> RichTable:
+def _notes_on_streams(table: pd.DataFrame) -> list[str]:
+    """What has to be known of the streams of runs, such as that they are not the frozen ones, each with the number of runs."""
+    if "scenario_note" not in table:
+        return []
+    noted = table[table.scenario_note.notna() & (table.scenario_note != "")]
+    counts = noted.groupby(["scenario", "scenario_note"], sort=False).size()
+    return [f"{scenario} ({n} {'run' if n == 1 else 'runs'}): {note}" for (scenario, note), n in counts.items()]
+
+
+def _listing(table: pd.DataFrame, names: list[str]) -> RichTable:
+    """The runs with the columns ``names``; what is only a bound has its sign."""
     shown = RichTable(box=None, header_style="dim")
-    for name in table:
+    for name in names:
         is_number = pd.api.types.is_numeric_dtype(table[name])
         shown.add_column(str(name), justify="right" if is_number else "left", overflow="fold", no_wrap=name == "folder")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(Text(_listed(value)) for value in row))
+    for row in table.to_dict("records"):
+        is_bound = row.get("min_ACC_resolved") is False
+        signs = [f"{BOUNDS[name]} " if is_bound and name in BOUNDS else "" for name in names]
+        shown.add_row(*(Text(sign + _listed(row[name])) for sign, name in zip(signs, names, strict=True)))
     return shown
 
 

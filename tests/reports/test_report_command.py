@@ -154,6 +154,18 @@ def test_runs_lists_filters_and_sorts(sweep, tmp_path, capsys):
     assert pd.read_csv(tmp_path / "out.csv").ACC.tolist() == [0.8, 0.4, 0.2]
 
 
+def test_runs_shows_bounds_and_says_what_the_streams_are(sweep, capsys):
+    folder = write_run(sweep / "x", "er", 7, min_ACC=0.817, min_ACC_resolved=False)
+    summary = json.loads((folder / "summary.json").read_text()) | {
+        "scenario_note": "not the frozen stream s/v1: increment=5"
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    runs(["multirun", "--columns", "strategy,seed,min_ACC", "--where", "strategy == 'er'"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[2:] for line in lines if line[:1] == ["er"]] == [["0.5"], ["0.5"], ["≤", "0.817"]]
+    assert " ".join(lines[-1]) == "stream (1 run): not the frozen stream s/v1: increment=5"
+
+
 def test_runs_shows_those_that_failed(sweep, capsys):
     write_run(sweep / "x", "gem", 5, status="failed")
     runs(["multirun", "--where", "status != 'finished'", "--columns", "strategy,seed,status,ACC,reason"])
