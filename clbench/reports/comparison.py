@@ -56,7 +56,7 @@ class Comparison:
     """Scenario → the seeds that are expected of every method."""
 
     unfinished: dict[str, dict[str, str]]
-    """Scenario → method → ``3 of 4 (1 diverged, counted at chance)``, for the methods of which not all runs finished."""
+    """Scenario → method → ``3 of 4 (1 diverged)``, for the methods of which not all runs finished."""
 
     not_best: dict[str, dict[str, str]]
     """Scenario → method → why it cannot be the best in :attr:`metric`, as a clause."""

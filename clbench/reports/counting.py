@@ -78,9 +78,8 @@ def reasons_not_best(counted: pd.DataFrame, methods: Iterable[str], n_seeds: int
 
 
 def finished_text(n_finished: int, n_seeds: int, failures: pd.DataFrame) -> str:
-    """How many runs of a method finished and what became of the others: ``3 of 4 (1 diverged, counted at chance)``."""
-    words = {"diverged": "diverged, counted at chance"}
-    others = ", ".join(f"{n} {words.get(str(status), status)}" for status, n in failures.status.value_counts().items())
+    """How many runs of a method finished and what became of the others: ``3 of 4 (1 diverged)``."""
+    others = ", ".join(f"{n} {status}" for status, n in failures.status.value_counts().items())
     return f"{n_finished} of {n_seeds}" + (f" ({others})" if others else "")
 
 

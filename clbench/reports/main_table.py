@@ -164,9 +164,11 @@ def _caption(results: Results, names: list[str]) -> str:
     if rows.protocol.notna().any():
         sentences.append(f"Every method was tuned before, by the protocol {distinct(rows.protocol)}.")
     if (rows.status == "diverged").any():
+        counts = rows[rows.status == "diverged"].method.value_counts(sort=False)
+        listed_runs = ", ".join(f"{n} of {len(seeds)} of {method}" for method, n in counts.items())
         sentences.append(
-            "A diverged run counts at chance level in accuracies, as while tuning, and 0 in min-ACC and WC-ACC; forgetting, "
-            "windows, the gap and costs are means over finished runs."
+            f"Diverged runs ({listed_runs}) are counted at chance level in accuracies, as while tuning, and 0 in min-ACC and "
+            "WC-ACC; forgetting, windows, the gap and costs are means over finished runs."
         )
     if any(status != "diverged" for status in results.failures.status):
         sentences.append("Runs that are missing, failed or still running are counted, not averaged.")
