@@ -1,201 +1,153 @@
-"""``python -m clbench``: train one configuration or a sweep, or run a sub-command.
-
-python -m clbench strategy=ewc scenario=cifar100       one run
-python -m clbench -m strategy=ewc,l2 seed=0,1,2        a sweep (Hydra's multirun)
-python -m clbench list                                 every scenario, strategy, model, experiment
-python -m clbench describe ewc                         equation, options, defaults and source of one
-python -m clbench -m protocol=two_phase strategy=ewc,l2   tune on one stream, evaluate on another
-python -m clbench pretrain data=cifar100 classes=0-49     train a backbone for streams of the other classes
-python -m clbench resume <folder>                      continue a run or a study that was stopped
-python -m clbench report <folders>                     comparison report (HTML, Markdown, LaTeX, CSV)
-python -m clbench runs <folders>                       the runs as a table
-"""
+"""``python -m clbench``: train one configuration or a sweep, or run a sub-command; ``--help`` says what there is."""
 
 import os
 import sys
-from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from clbench.errors import ClbenchError, ConfigError, Interrupted, MachineError, RunFailed
 
-from clbench import config as configuration
-from clbench.errors import ClbenchError, ConfigError, choose_from
-from clbench.records.run_folder import COMMAND_VARIABLE, command_line
+FAILED, CONFIG_ERROR, INTERRUPTED = 1, 2, 130
+"""Exit statuses: runs of a sweep have failed; an error of the user's; Ctrl-C."""
 
-CONFIG_ERROR = 2
-"""Exit status for an error of the user's."""
-
-
-def train(composed: DictConfig) -> float | None:
-    """One run in the folder that Hydra made for it; returns ACC, which a sweeper may maximise, or None if it diverged.
-
-    A job of a sweep whose folder holds the finished run already, since the sweep is repeated, takes that.
-    """
-    hydra_config = HydraConfig.get()
-    in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    try:
-        return _run(composed, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task), reuse=in_sweep)
-    except ClbenchError as error:
-        if in_sweep:
-            raise  # Hydra marks this job failed and goes on with the others
-        sys.exit(_complain(error))
-
-
-def _run(composed: DictConfig, folder: Path, overrides: list[str], reuse: bool = False) -> float | None:
-    from rich.console import Console
-
-    from clbench.protocol.tuned_values import with_tuned_values
-    from clbench.records.run_folder import RunFolder
-    from clbench.reports.end_of_run import end_of_run
-    from clbench.run import run
-
-    composed, sentence = with_tuned_values(composed, overrides)
-    if sentence:
-        print(sentence)
-    summary = run(composed, folder, reuse)
-    if composed.study.phase is None:  # a study says itself what came of its many runs
-        Console().print(end_of_run(summary, RunFolder(folder).read_table("tasks.parquet"), folder))
-    return summary["metrics"]["ACC"] if summary["status"] == "finished" else None
-
-
-def resume(folder: str) -> None:
-    """Continue the run in ``folder`` from its last checkpoint (from its beginning where there is none), or the study there."""
-    path = Path(folder)
-    if (path / "study.json").is_file():
-        from omegaconf import OmegaConf
-
-        saved = OmegaConf.load(path / "multirun.yaml").hydra.overrides
-        own = [override for override in saved.hydra if not override.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-        _launch(["-m", *own, *saved.task, f"hydra.sweep.dir={configuration.override_value(str(path))}"])
-        return
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(
-            f"{folder} is neither a run folder, which has a config.yaml, nor a study, which has a study.json"
-        )
-    _run(configuration.load_run_config(path / "config.yaml"), path, [])
-
-
-def report(*arguments: str) -> None:
-    """Compare runs."""
-    from clbench.reports.command import report as write
-
-    write(list(arguments))
-
-
-def runs(*arguments: str) -> None:
-    """List runs."""
-    from clbench.reports.command import runs as show
-
-    show(list(arguments))
-
-
-def pretrain(*arguments: str) -> None:
-    """Train a backbone."""
-    from clbench.pretraining import pretrain as train_backbone
-
-    train_backbone(list(arguments))
-
-
-def show_list() -> None:
-    """Print every scenario, strategy, model and experiment."""
-    from clbench.listing import list_everything
-
-    list_everything()
-
-
-def describe(name: str) -> None:
-    """Print what one of them is."""
-    from clbench.listing import describe as describe_one
-
-    describe_one(name)
-
-
-COMMANDS = {
-    "list": (show_list, ""),
-    "describe": (describe, " NAME"),
-    "pretrain": (pretrain, " …"),
-    "resume": (resume, " FOLDER"),
-    "report": (report, " …"),
-    "runs": (runs, " …"),
-}
-"""Sub-command → function and arguments; after ``…`` come options that the command reads itself."""
+FIRST_PYTHON_WITHOUT_HYDRA = (3, 14)
+"""Hydra 1.3 does not start there: argparse refuses one of its help texts."""
 
 
 def main() -> None:
     """Entry point."""
-    arguments = sys.argv[1:]
-    os.environ[COMMAND_VARIABLE] = command_line()
+    status = status_of(sys.argv[1:])
+    if status:
+        sys.exit(status)
+
+
+def status_of(words: list[str]) -> int:
+    """Do what the command line says; returns the exit status, an error's sentence printed."""
     try:
-        if arguments and arguments[0] in COMMANDS:
-            command, words = COMMANDS[arguments[0]]
-            if "…" not in words and len(arguments) - 1 != len(words.split()):
-                raise ConfigError(f"usage: python -m clbench {arguments[0]}{words}")
-            command(*arguments[1:])
-            return
-        _launch(arguments)
+        _refuse_platform()
+        return _run(words)
     except ClbenchError as error:
-        sys.exit(_complain(error))
+        return _complain(str(error), _status(error))
+    except KeyboardInterrupt as error:
+        return _say_interrupted(error)
+    except BrokenPipeError:  # the reader has gone, as in "clbench list | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        from clbench.machine_errors import explanation
+
+        explained = explanation(error)
+        if explained is None:
+            raise
+        return _complain(str(explained), _status(explained))
 
 
-def _launch(arguments: list[str]) -> None:
-    """Hand the command line to Hydra, after its errors have been looked for."""
-    check_group_choices(arguments)
-    configuration.store_schemas()
-    is_sweep = "-m" in arguments or "--multirun" in arguments
-    if not is_sweep:
-        configuration.check_overrides(
-            [argument for argument in arguments if "=" in argument and not argument.startswith("hydra")]
+def _status(error: ClbenchError) -> int:
+    """The exit status of an error: the machine's are no fault of the command."""
+    return FAILED if isinstance(error, RunFailed | MachineError) else CONFIG_ERROR
+
+
+def _run(words: list[str]) -> int:
+    from clbench.command_line.help import COMMANDS, help_of, help_text, version_text
+
+    command, rest = (words[0], words[1:]) if words and words[0] in COMMANDS else (None, words)
+    asks = {"--help", "-h"} & set(rest)
+    if command == "help":
+        command, asks = (rest[0] if rest else None), {"--help"}
+        if command is not None and command not in COMMANDS:
+            from clbench.errors import choose_from
+
+            raise ConfigError(choose_from("command", command, COMMANDS))
+    if asks and command in (None, "list", "describe", "resume", "pretrain", "help"):
+        print(help_text() if command in (None, "help") else help_of(command))
+        return 0
+    if command is None and "--version" in words:
+        print(version_text())
+        return 0
+    return _do(command, ["--help"] if asks else rest, list(COMMANDS))
+
+
+def _do(command: str | None, words: list[str], commands: list[str]) -> int:
+    """Run a sub-command, or what the overrides ask for."""
+    from clbench.records.run_folder import COMMAND_VARIABLE, command_line
+
+    os.environ[COMMAND_VARIABLE] = command_line()
+    if command in ("list", "describe", "resume"):
+        words = _with_config_dirs(words)
+    match command:
+        case "list":
+            from clbench.listing import list_everything
+
+            _refuse_number(command, words, at_most=1)
+            list_everything(*words)
+        case "describe":
+            from clbench.listing import describe
+
+            _refuse_number(command, words, at_least=1, at_most=3)
+            describe(" ".join(words))
+        case "resume":
+            from clbench.command_line.launch import resume
+
+            _refuse_number(command, words, at_least=1, at_most=1)
+            return resume(words[0], commands)
+        case "report":
+            from clbench.reports.command import report
+
+            report(words)
+        case "runs":
+            from clbench.reports.command import runs
+
+            runs(words)
+        case "pretrain":
+            from clbench.pretraining import pretrain
+
+            pretrain(words)
+        case _:
+            from clbench.command_line.launch import launch
+
+            return launch(words, commands)
+    return 0
+
+
+def _with_config_dirs(words: list[str]) -> list[str]:
+    """The words of a sub-command without ``--config-dir``, which is taken note of."""
+    from clbench.command_line.arguments import config_dirs_of
+    from clbench.config import add_config_dirs
+
+    left, folders = config_dirs_of(words)
+    add_config_dirs(folders)
+    return left
+
+
+def _refuse_number(command: str, words: list[str], at_most: int, at_least: int = 0) -> None:
+    from clbench.command_line.help import COMMANDS
+
+    if not at_least <= len(words) <= at_most:
+        raise ConfigError(f"usage: python -m clbench {command} {COMMANDS[command][0]}")
+
+
+def _refuse_platform() -> None:
+    if sys.platform == "win32":
+        raise ConfigError("clbench needs Linux or macOS; on Windows it runs in WSL, the Windows Subsystem for Linux")
+    if sys.version_info >= FIRST_PYTHON_WITHOUT_HYDRA:
+        python = ".".join(map(str, sys.version_info[:2]))
+        raise ConfigError(
+            f"Hydra, which clbench builds on, does not start on Python {python}: use Python 3.11, 3.12 or 3.13"
         )
-        if any(argument.startswith("protocol=") and argument != "protocol=null" for argument in arguments):
-            raise ConfigError("a protocol makes many runs: python -m clbench -m " + " ".join(arguments))
-    sys.argv = [sys.argv[0], *arguments]
-    try:
-        hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(train)()
-    finally:
-        if is_sweep:
-            report_of_sweep()
 
 
-def report_of_sweep() -> None:
-    """Write the report of the sweep that Hydra has launched, whether or not some of its runs failed."""
-    from clbench.reports.after_sweep import write_report_of_sweep
+def _say_interrupted(error: KeyboardInterrupt) -> int:
+    """One line, with the command that goes on; the exit status is the signal's."""
+    from clbench.training.interruption import SIGNAL_STATUS
 
-    write_report_of_sweep()
-
-
-def check_group_choices(arguments: list[str]) -> None:
-    """Answer a misspelt ``strategy=``, ``scenario=``, ``model=`` … before Hydra does, and more briefly.
-
-    Raises:
-        ConfigError: with the nearest match and all choices; also for a word that is neither an override nor a command.
-    """
-    for argument in arguments:
-        group, equals, values = argument.partition("=")
-        if not equals and not argument.startswith(("-", "~")) and not _is_value_of_flag(arguments, argument):
-            raise ConfigError(choose_from("command", argument, COMMANDS) + ", or key=value overrides")
-        if (
-            group
-            not in ("strategy", "scenario", "model", "evaluator", "experiment", "debug", "protocol", "search_space")
-            or not values.replace(",", "").isidentifier()
-        ):
-            continue  # another key, or a sweep expression such as glob(*): Hydra's to judge
-        for value in values.split(","):
-            if value and value != "null":
-                configuration.require_choice(group, value)
-
-
-def _is_value_of_flag(arguments: list[str], argument: str) -> bool:
-    position = arguments.index(argument)
-    return (
-        position > 0 and arguments[position - 1].startswith("-") and arguments[position - 1] not in ("-m", "--multirun")
+    where = error.folder if isinstance(error, Interrupted) else ""
+    print(
+        f"clbench: interrupted{f'; continue with python -m clbench resume {where}' if where else ''}", file=sys.stderr
     )
+    return SIGNAL_STATUS.get(getattr(error, "signal", None), INTERRUPTED)
 
 
-def _complain(error: ClbenchError) -> int:
-    print(f"clbench: {error}", file=sys.stderr)
-    return CONFIG_ERROR
+def _complain(message: str, status: int) -> int:
+    print(f"clbench: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

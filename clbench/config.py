@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -295,6 +294,30 @@ def conf_dir() -> Path:
     return _shipped("conf", "_conf")
 
 
+_added_dirs: list[Path] = []
+
+
+def add_config_dirs(folders: list[Path]) -> None:
+    """Let choices be looked for in these folders as well, as ``--config-dir`` and ``hydra.searchpath`` ask for."""
+    _added_dirs.extend(folder for folder in folders if folder not in _added_dirs)
+
+
+def added_config_dirs() -> list[Path]:
+    """Folders with YAML files beside clbench's own: those that were added, and those of packages with an entry point."""
+    from clbench.registry import plug_in_folders
+
+    return [*_added_dirs, *plug_in_folders()]
+
+
+def config_file(group: str, name: str) -> Path | None:
+    """The YAML file of ``group=name`` in the first folder that has one, or None: code can be registered without a file."""
+    for folder in (conf_dir(), *added_config_dirs()):
+        file = folder / group / f"{name}.yaml"
+        if file.is_file():
+            return file
+    return None
+
+
 def catalogue_dir() -> Path:
     """The frozen scenario definitions: the checkout's ``scenarios/``, else the copy inside the installed wheel."""
     return _shipped("scenarios", "_catalogue")
@@ -315,14 +338,16 @@ def store_schemas() -> None:
     """
     from clbench.protocol.options import ProtocolConfig
     from clbench.registry import MODELS, SCENARIOS, STRATEGIES
+    from hydra_plugins.clbench_sweep import use_as_basic
 
+    use_as_basic()
     _store(None, "run_schema", RunConfig)
     _store("protocol", "schema", ProtocolConfig)
     for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
         for name in registry.names():
             schema = registry[name].config
             _store(f"{group}/schema", name, schema)
-            if not (conf_dir() / group / f"{name}.yaml").exists() and group != "scenario":
+            if group != "scenario" and config_file(group, name) is None:
                 # Code of the user's, without a YAML file here: its dataclass has to have all defaults.
                 named = {"name": name} if group == "strategy" else {"kind": name, "name": name}
                 _store(group, name, schema(**named))
@@ -338,8 +363,13 @@ def _store(group: str | None, name: str, node: Any) -> None:
         ConfigStore.instance().store(group=group, name=name, node=node)
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """The configuration that ``python -m clbench <overrides>`` would run, for tests, tools and notebooks."""
+def compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
+    """The configuration that ``python -m clbench <overrides>`` would run, for tests, tools and notebooks.
+
+    Args:
+        overrides: as on the command line.
+        with_hydra: keep Hydra's own part.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -347,27 +377,7 @@ def compose(overrides: list[str]) -> DictConfig:
     store_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        return hydra_compose("config", overrides=overrides)
-
-
-def check_overrides(overrides: list[str]) -> None:
-    """Compose once, to answer a misspelt or mistyped option of a single run in one sentence.
-
-    Raises:
-        ConfigError: the overrides do not make a configuration.
-    """
-    try:
-        compose(overrides)
-    except HydraException as error:
-        first = str(error).splitlines()[0]
-        unknown = re.match(r"Could not override '(.+)\.(\w+)'", first)
-        if unknown is None:
-            reason = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
-            raise ConfigError(first + reason) from error
-        group, option = unknown.groups()
-        good = [override for override in overrides if not override.startswith(f"{group}.{option}=")]
-        valid = OmegaConf.select(compose(good), group)
-        raise ConfigError(choose_from(f"option of {group}", option, [str(key) for key in valid])) from error
+        return hydra_compose("config", overrides=overrides, return_hydra_config=with_hydra)
 
 
 def load_run_config(path: Path) -> DictConfig:
@@ -395,15 +405,17 @@ def group_choices(group: str) -> list[str]:
     from clbench.registry import MODELS, STRATEGIES
 
     registry = {"strategy": STRATEGIES, "model": MODELS}.get(group)
-    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    names = {path.stem for folder in (conf_dir(), *added_config_dirs()) for path in (folder / group).glob("*.yaml")}
     return sorted(names | set(registry.names() if registry is not None else []))
 
 
 def require_choice(group: str, name: str) -> None:
     """Raise ConfigError, with the nearest match and all choices, where ``group=name`` is not possible."""
+    from clbench.registry import broken_plug_ins
+
     choices = group_choices(group)
     if name not in choices:
-        raise ConfigError(choose_from(group, name, choices))
+        raise ConfigError(choose_from(group, name, choices) + broken_plug_ins())
 
 
 def override_value(value: Any) -> str:

@@ -39,7 +39,31 @@ class BatchDependence(ClbenchError):
 
 
 class RunFailed(ClbenchError):
-    """A run of a sweep that was trained elsewhere has failed; the message says why."""
+    """Runs of a sweep or a study have failed; the message says why, with a line for each.
+
+    Args:
+        message: the lines.
+        all_refused: whether none of them could even begin, for a fault of the command.
+    """
+
+    def __init__(self, message: str, all_refused: bool = False) -> None:
+        super().__init__(message)
+        self.all_refused = all_refused
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user (Ctrl-C) or the system (SIGTERM) has stopped a run, which can be resumed.
+
+    Not an :class:`Exception`, so that a sweep stops with its run instead of taking it for one that failed.
+
+    Args:
+        folder: what to resume.
+        signal: number of the signal; None for Ctrl-C.
+    """
+
+    def __init__(self, folder: str, signal: int | None = None) -> None:
+        super().__init__(folder, signal)
+        self.folder, self.signal = folder, signal
 
 
 def choose_from(kind: str, given: object, valid: Iterable[str]) -> str:
@@ -51,6 +75,12 @@ def choose_from(kind: str, given: object, valid: Iterable[str]) -> str:
     names = sorted(valid)
     # A name that lacks its last word may mean either of two.
     longer = [name for name in names if name.startswith(f"{given}_")]
-    near = longer if len(longer) == 2 else difflib.get_close_matches(str(given), names, n=1)
+    near = longer if len(longer) == 2 else nearest(str(given), names)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown {kind} {given!r}: {hint}Valid choices: {', '.join(names)}"
+
+
+def nearest(given: str, names: Iterable[str], n: int = 1) -> list[str]:
+    """Up to ``n`` of ``names`` that are spelt like ``given``, the nearest first; capital and small letters count as equal."""
+    folded = {name.casefold(): name for name in names}
+    return [folded[near] for near in difflib.get_close_matches(given.casefold(), folded, n=n)]

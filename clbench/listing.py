@@ -14,40 +14,43 @@ from rich.table import Table
 
 from clbench import config as configuration
 from clbench.config import DataConfig, EvaluatorConfig
-from clbench.errors import ConfigError, choose_from
-from clbench.evaluation import adaptive, evaluator
-from clbench.protocol import streams as protocol_streams
+from clbench.errors import ConfigError, choose_from, nearest
 from clbench.protocol.options import ProtocolConfig
-from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES
+from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES, broken_plug_ins
 from clbench.scenarios.scenario import EXAMPLES
 
 GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "protocol", "search_space")
 SETTING_LETTERS = {"class": "C", "task": "T", "domain": "D"}
 
 
-def list_everything() -> None:
-    """Print every strategy, scenario, model, evaluator, experiment and data source with a line each."""
+def list_everything(kind: str | None = None) -> None:
+    """Print every strategy, scenario, model, evaluator, experiment and data source with a line each.
+
+    Args:
+        kind: only these: one of :data:`GROUPS` or ``source``; None for all.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    kinds = (*GROUPS, "source")
+    if kind is not None and kind.rstrip("=") not in kinds:
+        raise ConfigError(choose_from("kind", kind, kinds))
     console = Console()
-    for group in GROUPS:
-        table = Table(
-            title=f"{group}=", title_justify="left", show_header=group == "strategy", box=None, padding=(0, 2)
-        )
+    for group in kinds if kind is None else [kind.rstrip("=")]:
+        title = "scenario.source=" if group == "source" else f"{group}="
+        table = Table(title=title, title_justify="left", show_header=group == "strategy", box=None, padding=(0, 2))
         table.add_column("name", style="bold", no_wrap=True)
         if group == "strategy":
             table.add_column("settings", no_wrap=True)
             table.add_column("memory", no_wrap=True)
         table.add_column("what it is")
-        for name in configuration.group_choices(group):
+        for name in SOURCES.names() if group == "source" else configuration.group_choices(group):
             needs = _needs_columns(name) if group == "strategy" else ()
             table.add_row(name, *needs, escape(one_line(group, name)))
         console.print(table, "")
-    table = Table(title="scenario.source=", title_justify="left", show_header=False, box=None, padding=(0, 2))
-    table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("what it is")
-    for name in SOURCES.names():
-        table.add_row(name, escape(one_line("source", name)))
-    console.print(table, "")
-    console.print("settings: C class-, T task-, D domain-incremental. More about one: python -m clbench describe NAME")
+    if kind in (None, "strategy", "strategy="):
+        console.print("settings: C class-, T task-, D domain-incremental")
+    console.print("more about one: python -m clbench describe NAME")
 
 
 def one_line(group: str, name: str) -> str:
@@ -55,12 +58,12 @@ def one_line(group: str, name: str) -> str:
 
     A model of the user's that comes without a YAML file has its docstring as well.
     """
-    file = configuration.conf_dir() / group / f"{name}.yaml"
+    file = _file(group, name)
     if group == "strategy":
         text = _module_docstring(STRATEGIES[name])
     elif group == "source":
         text = inspect.getdoc(SOURCES[name]) or ""
-    elif file.exists():
+    elif file.is_file():
         text = _comment(file)
     else:
         text = _module_docstring(MODELS[name])
@@ -68,7 +71,7 @@ def one_line(group: str, name: str) -> str:
 
 
 def describe(name: str) -> None:
-    """Print the equation, options, defaults and sources of one strategy, scenario, model, experiment or data source.
+    """Print the equation, options, defaults and sources of one strategy, scenario, model, experiment or data source, or a metric.
 
     Raises:
         ConfigError: nothing has this name.
@@ -76,22 +79,26 @@ def describe(name: str) -> None:
     console = Console()
     found = [group for group in GROUPS if name in configuration.group_choices(group)]
     if not found and name not in SOURCES.names():
-        known = {n for group in GROUPS for n in configuration.group_choices(group)} | set(SOURCES.names())
-        raise ConfigError(choose_from("name", name, known))
+        metric = definition_of(name)
+        if metric is None:
+            raise ConfigError(_unknown(name))
+        console.rule(f"metric {name}", align="left")
+        console.print(escape(metric), highlight=False)
+        return
     for group in found:
         console.rule(f"{group}={name}", align="left")
-        file = configuration.conf_dir() / group / f"{name}.yaml"
+        file = _file(group, name)
         if group == "strategy":
             console.print(escape(_module_docstring(STRATEGIES[name])), "", sep="\n", highlight=False)
             _print_needs(console, name)
             _print_options(console, STRATEGIES[name].config, file, group)
-            training = configuration.conf_dir() / "training" / f"{name}.yaml"
-            if training.exists():
+            training = _file("training", name)
+            if training.is_file():
                 console.print(
                     "[bold]changes the schedule[/bold]", escape(training.read_text()), sep="\n", highlight=False
                 )
         elif group == "model":
-            kind = OmegaConf.load(file).kind if file.exists() else name
+            kind = OmegaConf.load(file).kind if file.is_file() else name
             console.print(
                 escape(_comment(file)), "", escape(_module_docstring(MODELS[kind])), "", sep="\n", highlight=False
             )
@@ -104,10 +111,14 @@ def describe(name: str) -> None:
             _print_options(console, SCENARIOS[kind].config, file, group)
             console.print("[bold]the file[/bold]", escape(file.read_text()), sep="\n", highlight=False)
         elif group == "evaluator":
+            from clbench.evaluation import adaptive, evaluator  # with what it needs: only where it is shown
+
             documented = adaptive if name == "adaptive" else evaluator
             console.print(escape(inspect.getdoc(documented) or ""), "", sep="\n", highlight=False)
             _print_options(console, EvaluatorConfig, file, group)
         elif group == "protocol":
+            from clbench.protocol import streams as protocol_streams
+
             console.print(
                 escape(_comment(file)),
                 "",
@@ -130,6 +141,52 @@ def describe(name: str) -> None:
             f"python -m clbench scenario.source={name}{own} scenario.frozen=null scenario.increment=<classes per task>"
         ]
         console.print("[bold]run it[/bold]  " + "\n        ".join(commands), highlight=False)
+
+
+def definition_of(metric: str) -> str | None:
+    """What a metric is, from the docstring of :mod:`clbench.evaluation.metrics`; None where it has no such metric.
+
+    Names may be written as in tables or in ``summary.json``, in capitals or not: min-ACC, min_acc; WF10 is WF of the window 10.
+    """
+    wanted = re.sub(r"^(w[fp])\d+$", r"\1", _plain(metric))
+    for names, definition in _metrics():
+        if wanted in names:
+            return definition
+    return None
+
+
+def _metrics() -> list[tuple[dict[str, str], str]]:
+    """Names (as compared and as written) and definition of every metric: the entries ``* name = …`` of the docstring."""
+    from clbench.evaluation import metrics
+
+    entries, heading = [], ""
+    for paragraph in (inspect.getdoc(metrics) or "").split("\n\n"):
+        if not paragraph.startswith("* "):
+            heading = paragraph
+            continue
+        for entry in re.split(r"^\* ", paragraph, flags=re.MULTILINE)[1:]:
+            names = re.findall(r"([A-Za-z][\w^-]*)(?= =| with the sign)", entry)
+            text = entry.replace("``", "").replace("\n  ", "\n").rstrip()
+            entries.append(({_plain(name.removesuffix("^w")): name for name in names}, f"{heading}\n\n{text}"))
+    return entries
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def _unknown(name: str) -> str:
+    """The sentence for a name that nothing has, with the nearest ones."""
+    known = {n for group in GROUPS for n in configuration.group_choices(group)} | set(SOURCES.names())
+    known |= {metric for names, _ in _metrics() for metric in names.values()}
+    near = nearest(name, sorted(known), n=3)
+    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
+    return f"unknown name {name!r}{hint} python -m clbench list shows all names" + broken_plug_ins()
+
+
+def _file(group: str, name: str) -> Path:
+    """The YAML file of a name; the empty path where it has none."""
+    return configuration.config_file(group, name) or Path()
 
 
 def strategies_markdown() -> str:
@@ -200,7 +257,7 @@ def _as_typed(value: Any) -> str:
 
 
 def _source_of(scenario: str) -> str:
-    return OmegaConf.load(configuration.conf_dir() / "scenario" / f"{scenario}.yaml").scenario.source
+    return OmegaConf.load(_file("scenario", scenario)).scenario.source
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -223,7 +280,7 @@ def _module_docstring(entry: Any) -> str:
 
 def _comment(file: Path) -> str:
     """The comment at the head of a YAML file, without the package line."""
-    if not file.exists():
+    if not file.is_file():
         return ""
     lines = []
     for line in file.read_text().splitlines():

@@ -14,13 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clbench.config import check_overrides, compose
+from clbench.command_line.checks import check_overrides
+from clbench.config import compose
 from clbench.errors import ConfigError, Diverged
 from clbench.models.weights import SEEN_IMAGES
 from clbench.progress import ProgressDisplay
+from clbench.records.log_file import log_files
 from clbench.records.run_folder import RunFolder
 from clbench.run import Run
 from clbench.scenarios.scenario import Scenario
+from clbench.training.interruption import signals_noted
 
 WEIGHTS_FILE = "backbone.safetensors"
 
@@ -39,6 +42,9 @@ def pretrain(arguments: list[str]) -> Path:
     own = {name: _take(arguments, name) for name in ("data", "classes", "folder")}
     if own["data"] is None or own["classes"] is None:
         raise ConfigError(USAGE)
+    for word in arguments:
+        if "=" not in word:
+            raise ConfigError(f"{word!r} is not of the form key=value; {USAGE}")
     classes = class_numbers(own["classes"])
     overrides = [
         "scenario=pretraining",
@@ -55,12 +61,13 @@ def pretrain(arguments: list[str]) -> Path:
     file = folder / WEIGHTS_FILE
     if RunFolder(folder).status == "finished":
         raise ConfigError(f"{file} has been made already: use it as model.checkpoint, or give another folder=")
-    with RunFolder(folder).owned():
+    with RunFolder(folder).owned(), log_files([folder]):
         job = Run(composed, folder)
         with job.recording_failure():
             trainer = job.begin(live=True)
             try:
-                with ProgressDisplay(trainer.scenario.n_tasks, composed.progress) as trainer.on_progress:
+                progress = ProgressDisplay(trainer.scenario.n_tasks, composed.progress)
+                with signals_noted(), progress as trainer.on_progress:
                     trainer.fit()
             except Diverged as error:
                 job.finish(error)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from torch import nn
 from clbench import config as configuration
 from clbench.config import RunConfig
 from clbench.data.location import data_root
-from clbench.errors import ConfigError, Diverged
-from clbench.evaluation.adaptive import AdaptiveEvaluator
+from clbench.errors import ConfigError, Diverged, Interrupted
 from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
@@ -33,6 +33,7 @@ from clbench.records.continuity import (
     surroundings_before,
     with_absolute_paths,
 )
+from clbench.records.log_file import log_files
 from clbench.records.peak_memory import PeakMemory
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
@@ -47,6 +48,7 @@ from clbench.seeding import torch_draws_from
 from clbench.strategies.compilation import Compilation
 from clbench.strategies.composition import refuse, refuse_network
 from clbench.strategies.learner import Learner
+from clbench.training.interruption import signals_noted
 from clbench.training.precision import Precision, allow_tf32
 from clbench.training.trainer import Trainer
 
@@ -109,9 +111,18 @@ def set_up(composed: DictConfig) -> Setup:
     memory_format = _memory_format(model, device)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, memory_format)
     precision = Precision(config.trainer.precision, device)
-    evaluator_class = AdaptiveEvaluator if config.evaluator.kind == "adaptive" else ContinualEvaluator
-    evaluator = evaluator_class(learner, scenario, inputs, config.evaluator, config.seed, precision)
+    evaluator = _evaluator_class(config.evaluator.kind)(
+        learner, scenario, inputs, config.evaluator, config.seed, precision
+    )
     return Setup(config, device, scenario, learner, inputs, evaluator, pretrained)
+
+
+def _evaluator_class(kind: str) -> type[ContinualEvaluator]:
+    if kind == "periodic":
+        return ContinualEvaluator
+    from clbench.evaluation.adaptive import AdaptiveEvaluator  # with scipy's special functions
+
+    return AdaptiveEvaluator
 
 
 def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]:
@@ -130,14 +141,19 @@ def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]
     """
     with in_sentences(), RunFolder(path).owned():
         known = recorded(composed, path) if reuse else None
-        return known or _run(Run(composed, path))
+        if known is not None:
+            return known
+        job = Run(composed, path)
+        with log_files([path]):
+            return _run(job)
 
 
 def _run(job: "Run") -> dict[str, Any]:
     with job.recording_failure():
         trainer = job.begin(live=True)
         try:
-            with ProgressDisplay(trainer.scenario.n_tasks, job.composed.progress) as trainer.on_progress:
+            progress = ProgressDisplay(trainer.scenario.n_tasks, job.composed.progress)
+            with signals_noted(), progress as trainer.on_progress:
                 trainer.fit()
         except Diverged as error:
             return job.finish(error)
@@ -193,8 +209,12 @@ class Run:
         """
         # From here on, but for what the system counts in: of runs in one process each has its own.
         self._memory, self._memory_is_shared = PeakMemory(_device(self.composed.device)), fleet is not None
+        folder = self.folder
+        if not self._goes_on:  # what an earlier run left that never got to its first checkpoint
+            (folder.path / "scenario.json").unlink(missing_ok=True)
+        folder.write_text("config.yaml", OmegaConf.to_yaml(self.composed, resolve=True))  # now: resume starts from it
         setup = self.setup = set_up(self.composed)
-        config, scenario, folder = setup.config, setup.scenario, self.folder
+        config, scenario = setup.config, setup.scenario
         stream = {
             "name": scenario.name,
             "hash": scenario.hash,
@@ -210,7 +230,6 @@ class Run:
             recorded_environment = folder.read_json("environment.json") if folder.checkpoint.exists() else None
             refuse_other_weights(folder.path, recorded_environment, setup.pretrained)
             earlier = surroundings_before(folder.path, recorded_environment, now)
-        folder.write_text("config.yaml", OmegaConf.to_yaml(self.composed, resolve=True))
         folder.write_json("scenario.json", stream)
         own = {
             "data_root": str(data_root(config.data)),
@@ -288,7 +307,10 @@ class Run:
     def recording_failure(self) -> Iterator[None]:
         """Let an error of the run leave its mark in the folder on its way out."""
         try:
-            yield
+            with self.recording_interruption():
+                yield
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:  # recorded, not swallowed
             said = explanation(error) or error
             reason = f"{type(said).__name__}: {said}"
@@ -297,6 +319,17 @@ class Run:
             except OSError as unwritable:  # the disk that made it fail may be full for this as well
                 log.error("%s cannot be marked as failed: %s", self.folder.path, unwritable)
             raise
+
+    @contextmanager
+    def recording_interruption(self) -> Iterator[None]:
+        """Let Ctrl-C or SIGTERM leave its mark in the folder."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            signal = getattr(error, "signal", None)
+            reason = "SIGTERM" if signal == SIGTERM else "Ctrl-C"
+            self.folder.write_json("summary.json", {"status": "interrupted", "reason": reason})
+            raise Interrupted(str(self.folder.path), signal) from error
 
     def _recorded_is_this_run(self) -> bool:
         """Whether the folder holds the record of this configuration, begun and not finished.

@@ -153,13 +153,14 @@ class FleetTask:
         from rich.console import Console
 
         from clbench.reports.end_of_run import end_of_sweep
+        from clbench.reports.labels import swept_options
         from clbench.sweeps.fleet_runs import train_together
 
-        logging.getLogger("clbench.sweeps").setLevel(logging.INFO)  # which way was chosen is said in any case
         jobs = self.fleets[HydraConfig.get().job.num - self.initial_job_idx]
         outcomes = train_together(jobs, self.way)
         summaries = [outcome.summary or {"status": "failed", "reason": outcome.failure} for outcome in outcomes]
-        Console().print(end_of_sweep(summaries, [job.path for job in jobs]))
+        options = swept_options([job.config for job in jobs])
+        Console().print(end_of_sweep(summaries, [job.path for job in jobs], options))
         return outcomes
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -44,12 +43,7 @@ class ProtocolSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Make the study that the command line describes, in ``hydra.sweep.dir``."""
-        from clbench.errors import ClbenchError
-
-        try:
-            self._study(arguments).run()
-        except ClbenchError as error:
-            raise CompactHydraException(str(error)) from error  # which Hydra shows without a traceback
+        self._study(arguments).run()
 
     def _study(self, arguments: list[str]) -> Any:
         from clbench.config import check_fields, to_dataclass

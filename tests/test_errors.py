@@ -8,8 +8,10 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from clbench.__main__ import check_group_choices
-from clbench.config import check_overrides, compose
+from clbench.command_line.arguments import taken_apart
+from clbench.command_line.checks import check_overrides, checked
+from clbench.command_line.help import COMMANDS
+from clbench.config import compose, store_schemas
 from clbench.errors import ConfigError, DataError, TestStreamLocked
 from clbench.registry import STRATEGIES
 from clbench.run import run
@@ -78,8 +80,9 @@ def test_one_sentence(overrides, sentence, small_setup):
     ],
 )
 def test_misspelt_names(argument, sentence):
+    store_schemas()
     with pytest.raises(ConfigError) as error:
-        check_group_choices(["-m", argument])
+        checked(taken_apart(["-m", argument], COMMANDS))
     assert sentence in str(error.value)
 
 
@@ -89,7 +92,7 @@ def test_misspelt_names(argument, sentence):
         ("strategy.lan=3", "unknown option of strategy 'lan': did you mean 'lam'? Valid choices: decay, "),
         ("trainer.leaning_rate=3", "unknown option of trainer 'leaning_rate': "),
         ("scenario.augment.flp=true", "unknown option of scenario.augment 'flp': did you mean 'flip'?"),
-        ("trainer.epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("trainer.epochs=many", "trainer.epochs=many: the value has to be a whole number or null"),
     ],
 )
 def test_misspelt_and_mistyped_options(override, sentence):
@@ -100,9 +103,9 @@ def test_misspelt_and_mistyped_options(override, sentence):
 
 
 def test_good_names_pass():
-    check_group_choices(
-        ["-m", "strategy=ewc,l2", "scenario=split_digits", "seed=0,1", "--cfg", "job", "hydra.run.dir=a/b"]
-    )
+    store_schemas()
+    words = ["-m", "strategy=ewc,l2", "scenario=split_digits", "seed=0,1", "hydra.sweep.dir=a/b"]
+    assert checked(taken_apart(words, COMMANDS))[0] == words[1:]
 
 
 def test_missing_data_say_which_file_belongs_where(tmp_path, small_setup):
@@ -192,3 +195,12 @@ def test_a_sweep_outlives_a_failed_run(tmp_path):
     statuses = [json.loads((tmp_path / "sweep" / str(i) / "summary.json").read_text())["status"] for i in range(3)]
     assert statuses == ["finished", "failed", "finished"]
     assert "does not divide" in done.stderr
+
+
+def test_a_failed_run_is_recorded_with_the_kind_of_its_error(tmp_path):
+    """By which a study tells what it need not try again."""
+    with pytest.raises(ConfigError):
+        run(compose(["scenario.increment=3", "progress=false"]), tmp_path)
+    recorded = json.loads((tmp_path / "summary.json").read_text())
+    assert recorded["status"] == "failed"
+    assert recorded["reason"].startswith("ConfigError: ")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision import datasets
 
 from clbench.config import DataConfig
 from clbench.data.decode import decode_files
@@ -25,6 +24,13 @@ from clbench.data.location import data_folder, data_root, read_or_download, veri
 from clbench.registry import SOURCES
 
 DIGITS = [str(digit) for digit in range(10)]
+
+
+def _torchvision() -> Any:
+    """torchvision's data sets; imported where one is read, since that takes longer than importing torch."""
+    from torchvision import datasets
+
+    return datasets
 
 
 def _mnist_like(source: str, config: DataConfig, cls: Any, mean: float, std: float, **options: Any) -> SourceData:
@@ -47,25 +53,25 @@ def _mnist_like(source: str, config: DataConfig, cls: Any, mean: float, std: flo
 @SOURCES.register("mnist")
 def mnist(config: DataConfig) -> SourceData:
     """MNIST: 60,000 + 10,000 handwritten digits, 28×28 grey (LeCun et al. 1998)."""
-    return _mnist_like("mnist", config, datasets.MNIST, 0.1307, 0.3081)
+    return _mnist_like("mnist", config, _torchvision().MNIST, 0.1307, 0.3081)
 
 
 @SOURCES.register("fashion_mnist")
 def fashion_mnist(config: DataConfig) -> SourceData:
     """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28×28 grey (Xiao et al. 2017)."""
-    return _mnist_like("fashion_mnist", config, datasets.FashionMNIST, 0.2860, 0.3530)
+    return _mnist_like("fashion_mnist", config, _torchvision().FashionMNIST, 0.2860, 0.3530)
 
 
 @SOURCES.register("kmnist")
 def kmnist(config: DataConfig) -> SourceData:
     """Kuzushiji-MNIST: 60,000 + 10,000 cursive Japanese characters, 28×28 grey (Clanuwat et al. 2018)."""
-    return _mnist_like("kmnist", config, datasets.KMNIST, 0.1918, 0.3483)
+    return _mnist_like("kmnist", config, _torchvision().KMNIST, 0.1918, 0.3483)
 
 
 @SOURCES.register("emnist")
 def emnist(config: DataConfig) -> SourceData:
     """EMNIST, split 'balanced': 112,800 + 18,800 letters and digits in 47 classes, 28×28 grey (Cohen et al. 2017)."""
-    return _mnist_like("emnist", config, datasets.EMNIST, 0.1751, 0.3332, split="balanced")
+    return _mnist_like("emnist", config, _torchvision().EMNIST, 0.1751, 0.3332, split="balanced")
 
 
 @SOURCES.register("svhn")
@@ -76,7 +82,7 @@ def svhn(config: DataConfig) -> SourceData:
     def split(name: str) -> ImageSet:
         data = read_or_download(
             "svhn", config, root / f"{name}_32x32.mat", "the official file of that name",
-            lambda fetch: datasets.SVHN(str(root), name, download=fetch),
+            lambda fetch: _torchvision().SVHN(str(root), name, download=fetch),
         )  # fmt: skip
         return ImageSet(np.ascontiguousarray(data.data), data.labels.astype(np.int64))
 
@@ -92,7 +98,7 @@ def usps(config: DataConfig) -> SourceData:
     def split(name: str, train: bool) -> ImageSet:
         data = read_or_download(
             "usps", config, root / name, "the official file of that name",
-            lambda fetch: datasets.USPS(str(root), train, download=fetch),
+            lambda fetch: _torchvision().USPS(str(root), train, download=fetch),
         )  # fmt: skip
         return ImageSet(data.data[:, None], np.array(data.targets, np.int64))
 
@@ -108,7 +114,7 @@ def cifar10(config: DataConfig) -> SourceData:
     """
     location = data_folder(config) / "cifar-10-batches-py"
     what = "data_batch_1 … 5, test_batch and batches.meta (or the archive cifar-10-python.tar.gz beside that folder)"
-    train, test, names = _cifar("cifar10", config, datasets.CIFAR10, location, what)
+    train, test, names = _cifar("cifar10", config, _torchvision().CIFAR10, location, what)
     statistics = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     return verified("cifar10", SourceData(train, test, names, *statistics), location)
 
@@ -118,7 +124,7 @@ def cifar100(config: DataConfig) -> SourceData:
     """CIFAR-100: 50,000 + 10,000 images in 100 classes of 20 superclasses, 32×32 RGB (Krizhevsky 2009)."""
     location = data_folder(config) / "cifar-100-python"
     what = "the files train, test and meta (or the archive cifar-100-python.tar.gz beside that folder)"
-    train, test, names = _cifar("cifar100", config, datasets.CIFAR100, location, what)
+    train, test, names = _cifar("cifar100", config, _torchvision().CIFAR100, location, what)
     statistics = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     data = verified("cifar100", SourceData(train, test, names, *statistics), location)
     return replace(data, superclass=_superclasses(location, data.test.labels))
@@ -170,7 +176,7 @@ def gtsrb(config: DataConfig) -> SourceData:
     def listing(split: str) -> list[tuple[str, int]]:
         what = "GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv of the official archives"
         data = read_or_download(
-            "gtsrb", config, root / "gtsrb", what, lambda fetch: datasets.GTSRB(str(root), split, download=fetch)
+            "gtsrb", config, root / "gtsrb", what, lambda fetch: _torchvision().GTSRB(str(root), split, download=fetch)
         )
         return sorted(data._samples)
 
@@ -193,7 +199,7 @@ def omniglot(config: DataConfig) -> SourceData:
     root = data_folder(config)
     location = root / "omniglot-py" / "images_evaluation"
 
-    class Unchecked(datasets.Omniglot):
+    class Unchecked(_torchvision().Omniglot):
         def _check_integrity(self) -> bool:
             return location.is_dir()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -54,7 +54,8 @@ def methods_of(arguments: list[str], options: ProtocolConfig, compose: Compose) 
     Raises:
         ConfigError: a seed is given, or two methods cannot be told apart.
     """
-    overrides = [o for o in OverridesParser.create().parse_overrides(arguments) if not _is_the_protocols(o)]
+    given = [_fixed_if_single(o) for o in OverridesParser.create().parse_overrides(arguments)]
+    overrides = [o for o in given if not _is_the_protocols(o)]
     for override in overrides:
         if override.key_or_group in ("seed", "evaluator.split", "scenario.validation", "scenario.tasks"):
             raise ConfigError(
@@ -91,6 +92,16 @@ def _choices(override: Override) -> list[str]:
         raise ConfigError(
             f"{override.input_line} is a pattern, which a protocol does not know: name the choices, such as strategy=er,ewc"
         ) from error
+
+
+def _fixed_if_single(override: Override) -> Override:
+    """A sweep over one value, ``choice(5)``, is that value: clbench's command line writes fixed options so (see its checks)."""
+    if not override.is_choice_sweep() or not isinstance(override.value(), ChoiceSweep):
+        return override
+    choices = list(override.sweep_string_iterator())
+    if len(choices) > 1:
+        return override
+    return OverridesParser.create().parse_override(f"{override.get_key_element()}={choices[0]}")
 
 
 def _is_the_protocols(override: Override) -> bool:

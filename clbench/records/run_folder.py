@@ -115,7 +115,7 @@ class RunFolder:
 
     @property
     def status(self) -> str | None:
-        """``running`` (or killed), ``finished``, ``diverged``, ``failed``; None where no run has begun."""
+        """``running`` (or killed), ``finished``, ``diverged``, ``failed``, ``interrupted``; None where no run has begun."""
         summary = self.read_json("summary.json")
         return None if summary is None else summary["status"]
 

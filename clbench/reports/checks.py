@@ -37,7 +37,8 @@ class Selection:
     """Scenario → the seeds that any of its methods has, or that a study set out to run."""
 
     failures: pd.DataFrame
-    """A row per run that is missing, failed, running, diverged or unreadable: method, scenario, seed, status, reason, folder."""
+    """A row per run that is missing, failed, interrupted, running, diverged or unreadable: method, scenario, seed, status,
+    reason, folder."""
 
     @property
     def methods(self) -> list[str]:

@@ -62,17 +62,35 @@ def report(arguments: list[str]) -> None:
     command = shlex.join(["python", "-m", "clbench", "report", *arguments])
     comparison = compare(options.paths, by, options.metric, options.test, options.title, command)
     page = _write(comparison, out)
+    _show(comparison, options.metric)
+    console = Console()
+    console.print(Text(f"report: {page}", overflow="fold"))
+    console.print(Text(f"also there: {', '.join(sorted(file.name for file in out.iterdir() if file != page))}"))
+
+
+def show_comparison(paths: list[str], out: Path | None, metric: str = "ACC") -> None:
+    """Print the comparison of runs, and write the report where ``out`` says to which folder.
+
+    Raises:
+        ConfigError: no run, or runs that cannot be compared.
+    """
+    command = shlex.join(["python", "-m", "clbench", "report", *paths])
+    comparison = compare(paths, None, metric, None, None, command)
+    _show(comparison, metric)
+    if out is not None:
+        Console().print(Text(f"report: {_write(comparison, out)}", overflow="fold"))
+
+
+def _show(comparison: Comparison, metric: str) -> None:
     console = Console()
     for table in comparison.main:
-        console.print(terminal_table(table, options.metric, console.width))
+        console.print(terminal_table(table, metric, console.width))
         for number, note in enumerate(table.footnotes, start=1):
             console.print(Text(f"[{number}] {note}", "yellow"))
     if comparison.failures is not None:
         console.print(
             Text(f"{len(comparison.failures.rows)} runs are missing or did not finish: see the report", "yellow")
         )
-    console.print(Text(f"report: {page}", overflow="fold"))
-    console.print(Text(f"also there: {', '.join(sorted(file.name for file in out.iterdir() if file != page))}"))
 
 
 def write_report(

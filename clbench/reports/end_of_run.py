@@ -60,16 +60,35 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     return Group(*parts)
 
 
-def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
+def line_of_run(summary: dict[str, Any], folder: Path) -> Text:
+    """What is shown when a run of a sweep ends: one line.
+
+    Args:
+        summary: content of ``summary.json``.
+        folder: the run folder.
+    """
+    values = ", ".join(f"{name} {_percent(summary['metrics'][name])}" for name in ("ACC", "FORG"))
+    is_finished = summary["status"] == "finished"
+    status = "" if is_finished else f"; {summary['status']}: {summary['reason']}"
+    line = f"{folder.name}: {summary['strategy']} on {summary['scenario']}, seed {summary['seed']}: {values}{status}"
+    return Text(line, style="" if is_finished else "bold red")
+
+
+def end_of_sweep(
+    summaries: list[dict[str, Any]], folders: list[Path], options: list[dict[str, str]] | None = None
+) -> Table:
     """The closing display of runs that were trained together: a line for each.
 
     Args:
         summaries: contents of ``summary.json``; of a failed run only ``status`` and ``reason``.
         folders: the run folders.
+        options: of every run, the options in which they differ beside the seed, by their short names.
     """
+    options = options or [{} for _ in summaries]
     table = Table(box=None, header_style="dim")
     for heading, justify in (
         ("run folder", "left"),
+        *((name, "right") for name in options[0]),
         ("seed", "right"),
         ("ACC", "right"),
         ("FORG", "right"),
@@ -82,7 +101,7 @@ def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
     if notes:
         table.caption, table.caption_justify = Text("\n".join(notes), style="yellow"), "left"
     here = Path.cwd()
-    for summary, folder in zip(summaries, folders, strict=True):
+    for summary, folder, own in zip(summaries, folders, options, strict=True):
         cells = ["", "", "", ""]
         if "metrics" in summary:
             values = [_percent(summary["metrics"][name]) for name in ("ACC", "FORG", "min_ACC")]
@@ -91,7 +110,7 @@ def end_of_sweep(summaries: list[dict[str, Any]], folders: list[Path]) -> Table:
             cells = [str(summary["seed"]), *values]
         status = "" if summary["status"] == "finished" else f"{summary['status']}: {summary['reason']}"
         shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        table.add_row(str(shown), *cells, Text(status, style="bold red"))
+        table.add_row(str(shown), *own.values(), *cells, Text(status, style="bold red"))
     return table
 
 

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
+from omegaconf import DictConfig, OmegaConf
 
 from clbench.errors import ConfigError, choose_from
 
@@ -78,6 +79,22 @@ def differing_options(configs: Iterable[dict[str, Any]]) -> list[str]:
     return [
         name for name in names if is_of_the_method(name) and len({_key(leaves.get(name)) for leaves in configs}) > 1
     ]
+
+
+def swept_options(configs: list[DictConfig]) -> list[dict[str, str]]:
+    """Of every run the options in which the runs differ beside the seed, by their short names."""
+    flat = [dict(flat_leaves(OmegaConf.to_container(config, resolve=True))) for config in configs]
+    names = short_names(differing_options(flat))
+    return [{short: _shown(leaves.get(name)) for name, short in names.items()} for leaves in flat]
+
+
+def flat_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a nested configuration; lists are values."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flat_leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def is_of_the_method(name: str) -> bool:

@@ -14,7 +14,7 @@ import yaml
 
 from clbench.errors import ConfigError
 from clbench.evaluation.metrics import in_order
-from clbench.reports.labels import method_labels
+from clbench.reports.labels import flat_leaves, method_labels
 
 try:
     from yaml import CSafeLoader as YamlLoader  # ten times as fast; absent where PyYAML was built without libyaml
@@ -33,7 +33,7 @@ MEASUREMENT_COLUMNS = ["task_learning", "strategy", "quantity", "part", "value"]
 PLASTICITY_COLUMNS = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
 CONNECTIVITY_COLUMNS = ["task_learning", "lam", "task_eval", "n", "correct", "loss"]
 
-STATUSES = ("finished", "diverged", "failed", "running", "unreadable")
+STATUSES = ("finished", "diverged", "failed", "interrupted", "running", "unreadable")
 
 Leaves = dict[str, Any]
 """A configuration as a flat dict: dotted name → value; lists are values."""
@@ -218,15 +218,7 @@ def _read_config(folder: Path) -> Leaves:
     content = yaml.load(file.read_text(encoding="utf-8"), YamlLoader)
     if not isinstance(content, dict):
         raise ValueError("config.yaml is not a configuration")
-    return dict(_flat(content, ""))
-
-
-def _flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(flat_leaves(content))
 
 
 def _from_config(leaves: Leaves) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from clbench.errors import ConfigError
@@ -69,6 +68,8 @@ class Compilation:
         """
         if not self.active:
             return function(*arguments)
+        import torch._dynamo  # takes as long as torch itself to import, and most runs compile nothing
+
         if name not in self._compiled:
             # Whole numbers that a strategy counts (tasks learned) shall not be compiled in anew for every task.
             torch._dynamo.config.allow_unspec_int_on_nn_module = True

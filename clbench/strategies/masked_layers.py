@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.models.continual import ContinualModel
 
@@ -48,6 +47,8 @@ def flops_by_layer(
     model: ContinualModel, input_shape: tuple[int, int, int], layers: list[Layer]
 ) -> tuple[list[int], int]:
     """Floating-point operations of one image's forward pass: by each layer when dense, and by all else."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton where that is installed
+
     was_training = model.training
     model.eval()
     x = torch.zeros(1, *input_shape, device=model.head.weight.device)

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from clbench.errors import ClbenchError, Diverged
 from clbench.machine_errors import explanation
 from clbench.progress import ProgressDisplay
+from clbench.records.log_file import log_files
 from clbench.records.run_folder import RunFolder
 from clbench.run import Run, recorded, run
 from clbench.scenarios.build import sources_kept
@@ -20,6 +22,7 @@ from clbench.strategies.stack import share_frozen
 from clbench.sweeps.grouping import why_alone
 from clbench.sweeps.ways import n_processes, pool, seconds_per_iteration
 from clbench.training.fleet import Fleet
+from clbench.training.interruption import signals_noted
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ def train_together(jobs: list[Job], way: str = "auto") -> list[Outcome]:
         if len(jobs) == 1:
             reason = why_alone(jobs[0].config)
             if reason:
-                log.info("trained alone, since it cannot be stacked: %s", reason)
+                _say(f"trained alone, since it cannot be stacked: {reason}")
             return [_alone(jobs[0])]
         if way == "auto":
             way = _fastest(jobs)
@@ -86,7 +89,7 @@ def _fastest(jobs: list[Job]) -> str:
         _free_memory()
     best = min(seconds, key=seconds.__getitem__)
     timings = ", ".join(f"{way} {1000 * value:.2f} ms" for way, value in seconds.items())
-    log.info("%s: an iteration of all takes %s; chosen: %s", name, timings, best)
+    _say(f"{name}: an iteration of all takes {timings}; chosen: {best}")
     return best
 
 
@@ -110,6 +113,7 @@ def _one_fleet(jobs: list[Job]) -> list[Outcome]:
     with ExitStack() as folders:
         for job in jobs:
             folders.enter_context(RunFolder(job.path).owned())
+        folders.enter_context(log_files([job.path for job in jobs]))
         return _train_stacked(jobs)
 
 
@@ -133,7 +137,10 @@ def _train_stacked(jobs: list[Job]) -> list[Outcome]:
     members = list(runs.values())
     if members:
         fleet = Fleet([member.trainer for member in members])
-        with ProgressDisplay(members[0].setup.scenario.n_tasks, jobs[0].config.progress) as fleet.on_progress:
+        progress = ProgressDisplay(members[0].setup.scenario.n_tasks, jobs[0].config.progress)
+        with ExitStack() as recording, signals_noted(), progress as fleet.on_progress:
+            for member in members:
+                recording.enter_context(member.recording_interruption())
             fleet.fit()
         for position, number in enumerate(runs):
             outcomes[number] = _finished(runs[number], fleet.diverged.get(position))
@@ -168,6 +175,12 @@ def _sentence(error: Exception) -> str:
         return str(explained)
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"
+
+
+def _say(what: str) -> None:
+    """Tell the user, in the terminal as well: warnings alone go there from a log."""
+    log.info("%s", what)
+    print(what, file=sys.stderr, flush=True)
 
 
 def _free_memory() -> None:

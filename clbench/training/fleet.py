@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clbench.errors import ConfigError, Diverged
+from clbench.errors import ConfigError, Diverged, Interrupted
 from clbench.evaluation.adaptive import AdaptiveEvaluator, StackedAdaptive
 from clbench.evaluation.stacked import Place, StackedPeriodic
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
 from clbench.strategies.stack import Stack, row_numbers
+from clbench.training.interruption import noted
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
 from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer, seed_torch
 
@@ -53,7 +54,11 @@ class Fleet:
         self._alive = list(range(len(members)))
 
     def fit(self) -> None:
-        """Train every run to the end of its stream, or to where it diverges."""
+        """Train every run to the end of its stream, or to where it diverges.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM has come; the checkpoints are those of the last step.
+        """
         for member in self.members:
             member.begin()
             member.share_of_time = 1 / len(self.members)
@@ -89,11 +94,15 @@ class Fleet:
                 last_look = now
                 self._freeze_diverged()
                 self._show_progress()
-            if now - last_checkpoint >= between_checkpoints and self._evaluation.settled and self.step < self._n_steps:
+            stop = noted()
+            is_due = stop is not None or now - last_checkpoint >= between_checkpoints
+            if is_due and self._evaluation.settled and self.step < self._n_steps:
                 self._hand_back()
                 for member in self._living:
                     member.save()
                 last_checkpoint = time.monotonic()
+                if stop is not None:
+                    raise Interrupted(str(self._living[0].checkpoint.parent.parent), stop)
         self._freeze_diverged()
         self._show_progress()
         self._hand_back()

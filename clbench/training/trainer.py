@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import RunConfig
-from clbench.errors import Diverged
+from clbench.errors import Diverged, Interrupted
 from clbench.evaluation.connectivity import Connectivity
 from clbench.evaluation.diagnostics import Diagnostics
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS, ContinualEvaluator, as_table
@@ -29,6 +29,7 @@ from clbench.seeding import stream_seed
 from clbench.strategies.base import Batch, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from clbench.training.interruption import noted
 from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
 from clbench.training.single_samples import notes_of_joined, refuse_single_samples, smallest_batch
 
@@ -139,6 +140,7 @@ class Trainer:
 
         Raises:
             Diverged: a training loss is NaN or infinite; the tables end with the last step before it.
+            Interrupted: Ctrl-C or SIGTERM has come; the checkpoint is that of the last step.
         """
         self.begin()
         while self.task < self.scenario.n_tasks:
@@ -208,6 +210,9 @@ class Trainer:
                 last_look = now
                 self.check_finite()
                 self.show_progress()
+            if noted() is not None and self.may_save:
+                self.save()
+                raise Interrupted(str(self.checkpoint.parent.parent), noted())
             if now - last_checkpoint >= self.config.record.checkpoint_seconds and self.may_save:
                 self.save()
                 last_checkpoint = time.monotonic()

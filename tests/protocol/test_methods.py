@@ -175,3 +175,18 @@ def test_a_pattern_is_one_sentence(methods):
     """``strategy=glob(*)`` works in Hydra's own sweeps; here it takes what knows the files of the group."""
     with pytest.raises(ConfigError, match="glob"):
         methods("strategy=glob(l*)")
+
+
+def test_a_sweep_over_one_value_is_a_fixed_option(compose, options_of):
+    """In a sweep over strategies the command line hands fixed options to Hydra as choice(…)."""
+    arguments = [
+        "strategy=l2,finetune",
+        "trainer.epochs=choice(3)",
+        "trainer.lr=choice(0.5)",
+        "trainer.momentum=0.1,0.2",
+    ]
+    for method in methods_of(arguments, options_of(), compose):
+        assert "trainer.lr=0.5" in method.overrides
+        assert "trainer.epochs=3" in method.overrides
+        assert "trainer.momentum" in method.space.described()
+        assert "trainer.lr" not in method.space.described()

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from clbench.__main__ import resume
+from clbench.command_line.launch import resume
 from clbench.config import typed
 from clbench.errors import ConfigError, RunFailed
 from clbench.protocol.methods import Method, methods_of
@@ -630,7 +630,7 @@ def test_the_same_command_again_makes_no_run(commanded):
 def test_a_study_can_be_resumed_by_its_folder(commanded, monkeypatch):
     """``python -m clbench resume <folder>`` is the command that made it."""
     given: list[str] = []
-    monkeypatch.setattr("clbench.__main__._launch", given.extend)
-    resume(str(commanded / "study"))
+    monkeypatch.setattr("clbench.command_line.launch.launch", lambda words, commands: given.extend(words))
+    resume(str(commanded / "study"), [])
     assert given[0] == "-m"
     assert sorted(given[1:]) == sorted([*OPTIONS[:-1], f"hydra.sweep.dir={commanded / 'study'}"])

@@ -1,0 +1,217 @@
+"""Looks for what is wrong with the overrides of a command line before Hydra makes anything of them.
+
+Each override is read alone, each configuration is composed once, and what does not fit is said in one sentence with the valid
+choices. A few ways of writing are made good on the way: ``plus.ewc.lam=5`` without its ``+``, ``protocol.tuning_seeds=2`` for
+two seeds, and in a sweep over strategies an option that only the swept ones have.
+"""
+
+import itertools
+import sys
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from clbench import config as configuration
+from clbench.command_line.arguments import Arguments
+from clbench.command_line.explanations import (
+    explained,
+    put_in,
+    refuse_unknown_name,
+    refuse_wrong_options_of_added,
+)
+from clbench.errors import ConfigError
+
+GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "debug", "protocol", "search_space")
+"""What chooses a YAML file by its name."""
+
+FIRST_SEEDS = {"protocol.tuning_seeds": 0, "protocol.evaluation_seeds": 100}
+"""Options of a protocol that may be given as a number of seeds → the first of these."""
+
+MANY_SEEDS = 1000
+
+
+def checked(arguments: Arguments) -> tuple[list[str], DictConfig]:
+    """The overrides, checked, as Hydra shall get them, and a configuration that they make (of the first job), with Hydra's part.
+
+    Raises:
+        ConfigError: they do not make a configuration, or, in a sweep, one of its choices does not.
+    """
+    overrides = [_parsed(_made_good(text)) for text in arguments.overrides]
+    refuse_doubled_groups(overrides)
+    for override in overrides:
+        refuse_unknown_name(override)
+        if override.is_sweep_override() and not arguments.is_sweep:
+            _refuse_sweep(override, arguments)
+        if override.is_sweep_override() and override.key_or_group.startswith("protocol."):
+            raise ConfigError(
+                f"{override.input_line}: the options of a protocol have one value each; a list is written [0,1]"
+            )
+    configs = _checked_choices(overrides)
+    is_protocol = any(config.get("protocol") is not None for config in configs)
+    if is_protocol and not arguments.is_sweep and not arguments.only_shows:
+        raise ConfigError("a protocol makes many runs: python -m clbench -m " + " ".join(arguments.overrides))
+    if not arguments.is_sweep:
+        return [text.input_line or "" for text in overrides], configs[0]
+    for override in overrides:
+        if override.is_sweep_override() and override.key_or_group.startswith("protocol."):
+            raise ConfigError(
+                f"{override.input_line}: the options of a protocol have one value each; a list is written [0,1]"
+            )
+    if not any(o.is_sweep_override() and _is_group(o) for o in overrides):
+        return [o.input_line or "" for o in overrides], configs[0]
+    return _for_each_job(overrides), configs[0]
+
+
+def check_overrides(overrides: list[str]) -> DictConfig:
+    """The configuration of a single run, checked.
+
+    Raises:
+        ConfigError: the overrides do not make a configuration.
+    """
+    parsed = [_parsed(_made_good(text)) for text in overrides]
+    for override in parsed:
+        refuse_unknown_name(override)
+    return _checked_job([override.input_line or "" for override in parsed])
+
+
+def refuse_doubled_groups(overrides: list[Override]) -> None:
+    """Raise where a name is chosen twice; say so where an option is set twice, of which the last holds."""
+    seen: dict[str, Override] = {}
+    for override in overrides:
+        key = override.key_or_group
+        before = seen.get(key)
+        if before is not None and before.value() != override.value():
+            if _is_group(override):
+                raise ConfigError(f"{before.input_line} and {override.input_line} exclude each other: leave one out")
+            print(f"clbench: {key} is given twice: {override.input_line} holds", file=sys.stderr)
+        seen[key] = override
+
+
+def _made_good(text: str) -> str:
+    """An override as it was meant."""
+    key, _, value = text.partition("=")
+    if key.startswith("plus.") or key.startswith("+plus."):
+        return f"++{text.lstrip('+')}"  # nothing is under plus until something is put there
+    if key == "best":
+        return f"+{text}"
+    if key.lstrip("+") in FIRST_SEEDS and value.strip().isdecimal():
+        n, first = int(value), FIRST_SEEDS[key.lstrip("+")]
+        if not 1 <= n <= MANY_SEEDS:
+            raise ConfigError(
+                f"{text}: a number of seeds from 1 to {MANY_SEEDS}, or a list of seeds such as [{first},{first + 1}]"
+            )
+        return f"{key}=[{','.join(str(first + i) for i in range(n))}]"
+    return text
+
+
+def _parsed(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, OmegaConfBaseException) as error:
+        detail = next((line for line in str(error).splitlines() if not line.startswith("See ")), "")
+        raise ConfigError(
+            f"{text!r} is not of the form key=value ({detail}): put a value with special characters into quotes within quotes, "
+            "such as 'data.folder=\"my (own) images\"'"
+        ) from error
+
+
+def _is_group(override: Override) -> bool:
+    return override.key_or_group in GROUPS or override.key_or_group.startswith("hydra/")
+
+
+def _refuse_sweep(override: Override, arguments: Arguments) -> None:
+    """Say what several values of one option may have been meant as."""
+    text = override.input_line or ""
+    key, _, values = text.partition("=")
+    as_list = f"{key}=[{values}]" if not any(mark in values for mark in "()") else f"{key}='…'"
+    raise ConfigError(
+        f"{text} names several values: add -m for a sweep (python -m clbench -m {' '.join(arguments.overrides)}), or write "
+        f'a list as "{as_list}" and a text with a comma in quotes'
+    )
+
+
+def _checked_choices(overrides: list[Override]) -> list[DictConfig]:
+    """Configurations in which every choice of every swept override occurs; of a single run there is one."""
+    choices = [_choices(override) for override in overrides]
+    # Names decide about which options there are: they are combined, and each combination is composed. Values are put in.
+    named = [own if _is_group(override) else own[:1] for override, own in zip(overrides, choices, strict=True)]
+    combined = itertools.islice(itertools.product(*named), MOST_COMBINATIONS)
+    configs = [_checked_job(list(job)) for job in combined]
+    for override, own in zip(overrides, choices, strict=True):
+        if not _is_group(override):
+            for choice in own[1:]:
+                check_value(configs[0], choice)
+    return configs
+
+
+MOST_COMBINATIONS = 32
+"""Combinations of names that are looked at in advance; Hydra composes every job before the first is run."""
+
+
+def check_value(composed: DictConfig, text: str) -> None:
+    """Check one more value of an option, in a configuration that is sound."""
+    config = composed.copy()
+    key = text.lstrip("+").partition("=")[0]
+    if not key.startswith("hydra."):
+        put_in(config, _parsed(text))
+        _check_config(config, [text])
+
+
+def _choices(override: Override) -> list[str]:
+    text = override.input_line or ""
+    if not override.is_sweep_override():
+        return [text]
+    prefix = text[: len(text) - len(text.lstrip("+"))]
+    value = override.value()
+    if isinstance(value, Glob):
+        values = value.filter(configuration.group_choices(override.key_or_group))
+    elif isinstance(value, IntervalSweep):
+        values = [str(value.start), str(value.end)]
+    else:
+        values = list(override.sweep_string_iterator())
+    if not values:
+        raise ConfigError(f"{text} stands for no value at all")
+    return [f"{prefix}{override.key_or_group}={value}" for value in values]
+
+
+def _checked_job(overrides: list[str]) -> DictConfig:
+    """The configuration of one run with Hydra's part, checked in all that can be without data."""
+    try:
+        composed = configuration.compose(overrides, with_hydra=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explained(overrides, error) from error
+    _check_config(composed, overrides)
+    return composed
+
+
+def _check_config(composed: DictConfig, overrides: list[str]) -> None:
+    from clbench.protocol.tuned_values import with_tuned_values
+
+    own, _ = with_tuned_values(composed, overrides)
+    config = configuration.typed(own)
+    refuse_wrong_options_of_added(config, own)
+
+
+def _for_each_job(overrides: list[Override]) -> list[str]:
+    """The overrides of a sweep over names, in which options that only the swept ones have are sweeps over one value.
+
+    Hydra applies fixed options to a configuration without what is swept, in which they may not exist: EWC, the default, has no
+    ``memory_size``. Swept options are applied to each job.
+    """
+    fixed_names = [o.input_line or "" for o in overrides if _is_group(o) and not o.is_sweep_override()]
+    without_swept = configuration.compose(fixed_names, with_hydra=True)
+    texts = []
+    for override in overrides:
+        text = override.input_line or ""
+        texts.append(text)
+        if override.is_sweep_override() or _is_group(override) or override.is_delete():
+            continue
+        try:
+            put_in(without_swept, override)
+        except ConfigError:
+            key, _, value = text.partition("=")
+            texts[-1] = f"{key}=choice({value})"
+    return texts
