@@ -392,8 +392,8 @@ def added_strategy(name: str, changes: dict[str, Any]) -> Any:
         ConfigError: an option does not exist, or its value is of the wrong type or not possible.
     """
     options = STRATEGIES[name].config
-    file = configuration.conf_dir() / "strategy" / f"{name}.yaml"
-    values = OmegaConf.load(file) if file.exists() else OmegaConf.create({"name": name})
+    file = configuration.config_file("strategy", name)
+    values = OmegaConf.create({"name": name}) if file is None else OmegaConf.load(file)
     values.pop("defaults", None)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(options), values, changes)

@@ -74,7 +74,10 @@ def check_overrides(overrides: list[str]) -> DictConfig:
     parsed = [_parsed(_made_good(text)) for text in overrides]
     for override in parsed:
         refuse_unknown_name(override)
-    return _checked_job([override.input_line or "" for override in parsed])
+    texts = [override.input_line or "" for override in parsed]
+    composed = _composed(texts)
+    _check_config(composed, texts)
+    return composed
 
 
 def refuse_doubled_groups(overrides: list[Override]) -> None:
@@ -134,30 +137,34 @@ def _refuse_sweep(override: Override, arguments: Arguments) -> None:
 
 
 def _checked_choices(overrides: list[Override]) -> list[DictConfig]:
-    """Configurations in which every choice of every swept override occurs; of a single run there is one."""
+    """Configurations with every swept name, in which every swept value was put; of a single run there is one.
+
+    A value out of bounds among the swept ones is no error yet: its job will fail, and the others be run.
+
+    Raises:
+        ConfigError: one of the jobs cannot be composed, or none of them can be run.
+    """
     choices = [_choices(override) for override in overrides]
-    # Names decide about which options there are: they are combined, and each combination is composed. Values are put in.
-    named = [own if _is_group(override) else own[:1] for override, own in zip(overrides, choices, strict=True)]
-    combined = itertools.islice(itertools.product(*named), MOST_COMBINATIONS)
-    configs = [_checked_job(list(job)) for job in combined]
-    for override, own in zip(overrides, choices, strict=True):
-        if not _is_group(override):
-            for choice in own[1:]:
-                check_value(configs[0], choice)
+    is_value = [override.is_sweep_override() and not _is_group(override) for override in overrides]
+    fixed = [own for own, swept in zip(choices, is_value, strict=True) if not swept]
+    combined = itertools.islice(itertools.product(*fixed), MOST_COMBINATIONS)
+    configs = [_composed(list(job)) for job in combined]
+    for own, swept in zip(choices, is_value, strict=True):
+        for choice in own if swept else ():
+            put_in(configs[0].copy(), _parsed(choice))
+    errors = []
+    for config in configs:
+        try:
+            _check_config(config, [text for own in fixed for text in own])
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == len(configs):
+        raise errors[0]
     return configs
 
 
 MOST_COMBINATIONS = 32
 """Combinations of names that are looked at in advance; Hydra composes every job before the first is run."""
-
-
-def check_value(composed: DictConfig, text: str) -> None:
-    """Check one more value of an option, in a configuration that is sound."""
-    config = composed.copy()
-    key = text.lstrip("+").partition("=")[0]
-    if not key.startswith("hydra."):
-        put_in(config, _parsed(text))
-        _check_config(config, [text])
 
 
 def _choices(override: Override) -> list[str]:
@@ -177,17 +184,16 @@ def _choices(override: Override) -> list[str]:
     return [f"{prefix}{override.key_or_group}={value}" for value in values]
 
 
-def _checked_job(overrides: list[str]) -> DictConfig:
-    """The configuration of one run with Hydra's part, checked in all that can be without data."""
+def _composed(overrides: list[str]) -> DictConfig:
+    """The configuration of one run with Hydra's part."""
     try:
-        composed = configuration.compose(overrides, with_hydra=True)
+        return configuration.compose(overrides, with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explained(overrides, error) from error
-    _check_config(composed, overrides)
-    return composed
 
 
 def _check_config(composed: DictConfig, overrides: list[str]) -> None:
+    """Check all that can be checked without data."""
     from clbench.protocol.tuned_values import with_tuned_values
 
     own, _ = with_tuned_values(composed, overrides)

@@ -262,8 +262,8 @@ def frozen_trial(values: Values, space: SearchSpace) -> FrozenTrial:
 
 
 def _search_of(strategy: str) -> dict[str, Any]:
-    file = configuration.conf_dir() / "strategy" / f"{strategy}.yaml"
-    if file.exists():
+    file = configuration.config_file("strategy", strategy)
+    if file is not None:
         return dict(OmegaConf.load(file).get("search") or {})
     return dict(STRATEGIES[strategy].config(name=strategy).search)
 

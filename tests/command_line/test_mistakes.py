@@ -49,7 +49,7 @@ from small_commands import SMALL
         (["hydra/launcher=ray_gpu", "-m", "seed=0,1"], "pip install 'clbench[launchers]'"),
         (["trainer.lr=-1"], "trainer.lr=-1.0 is out of range"),
         (["+best=true"], "no tuned values of ewc on split_digits"),
-        (["-m", "trainer.lr=0.1,-1"], "trainer.lr=-1.0 is out of range"),
+        (["-m", "trainer.lr=-1", "seed=0,1"], "trainer.lr=-1.0 is out of range"),
         (["-m", "trainer.lr=0.1,x"], "trainer.lr=x: the value has to be a number"),
         (["-m", "strategy=er,ewcc"], "unknown strategy 'ewcc'"),
         (["-m", "strategy=er,ewc", "strategy.memory_size=20"], "unknown option of strategy 'memory_size'"),

@@ -115,9 +115,7 @@ class MadeRuns:
                 "summary.json", {"status": "diverged", "reason": "NaN", "metrics": metrics, "costs": costs}
             )
         else:
-            files.write_json(
-                "summary.json", {"status": "failed", "reason": outcome}
-            )
+            files.write_json("summary.json", {"status": "failed", "reason": outcome})
 
 
 @pytest.fixture(scope="session")
