@@ -2,8 +2,8 @@
 
 The evaluator keeps snapshots of a window of successive iterations and asks, at the window's end, which of them to evaluate.
 
-1. A skeleton, always: the 1st, 2nd, 4th, 8th … iteration of a task, since what follows a switch is the slower the later it
-   comes, and the last iteration of every window.
+1. A skeleton, always: the first eight iterations of a task, where a single step may cost everything, then the 16th, 32nd,
+   64th …, since what follows a switch is the slower the later it comes; and the last iteration of every window.
 2. Then bisection, best first. Between two evaluations of an earlier task the curve is modelled as a Brownian bridge
    (:func:`variances` says how wide). The integral of the probability that it falls below a level, over all levels below the
    task's running minimum, is how far it is expected to undercut it (:func:`expected_undercut`). The mean over the tasks that
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import erfcx
 
-MARKS = frozenset(2**e for e in range(31))
+MARKS = frozenset(range(1, 8)) | frozenset(2**e for e in range(3, 31))
 """Steps since the start of a task that belong to the skeleton."""
 
 SUSPECTED = 0.2

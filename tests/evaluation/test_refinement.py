@@ -149,7 +149,7 @@ def test_undercut_and_limit_are_finite_accuracies(counts, minimum, distance, sus
 def test_skeleton_follows_the_switch_and_ends_every_window():
     policy = Refinement(n_tasks=2, share=0, dense=0)
     flat = np.full((201, 2), 0.5)
-    asked = [1, 2, 4, 8, 16, 32, 64, 100]
+    asked = [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 100]
     assert replay(policy, flat, [100, 100], window=64) == [0, *asked, *(100 + i for i in asked)]
 
 
@@ -202,6 +202,17 @@ def test_a_dip_between_the_fourth_and_the_sixteenth_step_is_found():
     asked = replay(Refinement(n_tasks=2), curves, [150, 150], window=64)
     assert 161 in asked
     assert found_and_stated(curves, [150, 150], asked)[0] == 0
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_spike_of_one_of_the_first_steps_is_found(step):
+    """Both neighbours of the step that costs everything lie far above the lowest accuracy known, so nothing points to it."""
+    curves = np.ones((81, 2))
+    curves[41:, 0] = 0.9
+    curves[60, 0] = 0.6
+    curves[40 + step, 0] = 0
+    asked = replay(Refinement(n_tasks=2), curves, [40, 40], window=64)
+    assert 40 + step in asked
 
 
 def test_the_stated_bound_holds_on_random_streams():
