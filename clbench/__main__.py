@@ -93,7 +93,7 @@ def _do(command: str | None, words: list[str], commands: list[str]) -> int:
 
             report(words)
         case "runs":
-            from clbench.reports.command import runs
+            from clbench.reports.run_list import runs
 
             runs(words)
         case "pretrain":

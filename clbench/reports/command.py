@@ -1,22 +1,17 @@
-"""The sub-commands ``report`` and ``runs``."""
+"""The sub-command ``report``."""
 
-import argparse
 import shlex
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from clbench.errors import ConfigError, choose_from
+from clbench.reports.arguments import Parser
 from clbench.reports.comparison import Comparison, compare
-from clbench.reports.counting import BOUNDS
-from clbench.reports.loading import load
 from clbench.reports.statistics import TESTS
 from clbench.reports.tables import METRICS, Cell, Table
 from clbench.reports.text_formats import (
@@ -32,11 +27,8 @@ from clbench.reports.text_formats import (
 LABELS = 2
 """Columns of the main table before its metrics: the method and how many runs finished."""
 
-DEFAULT_FOLDERS = ("outputs", "multirun")
 TERMINAL_METRICS = ("ACC", "FORG", "min_ACC", "seconds")
 """Beside the deciding metric, the columns of the main table that fit into a terminal."""
-
-SHOWN_COLUMNS = ("folder", "method", "scenario", "seed", "status", "ACC", "FORG", "min_ACC", "seconds")
 
 
 def report(arguments: list[str]) -> None:
@@ -45,7 +37,7 @@ def report(arguments: list[str]) -> None:
     Raises:
         ConfigError: a wrong argument, no run, or runs that cannot be compared.
     """
-    parser = _Parser(prog="python -m clbench report", description="Compare runs and write a report.")
+    parser = Parser(prog="python -m clbench report", description="Compare runs and write a report.")
     parser.add_argument("paths", nargs="+", metavar="FOLDER", help="run folders, folders that hold some, or patterns")
     parser.add_argument(
         "--by", help="what makes a method: columns or options, e.g. method,trainer.epochs (default: method)"
@@ -146,70 +138,6 @@ def _default_folder(paths: list[str | Path]) -> Path:
     return first / "report" if is_study_or_sweep else Path("reports") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
-def runs(arguments: list[str]) -> None:
-    """``python -m clbench runs [folders]``: list runs, filtered and sorted.
-
-    Raises:
-        ConfigError: a wrong argument or column, or no run.
-    """
-    parser = _Parser(prog="python -m clbench runs", description="List runs.")
-    parser.add_argument(
-        "paths", nargs="*", metavar="FOLDER", help="folders or patterns (default: outputs and multirun)"
-    )
-    parser.add_argument("--where", help="which runs, e.g. \"strategy == 'ewc' and ACC > 0.5\"")
-    parser.add_argument("--sort", metavar="COLUMN", help="largest first; text in alphabetical order")
-    parser.add_argument("--columns", help=f"what is shown, separated by commas (default: {','.join(SHOWN_COLUMNS)})")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write every column of these runs to a CSV file")
-    options = parser.parse_args(arguments)
-    paths = options.paths or [name for name in DEFAULT_FOLDERS if Path(name).exists()]
-    if not paths:
-        raise ConfigError(f"there is neither of the folders {' and '.join(DEFAULT_FOLDERS)} here: name some")
-    table = _filtered(load(paths).table, options.where)
-    if options.sort:
-        _check_column(options.sort, table)
-        table = table.sort_values(
-            options.sort, ascending=not pd.api.types.is_numeric_dtype(table[options.sort]), kind="stable"
-        )
-    shown = options.columns.split(",") if options.columns else [name for name in SHOWN_COLUMNS if name in table]
-    for name in shown:
-        _check_column(name, table)
-    console = Console()
-    console.print(_listing(table, shown))
-    console.print(Text(f"{len(table)} runs"))
-    for sentence in _notes_on_streams(table):
-        console.print(Text(sentence, "yellow"))
-    if options.csv:
-        table.to_csv(options.csv, index=False)
-        console.print(Text(f"written: {options.csv}"))
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors in the project's way."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message} (see --help)")
-
-
-def _filtered(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    if where is None:
-        return table
-    try:
-        chosen = table.query(where)
-    except pd.errors.UndefinedVariableError as error:
-        name = str(error).split("'")[1]
-        raise ConfigError(choose_from("column in --where", name, map(str, table.columns))) from error
-    except Exception as error:  # pandas passes on whatever parsing and comparing raises
-        raise ConfigError(f"--where {where!r} cannot be applied: {' '.join(str(error).split())}") from error
-    if not isinstance(chosen, pd.DataFrame):
-        raise ConfigError(f"--where {where!r} is not a condition, such as \"strategy == 'ewc' and ACC > 0.5\"")
-    return chosen
-
-
-def _check_column(name: str, table: pd.DataFrame) -> None:
-    if name not in table.columns:
-        raise ConfigError(choose_from("column", name, map(str, table.columns)))
-
-
 NARROWEST_LABELS = 24
 """Characters of a method's label that are to stay in one line: metrics are left out until they do."""
 
@@ -239,33 +167,3 @@ def _terminal_cell(cell: Cell) -> Text:
     marks = [" †"] if cell.mark == "tied" else []
     marks += [f" [{number}]" for number in cell.footnotes]
     return Text(cell.text + "".join(marks), style="bold" if cell.mark == "best" else "")
-
-
-def _notes_on_streams(table: pd.DataFrame) -> list[str]:
-    """What has to be known of the streams of runs, such as that they are not the frozen ones, each with the number of runs."""
-    if "scenario_note" not in table:
-        return []
-    noted = table[table.scenario_note.notna() & (table.scenario_note != "")]
-    counts = noted.groupby(["scenario", "scenario_note"], sort=False).size()
-    return [f"{scenario} ({n} {'run' if n == 1 else 'runs'}): {note}" for (scenario, note), n in counts.items()]
-
-
-def _listing(table: pd.DataFrame, names: list[str]) -> RichTable:
-    """The runs with the columns ``names``; what is only a bound has its sign."""
-    shown = RichTable(box=None, header_style="dim")
-    for name in names:
-        is_number = pd.api.types.is_numeric_dtype(table[name])
-        shown.add_column(str(name), justify="right" if is_number else "left", overflow="fold", no_wrap=name == "folder")
-    for row in table.to_dict("records"):
-        is_bound = row.get("min_ACC_resolved") is False
-        signs = [f"{BOUNDS[name]} " if is_bound and name in BOUNDS else "" for name in names]
-        shown.add_row(*(Text(sign + _listed(row[name])) for sign, name in zip(signs, names, strict=True)))
-    return shown
-
-
-def _listed(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

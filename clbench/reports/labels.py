@@ -63,7 +63,9 @@ def method_labels(table: pd.DataFrame, configs: dict[str, dict[str, Any]], by: l
                 # pandas turns None into NaN in keys, and NaN equals nothing: such rows have no strategy and no options
                 own = differing.get((row["strategy"], row["scenario"]), [])
                 names = [*own, *(name for name in added if name not in own)]
-        shown = [f"{short}={_shown(leaves.get(name, row.get(name)))}" for name, short in short_names(names).items()]
+        shown = [
+            f"{short}={shown_value(leaves.get(name, row.get(name)))}" for name, short in short_names(names).items()
+        ]
         labels.append(" ".join(filter(None, [base, f"({', '.join(shown)})" if base and shown else ", ".join(shown)])))
     return pd.Series(labels, index=table.index, dtype=object)
 
@@ -85,7 +87,7 @@ def swept_options(configs: list[DictConfig]) -> list[dict[str, str]]:
     """Of every run the options in which the runs differ beside the seed, by their short names."""
     flat = [dict(flat_leaves(OmegaConf.to_container(config, resolve=True))) for config in configs]
     names = short_names(differing_options(flat))
-    return [{short: _shown(leaves.get(name)) for name, short in names.items()} for leaves in flat]
+    return [{short: shown_value(leaves.get(name)) for name, short in names.items()} for leaves in flat]
 
 
 def flat_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -115,5 +117,6 @@ def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """An option's value as tables have it."""
     return f"{value:g}" if isinstance(value, float) else str(value)

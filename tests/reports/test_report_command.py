@@ -1,6 +1,7 @@
 """The sub-commands ``report`` and ``runs``."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,10 +11,12 @@ import time
 
 import pandas as pd
 import pytest
+import yaml
 from made_runs import write_run, write_study, write_sweep
 
 from clbench.errors import ConfigError
-from clbench.reports.command import report, runs, write_report
+from clbench.reports.command import report, write_report
+from clbench.reports.run_list import runs
 
 FILES = {"report.html", "report.md", "tables.tex", "runs.csv", "comparison.csv"}
 
@@ -148,7 +151,7 @@ def test_runs_lists_filters_and_sorts(sweep, tmp_path, capsys):
     runs(["multirun", "--where", "strategy != 'lwf' and ACC < 0.85", "--sort", "ACC", "--columns", "folder,ACC"])
     text = capsys.readouterr().out
     assert listed(text) == ["multirun/stream-er-1", "multirun/stream-ewc-0", "multirun/stream-ewc-1"]
-    assert [line.split()[1] for line in text.splitlines() if "multirun/" in line] == ["0.8", "0.5", "0.4"]
+    assert [line.split()[1] for line in text.splitlines() if "multirun/" in line] == ["80.0", "50.0", "40.0"]
     assert "3 runs" in text
     runs(["multirun", "--where", "seed == 1", "--csv", "out.csv"])
     assert pd.read_csv(tmp_path / "out.csv").ACC.tolist() == [0.8, 0.4, 0.2]
@@ -162,7 +165,7 @@ def test_runs_shows_bounds_and_says_what_the_streams_are(sweep, capsys):
     (folder / "summary.json").write_text(json.dumps(summary))
     runs(["multirun", "--columns", "strategy,seed,min_ACC", "--where", "strategy == 'er'"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[2:] for line in lines if line[:1] == ["er"]] == [["0.5"], ["0.5"], ["≤", "0.817"]]
+    assert [line[2:] for line in lines if line[:1] == ["er"]] == [["≤", "81.7"], ["50.0"], ["50.0"]]
     assert " ".join(lines[-1]) == "stream (1 run): not the frozen stream s/v1: increment=5"
 
 
@@ -221,3 +224,35 @@ def test_five_hundred_runs_are_reported_in_twenty_seconds(sweep, tmp_path):
     seconds = time.perf_counter() - started
     assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 504
     assert seconds < 20
+
+
+def test_runs_fit_eighty_columns(sweep, capsys, monkeypatch):
+    """What is the same for all is said once, numbers are whole, and folders end with what tells them apart."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for number, lr in enumerate((0.01, 0.1)):
+        folder = sweep / "a_long_name_of_a_folder_in_which_the_runs_of_a_sweep_lie" / f"a_run_with_a_long_name_{number}"
+        write_run(folder, "gem", number)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(config | {"trainer": config.get("trainer", {}) | {"lr": lr}})
+        )
+    runs(["multirun/a_long_name_of_a_folder_in_which_the_runs_of_a_sweep_lie"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("all: strategy gem, scenario ")
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[-1] == "2 runs"
+    assert [line.split()[0][-6:] for line in lines[2:-1]] in (["name_1", "name_0"], ["name_0", "name_1"])
+    assert {"lr", "seed", "ACC"} <= set(lines[1].split())
+    assert {line.split()[1] for line in lines[2:-1]} == {"0.01", "0.1"}
+
+
+def test_runs_are_limited_to_the_latest(sweep, capsys):
+    for number, folder in enumerate(sorted(sweep.iterdir())):
+        os.utime(folder / "summary.json", (number, number))
+    latest = sorted(folder.name for folder in sweep.iterdir())[-2:]
+    runs(["multirun", "-n", "2"])
+    text = capsys.readouterr().out
+    assert [name.rpartition("/")[2] for name in listed(text)] == latest[::-1]
+    assert "2 of 6 runs, --all lists all" in text
+    runs(["multirun", "-n", "2", "--all"])
+    assert "6 runs" in capsys.readouterr().out
