@@ -1,6 +1,7 @@
 """``python -m clbench``: train one configuration or a sweep, or run a sub-command; ``--help`` says what there is."""
 
 import os
+import shlex
 import sys
 
 from clbench.errors import ClbenchError, ConfigError, Interrupted, MachineError, RunFailed
@@ -138,7 +139,7 @@ def _say_interrupted(error: KeyboardInterrupt) -> int:
     """One line, with the command that goes on; the exit status is the signal's."""
     from clbench.training.interruption import SIGNAL_STATUS
 
-    where = error.folder if isinstance(error, Interrupted) else ""
+    where = shlex.quote(error.folder) if isinstance(error, Interrupted) else ""
     print(
         f"clbench: interrupted{f'; continue with python -m clbench resume {where}' if where else ''}", file=sys.stderr
     )

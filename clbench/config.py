@@ -246,6 +246,13 @@ class RecordConfig:
     """The run folder."""
 
     checkpoint_seconds: float = option(60.0, help="time between checkpoints within a task", at_least=0)
+    checkpoint: str = option(
+        "last",
+        help="what is kept of the learner once the run has finished (until then it can be resumed in any case): last: its "
+        "state, without the optimizer's; all: besides, the whole state after every task, checkpoint/task_<n>.pt from 1 on; "
+        "none: nothing",
+        choices=("last", "all", "none"),
+    )
     figure: bool = option(True, help="draw curve.png at the end")
     report: bool = option(True, help="write a comparison report at the end of a sweep or a study")
 

@@ -295,6 +295,8 @@ class Run:
             log.log_curve(trainer.curve)
             log.finish(summary, figure)
         self.folder.write_json("summary.json", summary)
+        if diverged is None:  # after the record, so that a run that is killed between the two is still finished
+            trainer.keep_what_is_asked_for()
         return summary
 
     def _peak_memory(self) -> dict[str, Any]:

@@ -62,7 +62,10 @@ def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) ->
             result["error"] = error
 
     with folder.removed_if_refused():
-        _call_hydra(arguments, [*overrides, *folder.override("hydra.run.dir")], once)
+        try:
+            _call_hydra(arguments, [*overrides, *folder.override("hydra.run.dir")], once)
+        except KeyboardInterrupt as error:
+            raise Interrupted(str(folder.path), getattr(error, "signal", None)) from error
         if "error" in result:
             raise result["error"]
     return DIVERGED if result["summary"]["status"] == "diverged" else 0

@@ -5,6 +5,7 @@ gradient, step the optimizer, evaluate where due. Where a method learns without 
 instead. Nothing in a step reads a device tensor on the host.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +253,10 @@ class Trainer:
         self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
         self.save()
+        if self.config.record.checkpoint == "all":
+            unfinished = self.checkpoint.with_name(f"task_{self.task}.unfinished")
+            shutil.copyfile(self.checkpoint, unfinished)
+            unfinished.replace(unfinished.with_suffix(".pt"))
         if self.on_task_end:
             self.on_task_end(finished)
 
@@ -414,6 +419,15 @@ class Trainer:
                 "evaluation_seconds": self.evaluator.seconds,
             },
         )
+
+    def keep_what_is_asked_for(self) -> None:
+        """After the last step: leave of the checkpoint what ``record.checkpoint`` asks for."""
+        match self.config.record.checkpoint:
+            case "last":
+                position = {"task": self.task, "step": self.step, "iteration": self.iteration}
+                save_checkpoint(self.checkpoint, {"learner": self.learner.state_dict(), "position": position})
+            case "none":
+                shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
 
     def _resume(self) -> None:
         """Load the checkpoint if there is one; if not, start torch's own generators."""
