@@ -83,7 +83,11 @@ def alone(name: str, **where) -> Tensor:
     return trained(options_of(name), **where).logits
 
 
-@pytest.mark.parametrize("first", NAMES)
+@pytest.mark.parametrize(
+    "first",
+    # All take a minute of processor time: a third of them each time, the others with -m slow.
+    [name if i % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NAMES)],
+)
 def test_every_pair(first):
     """Accepted: three tasks of two steps with finite losses, and other predictions than those of either strategy alone."""
     for second in NAMES:
