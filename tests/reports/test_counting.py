@@ -7,8 +7,11 @@ from made_runs import write_run, write_sweep
 from scipy import stats
 from test_tables import cells
 
+from clbench.reports import print_figures
 from clbench.reports.comparison import compare
 from clbench.reports.figures import figures_of
+from clbench.reports.interactive_figures import cost_fronts
+from clbench.reports.palette import looks
 from clbench.reports.text_formats import latex, main_numbers, markdown
 
 STEADY = [0.50, 0.51, 0.52, 0.50, 0.53]
@@ -264,3 +267,14 @@ def test_too_few_seeds_to_be_tested_stand_in_nobodys_way_unless_ahead(tmp_path, 
     assert comparison.statistics["stream"].marks == {"er": mark, "ewc": "", "gem": ""}
     assert ("too few seeds to test: gem." in comparison.main[0].caption) == (mark == "best")
     assert "Dashes for p: n too small." in comparison.tests[0].caption
+
+
+def test_the_front_of_costs_is_drawn_without_methods_that_cannot_be_best(tmp_path):
+    """``fragile`` is cheaper and better than ``steady``, by the seeds that it has."""
+    comparison = compare([fragile(tmp_path, "failed")])
+    [front] = [figure for figure in figures_of(comparison) if figure.kind == "cost_fronts"]
+    steady = 100 * sum(STEADY[:4]) / 4
+    line = cost_fronts(looks=looks(["steady", "fragile"]), **front.data).data[0]
+    assert list(line.y) == pytest.approx([steady])
+    drawn = print_figures.cost_fronts(looks=looks(["steady", "fragile"]), **front.data)
+    assert drawn.axes[0].lines[0].get_ydata() == pytest.approx([steady])
