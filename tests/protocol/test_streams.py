@@ -422,7 +422,7 @@ def test_images_under_the_names_of_other_classes_are_a_leak(streams, tmp_path, c
                     Image.open(file).save(tmp_path / "set" / "train" / ours / file.name)
     overrides = [
         "scenario=split_digits", "scenario.source=folder", "scenario.frozen=null", "scenario.increment=1",
-        f"data.root={tmp_path}", "data.folder=set",
+        f"data.root={tmp_path}", "data.folder=set", "data.duplicates=keep",
     ]  # fmt: skip
     tuning, evaluation, _ = streams(overrides, **TWO_PHASE)
     assert (tuning().class_names, evaluation().class_names) == (["a", "b"], ["c", "d"])
