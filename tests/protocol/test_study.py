@@ -442,7 +442,7 @@ def test_two_processes_do_not_run_one_study(tmp_path, study, options_of, made_ru
     ("arguments", "changes", "message"),
     [
         ([], {"kinds": ["two_phase"], "tune_on": "split_digits"}, "the tuning stream has classes of the evaluation stream, 0, 1"),
-        (["scenario.increment=1"], {"kinds": ["conventional", "two_phase"], "tune_on": "split_digits_task"}, "configuration"),
+        (["scenario.increment=5"], {"kinds": ["conventional", "two_phase"], "tune_on": "split_digits_task"}, "configuration"),
     ],
 )  # fmt: skip
 def test_a_planted_leak_is_refused_before_anything_is_trained(tmp_path, study, options_of, arguments, changes, message):
