@@ -212,11 +212,11 @@ def test_metrics_without_meaning_are_dashes_with_the_reason_at_the_method(tmp_pa
     assert compare([tmp_path], metric="gap_depth").statistics == {}  # one method is left
 
 
-def test_what_only_some_seeds_lack_is_no_footnote(tmp_path):
-    write_run(tmp_path / "a", "er", 0, recovery_iterations=12.0, undefined={})
-    write_run(
-        tmp_path / "b", "er", 1, recovery_iterations=None, undefined={"recovery_iterations": "what is lost stays lost"}
-    )
+@pytest.mark.parametrize("without", [0, 1])
+def test_what_only_some_seeds_lack_is_no_footnote(tmp_path, without):
+    reason = {"recovery_iterations": "what is lost stays lost"}
+    write_run(tmp_path / f"{without}", "er", without, recovery_iterations=None, undefined=reason)
+    write_run(tmp_path / f"{1 - without}", "er", 1 - without, recovery_iterations=12.0, undefined={})
     [table] = compare([tmp_path]).main
     assert cells(table)["er", "recovery (iterations) ↓"].text == "12.0 (1 run)"
     assert table.footnotes == []
