@@ -44,9 +44,7 @@ class StrategyConfig:
     """Fields that every strategy has."""
 
     name: str = option(help="registered name of the strategy")
-    plus: list[str] = option(
-        [], help="strategies added to this one, e.g. [ewc]; set their options with +plus.ewc.lam=5"
-    )
+    plus: list[str] = option([], help="strategies added to this one, e.g. [ewc]; set their options with plus.ewc.lam=5")
     search: dict[str, Any] = option({}, help="values that a tuning protocol tries, by option; see conf/search_space/")
 
 

@@ -50,6 +50,7 @@ class ProtocolSweeper(Sweeper):
         from clbench.protocol.methods import methods_of
         from clbench.protocol.study import Study
         from clbench.records.run_folder import command_line
+        from hydra_plugins.clbench_sweep import expect_runs
 
         options = to_dataclass(self.config.protocol)
         check_fields(options, "protocol.")
@@ -61,7 +62,12 @@ class ProtocolSweeper(Sweeper):
             OmegaConf.save(self.config, folder / "multirun.yaml")
         log.info("the study is in %s", folder)
         best = None if options.best is None else Path(str(self.config.hydra.runtime.cwd)) / options.best
-        return Study(folder, methods, options, self._compose, self._launch, command_line(), best)
+
+        def expect(n: int) -> None:
+            log.info("%d runs at most", n)
+            expect_runs(self.hydra_context, folder, n)
+
+        return Study(folder, methods, options, self._compose, self._launch, command_line(), best, expect)
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         from clbench.errors import ConfigError

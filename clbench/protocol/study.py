@@ -64,6 +64,7 @@ class Study:
         launch: has runs made.
         command: the user's command line, for the record.
         tuned_values: folder for the tuned values, or None.
+        expect: told how many runs there will be at most, before the first is launched.
 
     Raises:
         ConfigError: the folder holds another study, the streams have something in common, or a method cannot be run on them.
@@ -78,11 +79,12 @@ class Study:
         launch: Launch,
         command: str,
         tuned_values: Path | None = None,
+        expect: Callable[[int], None] | None = None,
     ) -> None:
         self.folder, self.options = folder, options
         self._files = RunFolder(folder)
         self._methods, self._compose, self._launch_runs = methods, compose, launch
-        self._command, self._tuned_values = command, tuned_values
+        self._command, self._tuned_values, self._expect = command, tuned_values, expect
         self._launched: Counter[str] = Counter()
         self._overlaps: dict[str, dict[str, Any]] = {}
         self._compared: set[tuple] = set()
@@ -100,6 +102,8 @@ class Study:
             with sources_kept():
                 streams = [self._checked_streams(method) for method in self._methods]
             self._plan(streams)
+            if self._expect is not None:
+                self._expect(self.n_runs())
             self._write("running")
             self._tune()
             self._evaluate()
@@ -107,6 +111,11 @@ class Study:
         if self._tuned_values is not None:
             self._write_tuned_values()
         self._complain_of_failures()
+
+    def n_runs(self) -> int:
+        """How many runs the study has at most: two kinds of tuning that select the same configuration share its evaluation."""
+        evaluation = len(self.options.kinds) * len(self.options.evaluation_seeds)
+        return sum(sum(tuning.n_runs() for tuning in cell.tunings.values()) + evaluation for cell in self._cells)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -102,6 +102,14 @@ class Tuning:
                 return requests
         return []
 
+    def n_runs(self) -> int:
+        """How many runs the search takes; with pruning, where none of them fails."""
+        total, alive, before = 0, self._n_trials, 0
+        for seeds in self._rungs():
+            total, before = total + alive * (len(seeds) - before), len(seeds)
+            alive = math.ceil(alive / self.options.reduction)
+        return total
+
     def results(self) -> list[TrialResult]:
         """All trials so far."""
         return [self._result(trial) for trial in self._log.trials]

@@ -547,6 +547,7 @@ def commanded(tmp_path_factory) -> Path:
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
+    (folder / "errors.txt").write_text(done.stderr)
     return folder
 
 
@@ -565,6 +566,9 @@ def record_of(folder: Path, run: dict[str, Any]) -> tuple[Any, dict[str, Any], s
 
 def test_a_study_by_command(commanded):
     found = content(commanded / "study")
+    said = (commanded / "errors.txt").read_text()
+    assert "10 of 10 runs" in said  # two methods: two trials with two seeds, and an evaluation
+    assert "9 of 10 runs, " in said
     assert found["status"] == "finished"
     assert "protocol=two_phase" in found["command"]
     assert [method["method"] for method in found["methods"]] == ["l2", "finetune"]

@@ -206,7 +206,9 @@ def test_successive_halving_trains_exactly_the_runs_it_should(tmp_path, made_run
     )
     launch = made_runs(tmp_path, made_up)
     tuning = tuning_in(tmp_path, options)
+    expected = tuning.n_runs()
     finish(tuning, launch)
+    assert len(launch.began) == expected
     drawn = [result.values for result in tuning.results()]
     table = np.array([[made_up({**values, "seed": seed}) for seed in seeds] for values in drawn])
     runs, selected = halving(table, reduction)
