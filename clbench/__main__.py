@@ -67,10 +67,14 @@ def _run(words: list[str]) -> int:
 
 
 def _do(command: str | None, words: list[str], commands: list[str]) -> int:
-    """Run a sub-command, or what the overrides ask for."""
-    from clbench.records.run_folder import COMMAND_VARIABLE, command_line
+    """Run a sub-command, or what the overrides ask for, with the user's command in the records of all its workers."""
+    from clbench.records.run_folder import known_command_line
 
-    os.environ[COMMAND_VARIABLE] = command_line()
+    with known_command_line():
+        return _dispatch(command, words, commands)
+
+
+def _dispatch(command: str | None, words: list[str], commands: list[str]) -> int:
     if command in ("list", "describe", "resume"):
         words = _with_config_dirs(words)
     match command:

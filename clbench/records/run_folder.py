@@ -154,6 +154,20 @@ COMMAND_VARIABLE = "CLBENCH_COMMAND"
 """Environment variable with the user's command, which the workers that a launcher starts inherit."""
 
 
+@contextmanager
+def known_command_line() -> Iterator[None]:
+    """Tell the processes that are started within which command the user gave; afterwards the environment is as before."""
+    earlier = os.environ.get(COMMAND_VARIABLE)
+    os.environ[COMMAND_VARIABLE] = command_line()
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ[COMMAND_VARIABLE]
+        else:
+            os.environ[COMMAND_VARIABLE] = earlier
+
+
 def command_line() -> str:
     """The command that this process, or the one that launched it, was started with."""
     if COMMAND_VARIABLE in os.environ:

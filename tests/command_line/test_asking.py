@@ -10,6 +10,7 @@ from small_commands import SMALL
 
 from clbench import registry
 from clbench.command_line.help import COMMANDS
+from clbench.records.run_folder import COMMAND_VARIABLE, known_command_line
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["strategy=er", "--help"]])
@@ -35,6 +36,15 @@ def test_help_of_a_command_with_options_of_its_own(command, clb):
     with pytest.raises(SystemExit) as ended:
         clb("help", command)
     assert ended.value.code == 0
+
+
+def test_a_command_is_forgotten_when_it_is_over(clb, monkeypatch):
+    """A program that calls clbench twice has each command in its own records, and neither in those of what it starts later."""
+    monkeypatch.delenv(COMMAND_VARIABLE, raising=False)
+    with known_command_line():
+        assert os.environ[COMMAND_VARIABLE].startswith("clbench")
+    clb("list", "model")
+    assert COMMAND_VARIABLE not in os.environ
 
 
 def test_version_is_clbenchs(clb):
