@@ -1,6 +1,5 @@
 """Shared fixtures: real data where there are any, and small runs built as a user's run is built."""
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +50,7 @@ def small_setup() -> Callable[..., Setup]:
     def make(*overrides: str) -> Setup:
         is_mlp = all(override == "model=mlp" for override in overrides if override.startswith("model="))
         small = [option for option in SMALL if is_mlp or not option.startswith("model.")]
-        return set_up(copy.deepcopy(composed(*small, *overrides)))
+        return set_up(composed(*small, *overrides))
 
     return make
 

@@ -4,9 +4,11 @@ import pytest
 
 from clbench.registry import STRATEGIES
 
+THREE_TASKS = ["scenario.classes=[0,1,2,3,4,5]", "scenario.frozen=null"]
+
 STREAMS = {
-    "class": ["scenario=split_digits"],
-    "task": ["scenario=split_digits_task"],
+    "class": ["scenario=split_digits", *THREE_TASKS],
+    "task": ["scenario=split_digits_task", *THREE_TASKS],
     "domain": [
         "scenario=permuted_mnist",
         "scenario.source=digits",
@@ -28,7 +30,7 @@ OUTLIERS = [
 
 SMALL_OPTIONS = {
     "acil": ["strategy.width=30"],
-    "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=50", "strategy.length=4"],  # of 50 tasks, at most
+    "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=30", "strategy.length=4"],  # of 30 tasks, at most
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=1"],
     "dst": ["strategy.update_every=2"],
     "dualprompt": [
@@ -89,4 +91,18 @@ def _case(name: str, setting: str):
     return pytest.param(name, setting, marks=pytest.mark.slow if is_further else ())
 
 
+def _in_turn(index: int, name: str, setting: str):
+    """One strategy in one setting, of which every strategy has another in turn; the other settings are slow."""
+    settings = STRATEGIES[name].needs.settings
+    is_further = setting != settings[0 if STRATEGIES[name].needs.transformer else index % len(settings)]
+    return pytest.param(name, setting, marks=pytest.mark.slow if is_further else ())
+
+
 CASES = [_case(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
+
+IN_TURN = [
+    _in_turn(index, name, setting)
+    for index, name in enumerate(STRATEGIES.names())
+    for setting in STRATEGIES[name].needs.settings
+]
+"""The same, for tests of what hardly depends on the setting: every strategy once, and every setting."""

@@ -7,7 +7,7 @@ tensor that hand its values to Python.
 
 import pytest
 import torch
-from streams import CASES, STREAMS, setting_of, small_network, small_options
+from streams import IN_TURN, STREAMS, setting_of, small_network, small_options
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.registry import STRATEGIES
@@ -72,7 +72,7 @@ def trainer_of(small_trainer, name: str, setting: str, *more: str):
     )
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
+@pytest.mark.parametrize(("name", "setting"), IN_TURN)
 def test_no_value_is_read_within_the_loop(name, setting, small_trainer, monkeypatch):
     trainer = trainer_of(small_trainer, name, setting)
     trainer.advance = guarded(trainer.advance, monkeypatch)
@@ -80,7 +80,7 @@ def test_no_value_is_read_within_the_loop(name, setting, small_trainer, monkeypa
     assert len(trainer.advance.counts) == 2 * trainer.scenario.n_tasks
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
+@pytest.mark.parametrize(("name", "setting"), IN_TURN)
 def test_nor_within_that_of_a_fleet(name, setting, small_trainer, monkeypatch):
     fleet = Fleet([trainer_of(small_trainer, name, setting, f"seed={seed}") for seed in (0, 1)])
     fleet.train_step = guarded(fleet.train_step, monkeypatch)
