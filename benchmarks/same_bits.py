@@ -116,9 +116,7 @@ def _digest(value: object) -> str:
     buffer = io.BytesIO()
     for part in _flat(value):
         is_tensor = torch.is_tensor(part)
-        buffer.write(
-            part.detach().contiguous().view(-1).view(torch.uint8).numpy() if is_tensor else repr(part).encode()
-        )
+        buffer.write(part.detach().cpu().numpy().tobytes() if is_tensor else repr(part).encode())
     return hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
 
 

@@ -167,7 +167,7 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
     """The gradients of the named loss terms, and a projection's change, sum to what the optimizer gets."""
     trainer = small_trainer(*options(name, setting), "trainer.max_steps_per_task=3")
     checked = []
-    loss, edit = trainer.learner.loss, trainer.learner.edit_gradients
+    loss, edit = trainer.learner.loss_and_outputs, trainer.learner.edit_gradients
     step = trainer.optimizer.__class__.step
     pieces = {}
     learned_by_gradient = []
@@ -178,13 +178,13 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
         return follow(*arguments)
 
     def loss_with_gradients(batch: Batch):
-        terms = loss(batch)
+        terms, outputs = loss(batch)
         pieces["terms"] = [
             torch.cat([g.reshape(-1) for g in torch.autograd.grad(
                 term, trainer.parameters, retain_graph=True, materialize_grads=True)])
             for term in terms.values() if term.requires_grad
         ]  # fmt: skip
-        return terms
+        return terms, outputs
 
     def edit_and_remember(gradient, batch: Batch):
         pieces["batch"] = batch
@@ -202,7 +202,7 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
         return step(optimizer, *arguments)
 
     monkeypatch.setattr(trainer, "_follow_gradient", followed)
-    monkeypatch.setattr(trainer.learner, "loss", loss_with_gradients)
+    monkeypatch.setattr(trainer.learner, "loss_and_outputs", loss_with_gradients)
     monkeypatch.setattr(trainer.learner, "edit_gradients", edit_and_remember)
     monkeypatch.setattr(trainer.optimizer.__class__, "step", checked_step)
     trainer.fit()

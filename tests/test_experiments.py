@@ -194,7 +194,7 @@ def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
     learned = trainer.parameters if learner.learns_by_gradient else list(learner.strategies.buffers())
     before = torch.cat([t.detach().flatten() for t in learned])
     for trainer.step in range(2):
-        trainer._train_step(0, *trainer.steps[trainer.step])
+        trainer._train_step(0, trainer.steps[trainer.step])
     after = torch.cat([t.detach().flatten() for t in learned])
     assert after.isfinite().all()
     assert (after != before).float().mean() > 0.099  # of CODA-Prompt, a task of ten trains a tenth

@@ -89,34 +89,51 @@ class Needs:
 
 
 class Plan(NamedTuple):
-    """The samples that every step of one task sees, as int64 sample ids on the CPU; one tensor per step.
+    """What every step of one task sees, made on the CPU before the task's first step: one tensor per step.
 
     Attributes:
-        new: samples of the current task.
-        replay: earlier samples, trained on beside the new ones, or None.
-        reference: earlier samples that are not trained on but looked at by ``edit_gradients``, or None.
+        new: ids (int64) of samples of the current task.
+        replay: ids of earlier samples, trained on beside the new ones, or None.
+        reference: ids of earlier samples that are not trained on but looked at by ``edit_gradients``, or None.
+        reference_sizes: how many of the reference samples belong to each of the groups that follow one another in them.
+        columns: what else a strategy has planned for every step, by a name that begins with the strategy's own: slots of a
+            memory, draws, weights. Tensors of any type, whose shapes do not depend on what the network computes.
     """
 
     new: list[Tensor]
     replay: list[Tensor] | None = None
     reference: list[Tensor] | None = None
+    reference_sizes: tuple[int, ...] = ()
+    columns: dict[str, list[Tensor]] = {}  # noqa: RUF012 - never changed in place, see with_columns
+
+    def with_columns(self, **columns: list[Tensor]) -> "Plan":
+        """The plan with further columns."""
+        return self._replace(columns={**self.columns, **columns})
 
 
 class Batch(NamedTuple):
-    """What one training step sees.
+    """What one training step sees, from the plan to the last hook; every tensor on the training device.
 
     Attributes:
         samples: the new samples, then the replayed ones.
+        ids: int64 (B,), their sample ids.
         n_new: how many of them are new.
         reference: reference samples of the plan, or None.
+        reference_sizes: the sizes of the groups in them, see :class:`Plan`.
+        columns: the plan's columns at this step, by name.
         update: (P,) the change of the trained parameters that the optimizer would make for the loss gradient; in
             ``edit_gradients`` of a strategy that ``looks_ahead``, else None.
+        outputs: of the step's own forward pass, detached; in ``after_step`` where a strategy ``keeps_outputs``, else None.
     """
 
     samples: Samples
+    ids: Tensor
     n_new: int
     reference: Samples | None = None
+    reference_sizes: tuple[int, ...] = ()
+    columns: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
     update: Tensor | None = None
+    outputs: "Outputs | None" = None
 
 
 class Outputs(NamedTuple):
@@ -247,6 +264,11 @@ class Strategy(nn.Module):
         In the order of :meth:`flat_parameters`, followed by the strategy's own trained parameters.
         """
         return gradient
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether ``after_step`` wants ``batch.outputs`` in the task being learned."""
+        return False
 
     @property
     def looks_ahead(self) -> bool:

@@ -58,14 +58,14 @@ class GEM(Strategy):
         if task.index == 0:
             return plan
         stored = self.memory.stored(task.index)
-        self.phase = tuple(len(ids) for ids in stored)  # tasks may have less than their share
         everything = torch.cat(stored)
-        return plan._replace(reference=[everything] * len(plan.new))
+        sizes = tuple(len(ids) for ids in stored)  # tasks may have less than their share
+        return plan._replace(reference=[everything] * len(plan.new), reference_sizes=sizes)
 
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
         if batch.reference is None:
             return gradient
-        memories = zip(*(part.split(list(self.phase)) for part in batch.reference), strict=True)
+        memories = zip(*(part.split(list(batch.reference_sizes)) for part in batch.reference), strict=True)
         G = torch.stack([self.flat_gradient(Samples(*memory)) for memory in memories])
         return project(gradient, G, self.gamma, self.ridge)
 

@@ -87,6 +87,10 @@ class Learner(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms by name: the data terms, and one per strategy with a penalty."""
+        return self.loss_and_outputs(batch)[0]
+
+    def loss_and_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs | None]:
+        """All loss terms by name, and what the batch's samples gave, detached, or None where no strategy ``keeps_outputs``."""
         if self.holds_features:
             with torch.no_grad():
                 features = self.model.features(batch.samples.x)
@@ -98,7 +102,8 @@ class Learner(nn.Module):
             penalty = strategy.penalty(batch, outputs)
             if penalty is not None:
                 terms[strategy.name] = penalty
-        return terms
+        kept = Outputs(outputs.features.detach(), outputs.logits.detach()) if self.keeps_outputs else None
+        return terms, kept
 
     def forward(self, hook: str, *arguments: Any) -> Any:
         """Call the method ``hook``: what ``torch.func.functional_call`` needs to call it with another state."""
@@ -112,6 +117,11 @@ class Learner(nn.Module):
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
         """The gradient (P,) the optimizer gets."""
         return self._owner["edit_gradients"].edit_gradients(gradient, batch)
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether a strategy wants to see after a step what its samples gave."""
+        return any(strategy.keeps_outputs for strategy in self)
 
     @property
     def looks_ahead(self) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
-from clbench.scenarios.scenario import Samples
-from clbench.strategies.base import Batch
+from clbench.strategies.base import Batch, Outputs
 from clbench.strategies.learner import Learner
 
 
@@ -88,57 +88,50 @@ class Stack:
 
     # ---- the learner's methods ----------------------------------------------------------------------------------------
 
-    def losses_and_gradients(
-        self, samples: Samples, n_new: int, reference: Samples | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """All loss terms (R,) by name and the gradients (R, P) of their sums, for batches (R, B, ...)."""
+    def losses_and_gradients(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs | None, Tensor]:
+        """All loss terms (R,) by name, the outputs (R, B, ...) where they are kept, and the gradients (R, P) of the terms' sums.
+
+        The batch's tensors, here and below, are (R, B, ...).
+        """
         compilation = self.learner.compilation
         weights = self.weights.detach().requires_grad_()
 
-        def differentiate() -> tuple[dict[str, Tensor], Tensor]:
-            terms = self._run("stacked losses", _losses, self, weights, self.rest, samples, n_new, reference)
+        def differentiate() -> tuple[dict[str, Tensor], Outputs | None, Tensor]:
+            terms, outputs = self._run("stacked losses", _losses, self, weights, self.rest, batch)
             # The rows do not touch each other, so the sum's gradient holds each row's own; a NaN stays in its row.
             total = torch.stack([term.sum() for term in terms.values()]).sum()
             (gradients,) = torch.autograd.grad(total, weights)
-            return terms, gradients
+            return terms, outputs, gradients
 
-        terms, gradients = compilation.guarded(differentiate)
-        return {name: compilation.kept(term) for name, term in terms.items()}, gradients
+        terms, outputs, gradients = compilation.guarded(differentiate)
+        kept = None if outputs is None else Outputs(*(compilation.kept(tensor) for tensor in outputs))
+        return {name: compilation.kept(term) for name, term in terms.items()}, kept, gradients
 
-    def edited(
-        self, gradients: Tensor, samples: Samples, n_new: int, reference: Samples | None, updates: Tensor | None
-    ) -> Tensor:
-        """The gradients (R, P) as the strategies edit them; ``updates`` (R, P) are the optimizer's, see :class:`Batch`."""
+    def edited(self, gradients: Tensor, batch: Batch) -> Tensor:
+        """The gradients (R, P) as the strategies edit them."""
 
-        def edit(
-            weights: Tensor,
-            rest: dict[str, Tensor],
-            gradient: Tensor,
-            samples: Samples,
-            reference: Samples | None,
-            update: Tensor | None,
-        ) -> Tensor:
-            return self.call("edit_gradients", weights, rest, gradient, Batch(samples, n_new, reference, update))
+        def edit(weights: Tensor, rest: dict[str, Tensor], gradient: Tensor, batch: Batch) -> Tensor:
+            return self.call("edit_gradients", weights, rest, gradient, batch)
 
-        return _over_rows(edit, self.weights, self.rest, gradients, samples, reference, updates).detach()
+        return _over_rows(edit, self.weights, self.rest, gradients, batch).detach()
 
-    def after_step(self, step: int, samples: Samples, n_new: int, reference: Samples | None) -> Tensor | None:
+    def after_step(self, step: int, batch: Batch) -> Tensor | None:
         """Every strategy's hook, which changes weights and buffers in place; which weights (R, P) were drawn anew, or None."""
 
-        def act(weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None) -> Tensor:
-            renewed = self.call("after_step", weights, rest, step, Batch(samples, n_new, reference))
+        def act(weights: Tensor, rest: dict[str, Tensor], batch: Batch) -> Tensor:
+            renewed = self.call("after_step", weights, rest, step, batch)
             return weights.new_zeros(()) if renewed is None else renewed  # vmap wants a result
 
-        renewed = _over_rows(act, self.weights, self.rest, samples, reference)
+        renewed = _over_rows(act, self.weights, self.rest, batch)
         return renewed if renewed.dim() == 2 else None
 
-    def learn(self, samples: Samples, n_new: int) -> dict[str, Tensor]:
-        """What is learned from batches (R, B, ...) without gradients, in place; losses (R,) by name."""
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """What is learned without gradients, in place; losses (R,) by name."""
 
-        def learn(weights: Tensor, rest: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
-            return self.call("learn", weights, rest, Batch(samples, n_new))
+        def learn(weights: Tensor, rest: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+            return self.call("learn", weights, rest, batch)
 
-        return _over_rows(learn, self.weights, self.rest, samples)
+        return _over_rows(learn, self.weights, self.rest, batch)
 
     def predict(self, x: Tensor, task: Tensor | int, shared_inputs: bool) -> Tensor:
         """Logits (R, n, C) of samples (R, n, ...), or of one and the same (n, ...) for all rows.
@@ -162,12 +155,14 @@ class Stack:
 
 
 def _losses(
-    stack: Stack, weights: Tensor, rest: dict[str, Tensor], samples: Samples, n_new: int, reference: Samples | None
-) -> dict[str, Tensor]:
-    def losses(weights: Tensor, rest: dict[str, Tensor], samples: Samples, reference: Samples | None):
-        return stack.call("loss", weights, rest, Batch(samples, n_new, reference))
+    stack: Stack, weights: Tensor, rest: dict[str, Tensor], batch: Batch
+) -> tuple[dict[str, Tensor], Outputs | None]:
+    def losses(weights: Tensor, rest: dict[str, Tensor], batch: Batch) -> tuple[Any, ...]:
+        terms, outputs = stack.call("loss_and_outputs", weights, rest, batch)
+        return (terms,) if outputs is None else (terms, outputs)  # vmap returns tensors alone
 
-    return _over_rows(losses, weights, rest, samples, reference)
+    terms, *outputs = _over_rows(losses, weights, rest, batch)
+    return terms, outputs[0] if outputs else None
 
 
 def _predictions(
@@ -186,8 +181,8 @@ def _predictions(
 
 
 def _over_rows(function: Callable, *arguments: Any) -> Any:
-    """``function`` for every row of the arguments; None is passed on as it is."""
-    dimensions = tuple(None if argument is None else 0 for argument in arguments)
+    """``function`` for every row of the tensors in the arguments; whole numbers and None are passed on as they are."""
+    dimensions = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
     return torch.vmap(function, in_dims=dimensions, randomness="different")(*arguments)
 
 

@@ -12,6 +12,7 @@ batched products; dropout draws other numbers of the same distribution, from the
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from clbench.evaluation.adaptive import AdaptiveEvaluator, StackedAdaptive
 from clbench.evaluation.stacked import Place, StackedPeriodic
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
+from clbench.strategies.base import Batch
 from clbench.strategies.stack import Stack, row_numbers
 from clbench.training.interruption import noted
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
@@ -113,9 +115,7 @@ class Fleet:
         for row, member in enumerate(self._living):
             if step < len(member.steps):
                 member.pause_where_due()
-                ids, n_new, reference = member.steps[step]
-                shape = len(ids), n_new, None if reference is None else len(reference)
-                groups.setdefault((shape, member.learner.phases), []).append(row)
+                groups.setdefault((member.steps[step].shape, member.learner.phases), []).append(row)
         # Batches of one shape are one computation. They differ where tasks differ in size: an epoch's last batch is smaller.
         own = self._living[0].learner.phases
         for (_, phases), rows in groups.items():
@@ -155,16 +155,22 @@ class Fleet:
         steps = [member.steps[step] for member in members]
         index = self._index(rows)
         stack = self._stacked if index is None else self._stacked.select(index)
-        n_new = steps[0].n_new
         ids = [s.ids for s in steps]
+        columns = {name: torch.stack([s.columns[name] for s in steps]) for name in steps[0].columns}
+        batch = partial(
+            Batch,
+            ids=torch.stack(ids).to(stack.weights.device, non_blocking=True),
+            n_new=steps[0].n_new,
+            reference_sizes=steps[0].reference_sizes,
+            columns=columns,
+        )
         if self._stacked.learner.learns_by_gradient:
             samples = self._inputs.training(rows, index, ids, self._task, step)
             reference = self._reference_samples(rows, index, steps, step)
-            terms = self._follow_gradients(stack, index, samples, n_new, reference, step)
+            terms = self._follow_gradients(stack, index, batch(samples=samples, reference=reference), step)
         else:
-            samples = self._inputs.plain(rows, index, ids)
             with torch.no_grad(), members[0].precision.autocast():
-                terms = stack.learn(samples, n_new)
+                terms = stack.learn(batch(samples=self._inputs.plain(rows, index, ids)))
         if index is not None:
             self._stacked.put(index, stack)
         for member in members:
@@ -172,24 +178,21 @@ class Fleet:
             member.iteration += 1
         self._losses.append((members, [member.iteration for member in members], terms))
 
-    def _follow_gradients(
-        self, stack: Stack, index: Tensor | None, samples: Samples, n_new: int, reference: Samples | None, step: int
-    ) -> dict[str, Tensor]:
+    def _follow_gradients(self, stack: Stack, index: Tensor | None, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimizer step of the rows ``index`` (None for all); returns their loss terms."""
         precision, learner = self._living[0].precision, self._stacked.learner
         with precision.autocast():
-            terms, gradients = stack.losses_and_gradients(samples, n_new, reference)
+            terms, outputs, gradients = stack.losses_and_gradients(batch)
             if learner.edits_gradients:
-                updates = None
                 if learner.looks_ahead:
-                    updates = self._optimizer.next_update(stack.weights, gradients, step, index)
-                gradients = stack.edited(gradients, samples, n_new, reference, updates)
+                    batch = batch._replace(update=self._optimizer.next_update(stack.weights, gradients, step, index))
+                gradients = stack.edited(gradients, batch)
         if self._clip is not None:
             gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
         self._optimizer.step(stack.weights, gradients, step, index)
         if learner.acts_after_steps:
             with torch.no_grad():
-                renewed = stack.after_step(step + 1, samples, n_new, reference)
+                renewed = stack.after_step(step + 1, batch._replace(update=None, outputs=outputs))
             if renewed is not None:
                 self._optimizer.forget(renewed, index)
         return terms

@@ -27,7 +27,7 @@ from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
-from clbench.strategies.base import Batch, Plan
+from clbench.strategies.base import Batch, Outputs, Plan
 from clbench.strategies.learner import Learner
 from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from clbench.training.interruption import noted
@@ -39,17 +39,32 @@ PROGRESS_SECONDS = 0.25
 
 
 class Step(NamedTuple):
-    """What one training step draws on.
+    """One step of a plan, with the ids where the store wants them and the columns on the training device.
 
     Attributes:
         ids: sample ids, new ones first, then replayed ones.
         n_new: how many are new.
         reference: ids of the reference samples, or None.
+        reference_sizes, columns: see :class:`clbench.strategies.base.Plan`.
     """
 
     ids: Tensor
     n_new: int
-    reference: Tensor | None
+    reference: Tensor | None = None
+    reference_sizes: tuple[int, ...] = ()
+    columns: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What has to be equal for steps of several runs to be one computation."""
+        columns = tuple((name, column.shape) for name, column in self.columns.items())
+        return (
+            len(self.ids),
+            self.n_new,
+            self.reference_sizes,
+            None if self.reference is None else len(self.reference),
+            columns,
+        )
 
 
 class Trainer:
@@ -223,7 +238,7 @@ class Trainer:
     def advance(self) -> None:
         """Take one step, and evaluate where it is due."""
         self.pause_where_due()
-        self._train_step(self.task, *self.steps[self.step])
+        self._train_step(self.task, self.steps[self.step])
         self.step += 1
         self.iteration += 1
         self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
@@ -277,14 +292,17 @@ class Trainer:
         """Whether a checkpoint taken now, within a task, resumes to the same run."""
         return self.step < len(self.steps) and self.evaluator.settled
 
-    def _train_step(self, task: int, ids: Tensor, n_new: int, reference_ids: Tensor | None) -> None:
+    def _train_step(self, task: int, step: Step) -> None:
+        ids = step.ids.to(self.device, non_blocking=True)
         if self.learner.learns_by_gradient:
-            samples = self.inputs.training(self.scenario.train, ids, task, self.step)
-            reference = None if reference_ids is None else self._reference_samples(reference_ids, task)
-            terms = self._follow_gradient(task, Batch(samples, n_new, reference))
+            samples = self.inputs.training(self.scenario.train, step.ids, task, self.step)
+            reference = None if step.reference is None else self._reference_samples(step.reference, task)
+            batch = Batch(samples, ids, step.n_new, reference, step.reference_sizes, step.columns)
+            terms = self._follow_gradient(task, batch)
         else:
+            samples = self.inputs.plain(self.scenario.train, step.ids)
             with torch.no_grad(), self.precision.autocast():
-                terms = self.learner.learn(Batch(self.inputs.plain(self.scenario.train, ids), n_new))
+                terms = self.learner.learn(Batch(samples, ids, step.n_new, columns=step.columns))
         kept = self.learner.compilation.kept
         self._losses.append((task, self.iteration + 1, {name: kept(term) for name, term in terms.items()}))
 
@@ -294,17 +312,17 @@ class Trainer:
             group["lr"] = self.learning_rates[self.step]
         look = self.diagnostics.due(self.step)
 
-        def differentiate() -> dict[str, Tensor]:
+        def differentiate() -> tuple[dict[str, Tensor], Outputs | None]:
             with self.precision.autocast():
-                terms = self.learner.compilation.run("losses", self.learner.loss, batch)
+                terms, outputs = self.learner.compilation.run("losses", self.learner.loss_and_outputs, batch)
                 total = sum(terms.values())
             self.optimizer.zero_grad(set_to_none=True)
             if look:
                 self.diagnostics.before_step(task, self.iteration + 1, terms)
             self.precision.backward(total, self.optimizer)
-            return terms
+            return terms, outputs
 
-        terms = self.learner.compilation.guarded(differentiate)
+        terms, outputs = self.learner.compilation.guarded(differentiate)
         if self.learner.holds_features:
             # What has no gradient gets zeros, as in a fleet: the optimizer, too, has to go on as it does there.
             assign_gradients(self.parameters, flatten_gradients(self.parameters))
@@ -322,7 +340,7 @@ class Trainer:
         self.precision.step(self.optimizer)
         if self.learner.acts_after_steps:
             with torch.no_grad():
-                renewed = self.learner.after_step(self.step + 1, batch)
+                renewed = self.learner.after_step(self.step + 1, batch._replace(update=None, outputs=outputs))
             if renewed is not None:
                 forget(self.optimizer, renewed)
         if look:
@@ -332,16 +350,22 @@ class Trainer:
     def _placed(self, plan: Plan) -> list[Step]:
         """The steps of a plan, ids where the store wants them."""
         where = self.scenario.train.store.index_device
-        replay = plan.replay or [None] * len(plan.new)
-        reference = plan.reference or [None] * len(plan.new)
+        n_steps = len(plan.new)
+        replay = plan.replay or [None] * n_steps
+        reference = plan.reference or [None] * n_steps
         moved = {id(r): r.to(where) for r in reference if r is not None}  # GEM names one tensor for every step
+        columns = [
+            {name: of_steps[step].to(self.device) for name, of_steps in plan.columns.items()} for step in range(n_steps)
+        ]
         return [
             Step(
                 (new if extra is None else torch.cat([new, extra])).to(where),
                 len(new),
                 None if looked_at is None else moved[id(looked_at)],
+                plan.reference_sizes if looked_at is not None else (),
+                of_step,
             )
-            for new, extra, looked_at in zip(plan.new, replay, reference, strict=True)
+            for new, extra, looked_at, of_step in zip(plan.new, replay, reference, columns, strict=True)
         ]
 
     def _reference_samples(self, ids: Tensor, task: int) -> Samples:

@@ -119,7 +119,7 @@ def test_large_networks_get_shorter_windows(small_trainer, monkeypatch):
     trainer = small_trainer(*options("finetune", "evaluator=adaptive"))
     trainer.begin()
     trainer.begin_task()
-    trainer._train_step(0, *trainer.steps[0])
+    trainer._train_step(0, trainer.steps[0])
     trainer.evaluator.after_step(0, 1, STEPS, 1)
     weights = sum(p.numel() for p in trainer.parameters)
     assert 2 <= trainer.evaluator._window._snapshots.capacity <= 20_000 // (4 * weights)

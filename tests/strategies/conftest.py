@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,11 +80,13 @@ def task_of() -> Callable[[Setup, int], Task]:
 def batch_of() -> Callable[..., Batch]:
     """A function: a batch of training samples, without augmentation."""
 
-    def make(setup: Setup, new: Tensor, replayed: Tensor | None = None, reference: Tensor | None = None) -> Batch:
+    def make(
+        setup: Setup, new: Tensor, replayed: Tensor | None = None, reference: Tensor | None = None, **further: Any
+    ) -> Batch:
         split = setup.scenario.train
         ids = new if replayed is None else torch.cat([new, replayed])
         looked_at = None if reference is None else setup.inputs.plain(split, reference)
-        return Batch(setup.inputs.plain(split, ids), len(new), looked_at)
+        return Batch(setup.inputs.plain(split, ids), ids, len(new), looked_at, **further)
 
     return make
 
@@ -105,18 +108,18 @@ def record_terms(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], list[tu
 
     def record(trainer: Trainer) -> list[tuple[int, int, dict[str, Tensor]]]:
         rows: list[tuple[int, int, dict[str, Tensor]]] = []
-        loss = trainer.learner.loss
+        loss = trainer.learner.loss_and_outputs
 
-        def spy(batch: Batch) -> dict[str, Tensor]:
-            terms = loss(batch)
+        def spy(batch: Batch) -> tuple[dict[str, Tensor], Any]:
+            terms, outputs = loss(batch)
             gradients = {}
             for name, term in terms.items():
                 parts = torch.autograd.grad(term, trainer.parameters, retain_graph=True, materialize_grads=True)
                 gradients[name] = torch.cat([part.reshape(-1) for part in parts])
             rows.append((trainer.task, trainer.step, gradients))
-            return terms
+            return terms, outputs
 
-        monkeypatch.setattr(trainer.learner, "loss", spy)
+        monkeypatch.setattr(trainer.learner, "loss_and_outputs", spy)
         return rows
 
     return record

@@ -44,7 +44,7 @@ def batch_of(n: int = 6, seed: int = 0, n_new: int | None = None) -> Batch:
     """A batch of random images."""
     x = torch.randn(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     labels = torch.zeros(n, dtype=torch.int64)
-    return Batch(Samples(x, labels, labels), n if n_new is None else n_new)
+    return Batch(Samples(x, labels, labels), torch.arange(n), n if n_new is None else n_new)
 
 
 def begun(strategy: Strategy, task: int = 0, seed: int = 3) -> Strategy:

@@ -292,6 +292,6 @@ def test_the_loss_is_that_before_the_update(small_trainer, batch_of):
     trainer = small_trainer(*SMALL)
     trainer.begin_task()
     batch = batch_of(trainer, trainer.scenario.train.ids(0)[:10])
-    assert float(trainer.learner.learn(Batch(batch.samples, 10))["new"]) == pytest.approx(1)  # β = 0
-    assert float(trainer.learner.learn(Batch(batch.samples, 10))["new"]) < 0.1
+    assert float(trainer.learner.learn(batch._replace(n_new=10))["new"]) == pytest.approx(1)  # β = 0
+    assert float(trainer.learner.learn(batch._replace(n_new=10))["new"]) < 0.1
     assert "reconstruction: abstract + same-author code" in strategy_of(trainer).notes()[0]

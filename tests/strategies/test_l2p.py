@@ -58,14 +58,14 @@ def test_replay_composes_with_it(small_trainer, learn_tasks):
     """strategy=l2p strategy.plus=[er]: replayed samples pass through their own prompts and pull their own keys."""
     trainer = small_trainer(*SMALL, "strategy.plus=[er]", "+plus.er.memory_size=40")
     seen = []
-    loss = trainer.learner.loss
+    loss = trainer.learner.loss_and_outputs
 
     def spy(batch):
-        terms = loss(batch)
+        terms, outputs = loss(batch)
         seen.append((batch.n_new, len(batch.samples.y), len(trainer.learner.model.backbone.query), set(terms)))
-        return terms
+        return terms, outputs
 
-    trainer.learner.loss = spy
+    trainer.learner.loss_and_outputs = spy
     learn_tasks(trainer, 2)
     assert seen[:4] == [(8, 8, 8, {"new", "l2p"})] * 4
     assert seen[4:] == [(8, 16, 16, {"new", "replay", "l2p"})] * 4

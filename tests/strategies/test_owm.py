@@ -58,7 +58,7 @@ def batch(n: int, seed: int = 0) -> Batch:
     """n images of 2×5×6 pixels."""
     x = torch.randn(n, 2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     zeros = torch.zeros(n, dtype=torch.int64)
-    return Batch(Samples(x, zeros, zeros), n)
+    return Batch(Samples(x, zeros, zeros), torch.arange(n), n)
 
 
 def random_gradient(owm: OWM, seed: int = 0) -> torch.Tensor:
@@ -170,7 +170,7 @@ def test_an_exact_projector_leaves_old_outputs_as_they_are():
     owm = build(FullyConnected(), alpha=1e-10, alpha_decay=1.0, head_alpha=1e-10, projector="previous")
     old, new = batch(10), batch(6, seed=5)
     for i in range(10):
-        take_in(owm, Batch(Samples(*(t[i : i + 1] for t in old.samples)), 1))
+        take_in(owm, Batch(Samples(*(t[i : i + 1] for t in old.samples)), old.ids[i : i + 1], 1))
     owm.begin_task(None)
     with torch.no_grad():
         before = [owm.model(b.samples.x) for b in (old, new)]
