@@ -43,7 +43,7 @@ SMALL = [
     "evaluator.every=2",
     "device=cpu",
 ]
-CONVOLUTION = ["model=slim_resnet18", "model.width=4", "scenario.increment=5"]
+CONVOLUTION = ["model=slim_resnet18", "model.width=4", "scenario.increment=3"]
 LOOPS = {
     "plain": [],
     "adam": ["trainer.optimizer=adam", "trainer.lr=0.002", "trainer.scheduler=cosine", "trainer.clip_grad_norm=1.0"],
@@ -91,7 +91,7 @@ def _of_run(name: str, setting: str, loop: str) -> dict[str, str]:
     network = CONVOLUTION if loop == "resnet" else small_network(name)
     options = [*STREAMS[setting], *small_options(name), *network, "trainer.lr=0.05", *SMALL, *LOOPS[loop]]
     if setting == "domain":
-        options = [option for option in options if option != "scenario.increment=5"]
+        options = [option for option in options if option != "scenario.increment=3"]
     with tempfile.TemporaryDirectory() as folder:
         seeds = (0, 1) if loop == "fleet" else (3,)
         trainers = [_trainer([*options, f"seed={seed}"], Path(folder) / str(seed)) for seed in seeds]
@@ -140,7 +140,9 @@ def record(file: Path, processes: int, only: str) -> None:
 
 def compare(before: Path, after: Path) -> int:
     """Print the runs that differ; returns how many."""
-    first, second = (pd.read_csv(file, dtype=str).fillna("").set_index("run") for file in (before, after))
+    columns = ["weights", "curve", "losses", "refused"]
+    tables = (pd.read_csv(file, dtype=str).set_index("run") for file in (before, after))
+    first, second = (table.reindex(columns=columns).fillna("") for table in tables)
     common = first.index.intersection(second.index)
     differs = (first.loc[common] != second.loc[common]).any(axis=1)
     for run in common[differs]:

@@ -43,7 +43,9 @@ def learning(small_trainer, learn_tasks):
 def batch(trainer, step=0):
     """The batch of a step of the task being learned."""
     ids = trainer.steps[step].ids
-    return Batch(trainer.inputs.training(trainer.scenario.train, ids, trainer.task, step), ids, trainer.steps[step].n_new)
+    return Batch(
+        trainer.inputs.training(trainer.scenario.train, ids, trainer.task, step), ids, trainer.steps[step].n_new
+    )
 
 
 def moved(strategy, scale=0.1):

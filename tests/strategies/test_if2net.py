@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from clbench.errors import BatchDependence
-from clbench.strategies.base import Batch
 from clbench.strategies.if2net import IF2Net
 from clbench.strategies.least_squares import ridge
 from clbench.strategies.random_representation import RandomRepresentation, lasso, standardised
