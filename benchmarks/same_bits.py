@@ -29,7 +29,7 @@ from composed import composed
 from strategies import pairs
 from streams import STREAMS, small_network, small_options
 
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, Diverged
 from clbench.registry import STRATEGIES
 from clbench.run import set_up
 from clbench.training.fleet import Fleet
@@ -66,11 +66,11 @@ def cases() -> Iterator[tuple[str, ...]]:
 
 
 def digests(case: tuple[str, ...]) -> dict[str, str]:
-    """The digests of one run, or the sentence that refuses it."""
+    """The digests of one run, or the sentence that refuses it or ends it."""
     torch.set_num_threads(1)
     try:
         return _of_pair(*case) if len(case) == 2 else _of_run(*case)
-    except ConfigError as error:
+    except (ConfigError, Diverged) as error:
         return {"refused": str(error)}
 
 
