@@ -23,6 +23,7 @@ NETWORK_PER_TASK = {"dst", "hypernetwork"}
 RESETS = {"continual_backprop", "redo"}
 OUTLIERS = {"outliers", "ovor"}
 OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
+OWN_LOSS = {"derpp", "er", "ilora", "joint", "predkd"}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
 MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
@@ -33,14 +34,14 @@ REFUSED = [
     (NETWORK_PER_TASK, LORA | PROMPTS, "makes a network for every task"),
     (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
     ({"predkd"}, {"dst"}, "the second for"),
-    ({"hypernetwork"}, {"er", "joint", "predkd"}, "each of them decides the loss"),
+    ({"hypernetwork"}, {"derpp", "er", "joint", "predkd"}, "each of them decides the loss"),
     ({"hypernetwork"}, OF_WEIGHTS | MOVES | {"ewc"}, "leaves none that are trained"),
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
     (CLOSED_FORM, {"ilora"}, "each of them decides the prediction"),
     (CLOSED_FORM, {"reglora"}, "does not act before the second"),
     (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
-    ({"er", "ilora", "joint", "predkd"}, {"er", "ilora", "joint", "predkd"}, "each of them decides the loss"),
+    (OWN_LOSS, OWN_LOSS, "each of them decides the loss"),
     ({"agem", "gem", "owm"}, {"agem", "gem", "owm"}, "each of them decides the gradient's projection"),
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
@@ -316,6 +317,7 @@ def test_terms_are_those_of_the_separate_strategies(
         plan.new[0],
         None if plan.replay is None else plan.replay[0],
         None if plan.reference is None else plan.reference[0],
+        reference_sizes=plan.reference_sizes,
     )
     with torch.no_grad():
         for p in both.learner.model.parameters():

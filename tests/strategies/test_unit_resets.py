@@ -5,6 +5,7 @@ import torch
 from resets_by_hand import batch_of, begun, network
 
 from clbench.scenarios.scenario import Samples
+from clbench.strategies.base import Batch
 from clbench.strategies.continual_backprop import ContinualBackprop, ContinualBackpropConfig
 from clbench.strategies.learner import Learner
 from clbench.strategies.redo import ReDo, ReDoConfig
@@ -32,7 +33,8 @@ def test_stacked_as_alone(name, backbone):
         batches = [batch_of(seed=10 * step + row) for row in (0, 1)]
         samples = Samples(*(torch.stack(parts) for parts in zip(*(batch.samples for batch in batches), strict=True)))
         with torch.no_grad():
-            renewed = stack.after_step(step, samples, 6, None)
+            ids = torch.stack([batch.ids for batch in batches])
+            renewed = stack.after_step(step, Batch(samples, ids, 6))
             expected = [learner.after_step(step, batch) for learner, batch in zip(alone, batches, strict=True)]
         assert (renewed is None) == (expected[0] is None)
         if renewed is not None:
