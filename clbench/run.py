@@ -454,8 +454,19 @@ def _refuse_one_logit(scenario: Scenario, config: RunConfig, learner: Learner) -
 
 
 def _memory_format(model: ContinualModel, device: torch.device) -> torch.memory_format:
-    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return torch.channels_last if convolves and device.type == "cpu" else torch.contiguous_format
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions or device.type != "cpu" or any(map(_is_written_beyond, convolutions)):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _is_written_beyond(layer: nn.Conv2d) -> bool:
+    """Whether the gradient of the layer's weights overwrites foreign memory over channels-last inputs.
+
+    It does in oneDNN, which torch computes it with on a processor (https://github.com/uxlfoundation/oneDNN/issues/6035): where
+    kernels of 1 × 1 with a stride have fewer inputs than a block of the processor's vectors, of 8 or 16 numbers.
+    """
+    return layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels // layer.groups < 16
 
 
 def _device(name: str) -> torch.device:
