@@ -1,14 +1,16 @@
 """Stages: together they are the network; frozen ones do not move; what they compute need not be computed again."""
 
 import copy
+import functools
 from itertools import accumulate
 
 import pytest
 import torch
+from composed import composed
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from clbench.config import compose, to_dataclass
+from clbench.config import to_dataclass
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.registry import MODELS
@@ -62,15 +64,23 @@ SLIM = [
 ]
 
 
-def network(name: str, frozen: int = 0) -> ContinualModel:
+@functools.cache
+def backbone_of(name: str) -> nn.Module:
     """With arbitrary weights and statistics, so that nothing is zero or one that a mistake could hide behind."""
     torch.manual_seed(0)
-    config = to_dataclass(compose(NETWORKS[name])).model
+    config = to_dataclass(composed(*NETWORKS[name])).model
     backbone = MODELS[config.kind](config, (3, 32, 32))
     with torch.no_grad():
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             if tensor.is_floating_point():
                 tensor.add_(torch.rand_like(tensor), alpha=0.02)
+    return backbone
+
+
+def network(name: str, frozen: int = 0) -> ContinualModel:
+    """A copy of the backbone, with a head."""
+    backbone = copy.deepcopy(backbone_of(name))
+    torch.manual_seed(1)
     return ContinualModel(backbone, [[0, 1], [2, 3]], "class", frozen=frozen)
 
 
@@ -273,7 +283,9 @@ def test_negative_number_of_frozen_stages(small_setup):
 
 @pytest.mark.parametrize("batch_norm", ["train", "freeze_after_first_task", "frozen"])
 def test_training_leaves_frozen_stages_as_they_are(batch_norm, tmp_path):
-    setup = set_up(compose([*SLIM, "model.frozen=3", f"trainer.batch_norm={batch_norm}"]))
+    setup = set_up(
+        copy.deepcopy(composed(*SLIM, "scenario.tasks=2", "model.frozen=3", f"trainer.batch_norm={batch_norm}"))
+    )
     trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, tmp_path / "state.pt")
     model = trainer.learner.model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -296,7 +308,7 @@ def test_strategies_train_what_is_not_frozen(strategy, small_trainer):
     memory = ["strategy.memory_size=40"] if strategy == "gem" else []
     weights = []
     for run in range(2):
-        options = [f"strategy={strategy}", *memory, "model.hidden=[16,8]", "model.frozen=1"]
+        options = [f"strategy={strategy}", *memory, "model.hidden=[16,8]", "model.frozen=1", "scenario.tasks=3"]
         trainer = small_trainer(*options, checkpoint=f"run{run}")
         before = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
         trainer.fit()

@@ -264,9 +264,9 @@ OPTIMIZERS = {
 )
 def test_old_tasks_are_bit_identical(network, optimizer, more, make, after_every_step):
     """Outputs of every old task after every step of every later one, and the recorded curve."""
-    trainer = make(network, *OPTIMIZERS[optimizer], *more, "strategy.density=0.3")
+    trainer = make(network, *OPTIMIZERS[optimizer], *more, "strategy.density=0.3", "scenario.tasks=3")
     split = trainer.scenario.test
-    images = [trainer.inputs.plain(split, split.ids(task)[:5]).x for task in range(5)]
+    images = [trainer.inputs.plain(split, split.ids(task)[:5]).x for task in range(3)]
     outputs = {}
 
     def look(trainer):
@@ -275,17 +275,17 @@ def test_old_tasks_are_bit_identical(network, optimizer, more, make, after_every
         for task, logits in enumerate(now):
             assert torch.equal(outputs.setdefault(task, logits), logits)
             assert logits[:, 2 * task : 2 * task + 2].isfinite().all()
-            assert logits.isinf().sum() == logits.numel() * 4 / 5
+            assert logits.isinf().sum() == logits.numel() * 2 / 3
 
     after_every_step(trainer, look)
     trainer.fit()
-    assert len(outputs) == 4
+    assert len(outputs) == 2
     for table in (trainer.curve, trainer.tasks):
         old = table[table.task_eval < table.task_learning]
-        assert len(old) > 9
+        assert len(old) >= 3
         assert (old.groupby("task_eval")[["correct", "loss"]].nunique() == 1).all(axis=None)
     own_last = trainer.tasks[trainer.tasks.task_eval == trainer.tasks.task_learning]
-    final = trainer.tasks[trainer.tasks.task_learning == 4]
+    final = trainer.tasks[trainer.tasks.task_learning == 2]
     assert own_last.loss.tolist() == final.loss.tolist()
 
 

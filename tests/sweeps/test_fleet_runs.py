@@ -23,7 +23,7 @@ FIRST_LAYER = {
 }
 OPTIONS = [
     "strategy=ewc", "model.hidden=[8]", "trainer.epochs=null", "trainer.max_steps_per_task=4", "trainer.batch_size=8",
-    "evaluator.subset=20", "scenario.increment=5", "progress=false", "device=cpu",
+    "evaluator.subset=20", "scenario.increment=5", "progress=false", "device=cpu", "record.figure=false",
 ]  # fmt: skip
 
 
@@ -36,7 +36,11 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_member_leaves_what_a_run_alone_leaves(tmp_path):
-    together = jobs(tmp_path / "fleet", ["seed=0"], ["seed=1", "strategy.lam=1.0"])
+    together = jobs(
+        tmp_path / "fleet",
+        ["seed=0", "record.figure=true"],
+        ["seed=1", "strategy.lam=1.0", "record.figure=true"],
+    )
     outcomes = train_together(together, "stacked")
     for job, outcome in zip(together, outcomes, strict=True):
         alone = tmp_path / "alone" / job.path.name
@@ -146,7 +150,9 @@ def test_ways_are_timed_on_throwaway_learners(monkeypatch):
     assert set(ways.seconds_per_iteration(configs)) == {"stacked", "in_turn", "processes"}
 
 
-@pytest.mark.parametrize(("strategy", "copies"), [("lora", 1), ("oneprompt", 1), ("reglora", 3)])
+@pytest.mark.parametrize(
+    ("strategy", "copies"), [("lora", 1), pytest.param("oneprompt", 1, marks=pytest.mark.slow), ("reglora", 3)]
+)
 def test_members_hold_one_copy_of_a_frozen_backbone(strategy, copies, tmp_path, monkeypatch):
     """From the moment they are built to the end; where a method merges into it, until it does."""
     sizes = ["model=small_vit", "model.width=8", "model.depth=5", "model.heads=1"]
