@@ -19,6 +19,7 @@ from clbench import config as configuration
 from clbench.config import RunConfig
 from clbench.data.location import data_root
 from clbench.errors import ConfigError, Diverged, Interrupted
+from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
@@ -38,7 +39,6 @@ from clbench.records.peak_memory import PeakMemory
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
 from clbench.registry import MODELS, STRATEGIES
-from clbench.reports.curve_figure import draw_curves
 from clbench.scenarios.build import build
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
@@ -118,11 +118,7 @@ def set_up(composed: DictConfig) -> Setup:
 
 
 def _evaluator_class(kind: str) -> type[ContinualEvaluator]:
-    if kind == "periodic":
-        return ContinualEvaluator
-    from clbench.evaluation.adaptive import AdaptiveEvaluator  # with scipy's special functions
-
-    return AdaptiveEvaluator
+    return ContinualEvaluator if kind == "periodic" else AdaptiveEvaluator
 
 
 def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]:
@@ -288,6 +284,8 @@ class Run:
         self.folder.write_json("environment.json", self.folder.read_json("environment.json") | compiled)
         figure = self.folder.path / "curve.png"
         if config.record.figure:
+            from clbench.reports.curve_figure import draw_curves  # with matplotlib, which takes a second
+
             title = f"{summary['strategy']} on {scenario.name}"
             draw_curves(trainer.curve, trainer.tasks, figure, title, scenario.task_names)
         if config.wandb.mode != "disabled":

@@ -20,6 +20,9 @@ OPTIONAL = ("--info", "-i")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 """What may follow ``--info``."""
 
+CFG = ("job", "hydra", "all")
+"""What has to follow ``--cfg``."""
+
 OF_HYDRA_ALONE = {
     "--hydra-help", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun",
 }  # fmt: skip
@@ -85,6 +88,8 @@ def taken_apart(words: list[str], commands: Iterable[str]) -> Arguments:
             value = value if equals else next(left, "")
             if not value:
                 raise ConfigError(f"{flag} needs a value after it")
+            if flag in ("--cfg", "-c") and value not in CFG:
+                raise ConfigError(choose_from(f"value of {flag}", value, CFG))
             if flag in ("--config-dir", "-cd"):
                 arguments.config_dirs.append(_folder(Path(value), word))
             else:

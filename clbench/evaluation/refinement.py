@@ -30,7 +30,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.special import erfcx
 
 MARKS = frozenset(range(1, 8)) | frozenset(2**e for e in range(3, 31))
 """Steps since the start of a task that belong to the skeleton."""
@@ -131,6 +130,8 @@ def expected_undercut(accuracies: np.ndarray, variance: np.ndarray, minimum: np.
     """
     above = np.maximum(accuracies - minimum, 0)  # the accuracy at a task's end does not count for its minimum
     a, b, v = above[:-1], above[1:], np.maximum(variance, 1e-12)
+    from scipy.special import erfcx  # scipy is slow to import, and most runs do without
+
     undercut = np.sqrt(np.pi * v / 8) * np.exp(-2 * a * b / v) * erfcx((a + b) / np.sqrt(2 * v))
     return np.where(variance > 0, np.minimum(undercut, minimum), 0.0)
 

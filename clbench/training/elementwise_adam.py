@@ -13,10 +13,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from clbench.training.eager_optimizers import EagerOptimizer
+
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
-class ElementwiseAdam(torch.optim.Optimizer):
+class ElementwiseAdam(EagerOptimizer):
     """Adam or AdamW; the same as torch's as long as nothing is set to 0.
 
     Args:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from clbench.config import TrainerConfig
+from clbench.training.eager_optimizers import SGD, Adam, AdamW
 from clbench.training.elementwise_adam import ElementwiseAdam
 
 
@@ -23,12 +24,12 @@ def make_optimizer(
         return ElementwiseAdam(parameters, config.lr, config.weight_decay, decoupled=config.optimizer == "adamw")
     common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
-        sgd = torch.optim.SGD(parameters, momentum=config.momentum, **common)
+        sgd = SGD(parameters, momentum=config.momentum, **common)
         if config.momentum:
             for parameter in (p for group in sgd.param_groups for p in group["params"]):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **common)
+    return {"adam": Adam, "adamw": AdamW}[config.optimizer](parameters, **common)
 
 
 def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:
@@ -38,7 +39,7 @@ def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:
     """
     if config.scheduler == "constant":
         return [config.lr] * n_steps
-    optimizer = torch.optim.SGD([torch.zeros(())], lr=config.lr)
+    optimizer = SGD([torch.zeros(())], lr=config.lr)
     if config.scheduler == "cosine":
         scheduler: torch.optim.lr_scheduler.LRScheduler = CosineAnnealingLR(optimizer, n_steps)
     else:

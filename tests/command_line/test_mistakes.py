@@ -37,6 +37,7 @@ from small_commands import SMALL
         (["-m=1"], "-m takes no value"),
         (["-seed=1"], "an option is given without a dash before it, as seed=1"),
         (["--cfg"], "--cfg needs a value after it"),
+        (["--cfg", "jbo"], "unknown value of --cfg 'jbo': did you mean 'job'?"),
         (["--config-dir", "nowhere", "seed=1"], "there is no folder nowhere"),
         (["--strategy=er"], "unknown flag '--strategy'"),
         (["strategy", "=", "er"], "an override is written without spaces, as key=value"),
