@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config import conf_dir
 from clbench.errors import ConfigError
-from clbench.protocol.search_space import with_values
 from clbench.records.run_folder import RunFolder
 
 OVERRIDE = "best"
@@ -50,6 +49,8 @@ def with_tuned_values(composed: DictConfig, given: list[str]) -> tuple[DictConfi
     own = {override.partition("=")[0].lstrip("+") for override in given}
     applied = {name: value for name, value in content["values"].items() if name not in own}
     try:
+        from clbench.protocol.search_space import with_values  # with Optuna, which most runs do without
+
         composed = with_values(composed, {str(name): value for name, value in applied.items()})
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error

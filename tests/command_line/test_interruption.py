@@ -16,6 +16,14 @@ LONGER = [option for option in SMALL if not option.startswith(("trainer.max", "e
 LONGER += ["trainer.max_steps_per_task=4", "evaluator.every=1", "evaluator.subset=20", "trainer.batch_size=8"]
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """As in a terminal: of a shell that starts pytest in the background, this process inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def signal_at(monkeypatch):
     """A function: signal and iteration → the signal comes while that step of a run is taken, once."""
