@@ -46,16 +46,16 @@ def refuse_syncs(owner, method: str, monkeypatch) -> None:
             torch.cuda.set_sync_debug_mode(before)
 
     monkeypatch.setattr(owner, method, guarded)
-    pause = Trainer.pause_where_due
+    enter = Trainer.enter_where_due
 
     def permitted(trainer):
         """What a strategy does between two steps may wait for the device."""
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("default")
-        pause(trainer)
+        enter(trainer)
         torch.cuda.set_sync_debug_mode(before)
 
-    monkeypatch.setattr(Trainer, "pause_where_due", permitted)
+    monkeypatch.setattr(Trainer, "enter_where_due", permitted)
 
 
 PRECISIONS = {

@@ -24,6 +24,7 @@ class Task:
         budget: epochs, steps and batch size.
         seed: the run's seed.
         smallest_batch: the fewest samples that the network can be trained on at a time.
+        stage: 0 in the task's plan, k in the k-th stage after it; the random streams of stages are their own.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Task:
     split: Split
     inputs: InputPipeline
     smallest_batch: int = 1
+    stage: int = 0
 
     @property
     def ids(self) -> Tensor:
@@ -63,11 +65,14 @@ class Task:
 
     def torch_generator(self, purpose: str) -> torch.Generator:
         """The CPU generator of the stream (seed, purpose, this task)."""
-        return torch_generator(self.seed, purpose, self.index)
+        return torch_generator(self.seed, self._of_stage(purpose), self.index)
 
     def numpy_generator(self, purpose: str) -> np.random.Generator:
         """The numpy generator of the stream (seed, purpose, this task)."""
-        return numpy_generator(self.seed, purpose, self.index)
+        return numpy_generator(self.seed, self._of_stage(purpose), self.index)
+
+    def _of_stage(self, purpose: str) -> str:
+        return f"{purpose}, stage {self.stage}" if self.stage else purpose
 
     def shuffled_batches(self, ids: Tensor, batch_size: int | None = None) -> list[Tensor]:
         """Batches of ``ids`` for this task's whole budget, reshuffled every epoch; an epoch's last batch may be smaller.

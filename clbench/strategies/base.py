@@ -6,7 +6,7 @@ A strategy overrides only what it needs of
 ``begin_task``            new teacher, anchors; the model already has the new task's outputs. May draw weights anew
 ``weights_renewed``       weights have been drawn anew: what was kept of the old ones is of no use any more
 ``plan``                  which samples every step of the task sees: replayed and reference samples are named here
-``pause``                 between two steps of a task, where the method ``pauses``: look at all of the task, begin another phase
+``stages``                further parts of the task's training: with the head alone, with a plan and a budget of their own, …
 ``outputs``               how a training batch passes through the network; default: through the model as it is
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
 ``penalty``               a further loss term (regularisation, distillation)
@@ -39,7 +39,7 @@ trained (a teacher) say ``requires_grad_(False)``.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
+from clbench.strategies.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,7 @@ class Strategy(nn.Module):
         self.name = config.name
         self.tasks_learned = 0  # tasks whose training has ended
         self.tasks_seen = 0  # tasks whose training has begun
-        # Of a task's training, for methods with several phases: set by plan and pause, read by the loop's hooks. Whatever decides
-        # which operations a step takes and can be compared: runs of a fleet that are in different phases do not step together.
-        self.phase: Any = 0
+        self.stage = Stage()  # that the task's training is in; set by the learner
         for spec in dataclasses.fields(config):
             value = getattr(config, spec.name)
             if isinstance(value, float):
@@ -223,24 +222,12 @@ class Strategy(nn.Module):
         """
         return plan
 
-    def pauses(self, task: Task, n_steps: int) -> list[int]:
-        """The steps, from 0 to ``n_steps`` − 1, before which :meth:`pause` is called.
+    def stages(self, task: Task, n_steps: int) -> list[Stage]:
+        """The task's stages beside the main one, see :mod:`clbench.strategies.stage`; ``n_steps`` is the length of the plan.
 
-        Asked after ``plan``, also when a killed run resumes within the task.
+        Asked after ``plan``, also when a killed run resumes within the task: it may not change state.
         """
         return []
-
-    def pause(self, task: Task, step: int) -> None:
-        """Act before ``step`` of the task, in evaluation mode. May read the host, as the other hooks of a task."""
-
-    @property
-    def holds_features(self) -> bool:
-        """Whether in the present phase the head alone is trained.
-
-        Features are then computed in evaluation mode and without a gradient. The weights that they depend on have to be kept as
-        they are by the strategy itself, since an optimizer with momentum or weight decay moves them even so.
-        """
-        return False
 
     def outputs(self, batch: Batch) -> Outputs:
         """One forward pass over the batch's samples."""

@@ -15,6 +15,7 @@ from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Measurement, Outputs, Plan, Strategy
 from clbench.strategies.compilation import Compilation
 from clbench.strategies.composition import EXCLUSIVE, overrides, predicts_by_itself
+from clbench.strategies.stage import JointStage, joined, main_stage
 
 
 class Learner(nn.Module):
@@ -33,6 +34,7 @@ class Learner(nn.Module):
         self.compilation = compilation or Compilation("off", torch.device("cpu"))
         self.model = model
         self.strategies = nn.ModuleList(strategies)
+        self.stage = main_stage(len(strategies))
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
 
     def __iter__(self):
@@ -59,31 +61,27 @@ class Learner(nn.Module):
             plan = strategy.plan(task, plan)
         return plan
 
-    def pauses(self, task: Task, n_steps: int) -> set[int]:
-        """The steps before which :meth:`pause` is to be called."""
-        return {step for strategy in self for step in strategy.pauses(task, n_steps)}
+    def stages(self, task: Task, n_steps: int) -> tuple[list[JointStage], list[JointStage]]:
+        """The stages within the task's plan of ``n_steps``, and those after it."""
+        return joined([strategy.stages(task, n_steps) for strategy in self])
 
-    def pause(self, task: Task, step: int, n_steps: int) -> None:
-        """Call the hook of every strategy that pauses before ``step``, in evaluation mode."""
-        self.eval()
-        for strategy in self:
-            if step in strategy.pauses(task, n_steps):
-                strategy.pause(task, step)
+    def enter(self, stage: JointStage) -> None:
+        """Let every strategy be in its part of ``stage``."""
+        self.stage = stage
+        for strategy, part in zip(self, stage.parts, strict=True):
+            strategy.stage = part
 
-    @property
-    def phases(self) -> tuple[Any, ...]:
-        """The phase of the task's training that every strategy is in."""
-        return tuple(strategy.phase for strategy in self)
-
-    @phases.setter
-    def phases(self, phases: tuple[Any, ...]) -> None:
-        for strategy, phase in zip(self, phases, strict=True):
-            strategy.phase = phase
-
-    @property
-    def holds_features(self) -> bool:
-        """Whether the head alone is trained in the present phase, see :attr:`Strategy.holds_features`."""
-        return any(strategy.holds_features for strategy in self)
+    def trained_in_stage(self) -> Tensor | None:
+        """Boolean (P,): which of the trained weights the present stage trains; None for all."""
+        masks = []
+        for part in self.stage.parts:
+            if part.trains == "head":
+                parameters = self.trainable().items()
+                of_head = [torch.full((p.numel(),), n.startswith("head."), device=p.device) for n, p in parameters]
+                masks.append(torch.cat(of_head))
+            elif part.mask is not None:
+                masks.append(part.mask())
+        return torch.stack(masks).all(0) if masks else None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms by name: the data terms, and one per strategy with a penalty."""
@@ -91,7 +89,7 @@ class Learner(nn.Module):
 
     def loss_and_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs | None]:
         """All loss terms by name, and what the batch's samples gave, detached, or None where no strategy ``keeps_outputs``."""
-        if self.holds_features:
+        if self.stage.trains_head_only:
             with torch.no_grad():
                 features = self.model.features(batch.samples.x)
             outputs = Outputs(features, self.model.head(features))

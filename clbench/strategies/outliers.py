@@ -39,6 +39,7 @@ with the best of three others; an MLP trained from scratch had 0.55 without and 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +50,14 @@ from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy, buffer_name
+from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
+from clbench.strategies.stage import Stage
 
 AT_ONCE = 256
 """Images, or features whose neighbours are looked for, that are held on the device together."""
+
+ROWS = "outliers.rows"
+"""The column of the plan that says which outliers a step sees."""
 
 NO_BATCH = 2**40
 """Numbers of steps from here on are no batch's, so that the augmentation draws for them what it draws for no other."""
@@ -95,8 +100,6 @@ class Outliers(Strategy):
     cov: Tensor
     outliers: Tensor
     n_outliers: Tensor
-    next_outlier: Tensor
-    per_step: Tensor
     energies: Tensor
 
     def __init__(self, config: OutliersConfig, model: ContinualModel, scenario: Scenario) -> None:
@@ -104,40 +107,28 @@ class Outliers(Strategy):
         most = config.per_class * max(len(labels) for labels in scenario.task_classes)
         self.register_buffer("outliers", torch.zeros(most, model.head.in_features))
         self.register_buffer("n_outliers", torch.ones((), dtype=torch.int64))  # rows of it that are in use
-        self.register_buffer("next_outlier", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("per_step", torch.zeros((), dtype=torch.int64))  # 0 outside the regularised stage
         self.register_buffer("energies", torch.zeros(2))  # of features and outliers
-        for name, weight in self._behind_features().items():
-            self.register_buffer(buffer_name("held", name), weight.detach().clone())
 
     # ---- the stage --------------------------------------------------------------------------------------------------
 
-    @property
-    def holds_features(self) -> bool:
-        """In the regularised stage, whose phase is the number of outliers per step."""
-        return self.phase > 0
-
-    def begin_task(self, task: Task) -> Tensor | None:
-        """Leave the stage of the task before."""
-        self.per_step.zero_()
-        return super().begin_task(task)
-
-    def plan(self, task: Task, plan: Plan) -> Plan:
-        """Be in the phase that the buffers tell of, those of a task that begins or is gone on with."""
-        self.phase = int(self.per_step)
-        return plan
-
-    def pauses(self, task: Task, n_steps: int) -> list[int]:
-        """The first step of every regularised epoch."""
+    def stages(self, task: Task, n_steps: int) -> list[Stage]:
+        """A stage of the head alone for every regularised epoch."""
         per_epoch = self._batches_per_epoch(task)
         n_epochs = -(-n_steps // per_epoch)
         if n_epochs == 1:
-            return [n_steps - self._regularised(n_steps)]
-        return [epoch * per_epoch for epoch in range(n_epochs - self._regularised(n_epochs), n_epochs)]
+            starts = [n_steps - self._regularised(n_steps)]
+        else:
+            starts = [epoch * per_epoch for epoch in range(n_epochs - self._regularised(n_epochs), n_epochs)]
+        return [
+            Stage(
+                "outliers", start, trains="head", begin=partial(self.make_outliers, step=start), plan=self.plan_outliers
+            )
+            for start in starts
+        ]
 
     @torch.no_grad()
-    def pause(self, task: Task, step: int) -> None:
-        """Make the outliers of the coming epoch, and keep the weights that are not to move."""
+    def make_outliers(self, task: Task, step: int) -> None:
+        """Make the outliers of the epoch that begins with ``step``."""
         features = self._features(task, step)
         generator = task.torch_generator(f"outliers{step}")
         n = self.options.per_class * len(task.classes)
@@ -145,31 +136,25 @@ class Outliers(Strategy):
         order = torch.randperm(len(made), generator=generator).to(made.device)
         self.outliers[: len(made)] = made[order]
         self.n_outliers.fill_(len(made))
-        self.next_outlier.zero_()
         self.energies.copy_(torch.stack([self.energy(self.model.head(f)).mean() for f in (features, made)]))
-        self.phase = max(1, len(made) // self._batches_per_epoch(task))
-        self.per_step.fill_(self.phase)
-        for name, weight in self._behind_features().items():
-            self.get_buffer(buffer_name("held", name)).copy_(weight)
+
+    def plan_outliers(self, task: Task, plan: Plan) -> Plan:
+        """Every step takes the next outliers, so many that an epoch sees each of them about once."""
+        n_made = int(self.n_outliers)
+        per_step = max(1, n_made // self._batches_per_epoch(task))
+        first = range(0, per_step * len(plan.new), per_step)
+        return plan.with_columns(**{ROWS: [torch.arange(row, row + per_step) % n_made for row in first]})
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         """The energies' loss, in the regularised stage."""
-        if not self.phase:
+        if ROWS not in batch.columns:
             return None
-        rows = self.next_outlier + torch.arange(self.phase, device=self.outliers.device)
-        outliers = self.outliers.index_select(0, rows % self.n_outliers)
+        outliers = self.outliers.index_select(0, batch.columns[ROWS])
         too_high = huber(self.energy(outputs.logits[: batch.n_new]) - self.tau_id)
         too_low = huber(self.tau_ood - self.energy(self.model.head(outliers)))
         # Joint training has new samples of earlier tasks, too.
         current = batch.samples.task[: batch.n_new] == self.model.current_task
         return self.lam * ((too_high * current).sum() / current.sum().clamp(min=1) + too_low.mean())
-
-    def after_step(self, step: int, batch: Batch) -> None:
-        """Go on to the next outliers, and undo what momentum and weight decay have done to weights behind the features."""
-        if self.phase:
-            self.next_outlier.add_(self.phase)
-            for name, weight in self._behind_features().items():
-                weight.copy_(self.get_buffer(buffer_name("held", name)))
 
     def energy(self, logits: Tensor) -> Tensor:
         """E (B,) of logits (B, n_classes): over the current task's classes, in domain-incremental streams over all."""
@@ -199,12 +184,8 @@ class Outliers(Strategy):
     def _batches_per_epoch(self, task: Task) -> int:
         return -(-len(task.ids) // task.budget.batch_size)
 
-    def _behind_features(self) -> dict[str, Tensor]:
-        """The trained weights that features depend on, by the names of the model's parameters."""
-        return {name: weight for name, weight in self.model.trained().items() if not name.startswith("head.")}
-
     def _features(self, task: Task, step: int) -> Tensor:
-        """Features (n, n_features) of all training images of the task, with an augmentation drawn for this pause."""
+        """Features (n, n_features) of all training images of the task, with an augmentation drawn for this epoch."""
         parts, n_before = [], NO_BATCH + step * len(task.ids)
         for ids in task.ids.split(AT_ONCE):
             samples = task.inputs.training(task.split, ids, task.index, n_before)

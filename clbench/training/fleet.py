@@ -13,7 +13,6 @@ batched products; dropout draws other numbers of the same distribution, from the
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
 from clbench.strategies.base import Batch
 from clbench.strategies.stack import Stack, row_numbers
+from clbench.strategies.stage import JointStage
 from clbench.training.interruption import noted
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
 from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer, seed_torch
@@ -66,12 +66,14 @@ class Fleet:
             member.share_of_time = 1 / len(self.members)
         if not any(member.iteration for member in self.members):  # not resumed
             seed_torch(self.members[0].config.seed)
-        places = {(member.task, member.step) for member in self.members}
+        places = {(member.task, member.n_stages_after, member.step) for member in self.members}
         if len(places) > 1:
             raise ValueError(f"the members of a fleet stand at different steps: {sorted(places)}")
         while self._alive and self._living[0].task < self._living[0].scenario.n_tasks:
             self.begin_task()
             self._run_task()
+            while self._begin_stage():
+                self._run_task()
             for member in self._living:
                 member.end_task()
 
@@ -84,6 +86,15 @@ class Fleet:
         self._task = self._living[0].task
         self._n_steps = max(len(member.steps) for member in self._living)
         self._stack()
+
+    def _begin_stage(self) -> bool:
+        """Let every member begin the next stage after the task's plan, of which all have as many; False where there is none."""
+        begun = [member.begin_stage() for member in self._living]
+        if not any(begun):
+            return False
+        self._n_steps = max(len(member.steps) for member in self._living)
+        self._stack()
+        return True
 
     def _run_task(self) -> None:
         """Take the task's remaining steps."""
@@ -114,16 +125,18 @@ class Fleet:
         step, groups = self.step, {}
         for row, member in enumerate(self._living):
             if step < len(member.steps):
-                member.pause_where_due()
-                groups.setdefault((member.steps[step].shape, member.learner.phases), []).append(row)
+                member.enter_where_due()
+                key = member.steps[step].shape, member.learner.stage.key, member.steps_before
+                groups.setdefault(key, []).append(row)
         # Batches of one shape are one computation. They differ where tasks differ in size: an epoch's last batch is smaller.
-        own = self._living[0].learner.phases
-        for (_, phases), rows in groups.items():
-            self._enter(phases)
+        own = self._living[0].learner.stage
+        stages = [member.learner.stage for member in self._living]
+        for rows in groups.values():
+            self._enter(stages[rows[0]])
             self._step_together(rows, step)
         self._enter(own)
         places = [
-            Place(row, self._task, member.step, len(member.steps), member.iteration)
+            Place(row, self._task, member.steps_before + member.step, member.n_steps, member.iteration)
             for row, member in enumerate(self._living)
             if member.step > step
         ]
@@ -142,11 +155,11 @@ class Fleet:
         """The number of steps taken in the current task."""
         return max(member.step for member in self._living)
 
-    def _enter(self, phases: tuple[Any, ...]) -> None:
-        """Let the learner of the stack, which is the first member's own, be in ``phases`` of the members that step next."""
+    def _enter(self, stage: JointStage) -> None:
+        """Let the learner of the stack, which is the first member's own, be in the ``stage`` of the members that step next."""
         first = self._living[0]
-        if first.learner.phases != phases:
-            first.learner.phases = phases
+        if first.learner.stage.key != stage.key:
+            first.learner.enter(stage)
             first.train_mode()
 
     def _step_together(self, rows: list[int], step: int) -> None:
@@ -165,9 +178,10 @@ class Fleet:
             columns=columns,
         )
         if self._stacked.learner.learns_by_gradient:
-            samples = self._inputs.training(rows, index, ids, self._task, step)
-            reference = self._reference_samples(rows, index, steps, step)
-            terms = self._follow_gradients(stack, index, batch(samples=samples, reference=reference), step)
+            place = members[0].steps_before + step  # within the task, of all of them
+            samples = self._inputs.training(rows, index, ids, self._task, place)
+            reference = self._reference_samples(rows, index, steps, place)
+            terms = self._follow_gradients(stack, index, members, batch(samples=samples, reference=reference), step)
         else:
             with torch.no_grad(), members[0].precision.autocast():
                 terms = stack.learn(batch(samples=self._inputs.plain(rows, index, ids)))
@@ -178,8 +192,10 @@ class Fleet:
             member.iteration += 1
         self._losses.append((members, [member.iteration for member in members], terms))
 
-    def _follow_gradients(self, stack: Stack, index: Tensor | None, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One optimizer step of the rows ``index`` (None for all); returns their loss terms."""
+    def _follow_gradients(
+        self, stack: Stack, index: Tensor | None, members: list[Trainer], batch: Batch, step: int
+    ) -> dict[str, Tensor]:
+        """One optimizer step of the rows ``index`` (None for all), which are ``members``; returns their loss terms."""
         precision, learner = self._living[0].precision, self._stacked.learner
         with precision.autocast():
             terms, outputs, gradients = stack.losses_and_gradients(batch)
@@ -190,9 +206,15 @@ class Fleet:
         if self._clip is not None:
             gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
         self._optimizer.step(stack.weights, gradients, step, index)
+        held = [member.held for member in members if member.held is not None]
+        if held:
+            trained, kept = (torch.stack(of_all) for of_all in zip(*held, strict=True))
+            stack.weights.copy_(torch.where(trained, stack.weights, kept))
         if learner.acts_after_steps:
             with torch.no_grad():
-                renewed = stack.after_step(step + 1, batch._replace(update=None, outputs=outputs))
+                renewed = stack.after_step(
+                    members[0].steps_before + step + 1, batch._replace(update=None, outputs=outputs)
+                )
             if renewed is not None:
                 self._optimizer.forget(renewed, index)
         return terms

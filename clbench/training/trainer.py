@@ -5,6 +5,7 @@ gradient, step the optimizer, evaluate where due. Where a method learns without 
 instead. Nothing in a step reads a device tensor on the host.
 """
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from clbench.config import RunConfig
+from clbench.config import RunConfig, TrainerConfig
 from clbench.errors import Diverged, Interrupted
 from clbench.evaluation.connectivity import Connectivity
 from clbench.evaluation.diagnostics import Diagnostics
@@ -29,6 +30,7 @@ from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
 from clbench.strategies.base import Batch, Outputs, Plan
 from clbench.strategies.learner import Learner
+from clbench.strategies.stage import JointStage, part_of, with_options
 from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from clbench.training.interruption import noted
 from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
@@ -100,13 +102,19 @@ class Trainer:
         self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
         self.connectivity = Connectivity(learner, evaluator, config.evaluator.connectivity_points)
         self.parameters = list(learner.trainable().values())
+        self._sizes = [parameter.numel() for parameter in self.parameters]
         self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
         self.precision = evaluator.precision
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
         self.steps: list[Step] = []
-        """The current task's steps; set by :meth:`begin_task`."""
-        self.pauses: set[int] = set()
-        """Those of them before which a strategy wants to act."""
+        """The steps of the current task's plan, or of the stage after it; set by :meth:`begin_task` and :meth:`begin_stage`."""
+        self.n_stages_after = self.steps_before = (
+            0  # stages after the task's plan that have begun; steps before the last of them
+        )
+        self._within: dict[int, JointStage] = {}  # stages within the plan, by the step with which they begin
+        self._after: list[JointStage] = []
+        self.held: tuple[Tensor, Tensor] | None = None
+        """In a stage that does not train all weights: which it trains, boolean (P,), and what all were when it began, (P,)."""
         self._begun = False  # whether the checkpoint lies within a task
         self.seconds_before = 0.0  # spent before a resume
         self.share_of_time = 1.0
@@ -166,6 +174,8 @@ class Trainer:
         """Learn the task that comes next."""
         self.begin_task()
         self._run_task()
+        while self.begin_stage():
+            self._run_task()
         self.end_task()
 
     def begin(self) -> None:
@@ -191,15 +201,72 @@ class Trainer:
                 self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
             self.learner.begin_task(self._task)
         self._begun = False
-        self.steps = self._placed(self.learner.plan(self._task))
-        self.pauses = self.learner.pauses(self._task, len(self.steps))
+        self._plan = self.learner.plan(self._task)
+        self.steps = self._placed(self._plan)
         self.learning_rates = learning_rates(config, len(self.steps))
+        within, self._after = self.learner.stages(self._task, len(self.steps))
+        self._within = {stage.start: stage for stage in within}
+        if self.n_stages_after:
+            self._go_on_after_plan()
+        else:
+            begun = [start for start in self._within if start < self.step]
+            self._enter(self._within[max(begun, default=0)], resumed=bool(begun))
         self.train_mode()
         self.evaluator.compute_prefix()
         if index == 0 and self.step == 0:
             self.evaluator.evaluate(0, 0)
         if self.step == 0:
             self.look_at_plasticity()
+
+    # ---- stages ---------------------------------------------------------------------------------------------------
+
+    def begin_stage(self) -> bool:
+        """Begin the next of the stages after the task's plan; False where there is none."""
+        if self.n_stages_after == len(self._after):
+            return False
+        self.steps_before += self.step
+        self.step = 0
+        self.n_stages_after += 1
+        self._enter(self._after[self.n_stages_after - 1])
+        config = with_options(self.config.trainer, self.learner.stage)
+        self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
+        self._lay_out_stage(config)
+        return True
+
+    def _lay_out_stage(self, config: TrainerConfig) -> None:
+        """Plan the steps of a stage after the task's plan."""
+        stage = self.learner.stage
+        task = dataclasses.replace(self._task, budget=config, stage=self.n_stages_after)
+        self.steps = self._placed(stage.plan(task, Plan(new=task.shuffled_batches(task.ids))))
+        self.learning_rates = learning_rates(config, len(self.steps))
+        self.train_mode()
+        self.evaluator.compute_prefix()
+
+    def _go_on_after_plan(self) -> None:
+        """Be in the stage after the task's plan in which a killed run has stopped; its optimizer's state is loaded already."""
+        self._enter(self._after[self.n_stages_after - 1], resumed=True)
+        self._lay_out_stage(with_options(self.config.trainer, self.learner.stage))
+
+    def _enter(self, stage: JointStage, resumed: bool = False) -> None:
+        """Begin ``stage``, or go on with it."""
+        self.learner.enter(stage)
+        if not resumed:
+            self.learner.eval()
+            with self.precision.autocast():
+                stage.begin(self._task)
+        if stage.start is not None and stage.plans:
+            end = min((start for start in self._within if start > stage.start), default=len(self.steps))
+            self.steps[stage.start : end] = self._placed(stage.plan(self._task, part_of(self._plan, stage.start, end)))
+        trained = self.learner.trained_in_stage()
+        self.held = None if trained is None else (trained, flat(self.parameters))
+
+    def hold(self) -> None:
+        """Undo what the optimizer has done to weights that the stage does not train."""
+        if self.held is not None:
+            trained, kept = self.held
+            pieces = zip(trained.split(self._sizes), kept.split(self._sizes), strict=True)
+            for parameter, (is_trained, was) in zip(self.parameters, pieces, strict=True):
+                parameter.data.copy_(torch.where(is_trained.view_as(parameter), parameter.data, was.view_as(parameter)))
 
     def _smallest_batch(self) -> int:
         """The fewest samples that the network can be trained on at a time in the present task."""
@@ -237,23 +304,27 @@ class Trainer:
 
     def advance(self) -> None:
         """Take one step, and evaluate where it is due."""
-        self.pause_where_due()
+        self.enter_where_due()
         self._train_step(self.task, self.steps[self.step])
         self.step += 1
         self.iteration += 1
-        self.evaluator.after_step(self.task, self.step, len(self.steps), self.iteration)
+        self.evaluator.after_step(self.task, self.steps_before + self.step, self.n_steps, self.iteration)
         self.look_at_plasticity()
 
-    def pause_where_due(self) -> None:
-        """Let strategies act that want to before the next step."""
-        if self.step in self.pauses:
-            with self.precision.autocast():
-                self.learner.pause(self._task, self.step, len(self.steps))
+    @property
+    def n_steps(self) -> int:
+        """Steps of the task that are known of: with its plan and the stages after it that have begun."""
+        return self.steps_before + len(self.steps)
+
+    def enter_where_due(self) -> None:
+        """Enter the stage within the plan that begins with the next step."""
+        if self.n_stages_after == 0 and self.step > 0 and self.step in self._within:
+            self._enter(self._within[self.step])
             self.train_mode()
 
     def look_at_plasticity(self) -> None:
         """Take measures of plasticity, where it is time to."""
-        if self.plasticity.due(self.step, len(self.steps)):
+        if self.plasticity.due(self.steps_before + self.step, self.n_steps):
             self.plasticity.look(self.task, self.iteration)
 
     def end_task(self) -> None:
@@ -267,6 +338,7 @@ class Trainer:
         self._measurements += [(self.task, name, *reported) for name, reported in self.learner.measurements()]
         self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
+        self.n_stages_after = self.steps_before = 0
         self.save()
         if self.config.record.checkpoint == "all":
             unfinished = self.checkpoint.with_name(f"task_{self.task}.unfinished")
@@ -285,7 +357,7 @@ class Trainer:
     def show_progress(self) -> None:
         """Tell whoever displays it where training is."""
         if self.on_progress:
-            self.on_progress(self.task, self.step, len(self.steps), self.evaluator.latest())
+            self.on_progress(self.task, self.steps_before + self.step, self.n_steps, self.evaluator.latest())
 
     @property
     def may_save(self) -> bool:
@@ -295,7 +367,7 @@ class Trainer:
     def _train_step(self, task: int, step: Step) -> None:
         ids = step.ids.to(self.device, non_blocking=True)
         if self.learner.learns_by_gradient:
-            samples = self.inputs.training(self.scenario.train, step.ids, task, self.step)
+            samples = self.inputs.training(self.scenario.train, step.ids, task, self.steps_before + self.step)
             reference = None if step.reference is None else self._reference_samples(step.reference, task)
             batch = Batch(samples, ids, step.n_new, reference, step.reference_sizes, step.columns)
             terms = self._follow_gradient(task, batch)
@@ -323,7 +395,7 @@ class Trainer:
             return terms, outputs
 
         terms, outputs = self.learner.compilation.guarded(differentiate)
-        if self.learner.holds_features:
+        if self.learner.stage.trains_head_only:
             # What has no gradient gets zeros, as in a fleet: the optimizer, too, has to go on as it does there.
             assign_gradients(self.parameters, flatten_gradients(self.parameters))
         if self.learner.edits_gradients:
@@ -338,9 +410,12 @@ class Trainer:
         if self.config.trainer.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad_norm)
         self.precision.step(self.optimizer)
+        self.hold()
         if self.learner.acts_after_steps:
             with torch.no_grad():
-                renewed = self.learner.after_step(self.step + 1, batch._replace(update=None, outputs=outputs))
+                renewed = self.learner.after_step(
+                    self.steps_before + self.step + 1, batch._replace(update=None, outputs=outputs)
+                )
             if renewed is not None:
                 forget(self.optimizer, renewed)
         if look:
@@ -372,7 +447,10 @@ class Trainer:
         """Reference samples; kept from step to step while the ids are the same and nothing random is done to them."""
         if self._reference is None or self._reference[0] is not ids or self.inputs.augmentation is not None:
             # A step number that no training batch has, so that the two draw different augmentations.
-            self._reference = ids, self.inputs.training(self.scenario.train, ids, task, -1 - self.step)
+            self._reference = (
+                ids,
+                self.inputs.training(self.scenario.train, ids, task, -1 - self.steps_before - self.step),
+            )
         return self._reference[1]
 
     def train_mode(self) -> None:
@@ -386,7 +464,7 @@ class Trainer:
             for module in self.learner.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        if self.learner.holds_features:
+        if self.learner.stage.trains_head_only:
             self.learner.model.backbone.eval()
 
     # ---- losses ---------------------------------------------------------------------------------------------------
@@ -428,7 +506,13 @@ class Trainer:
                 "learner": self.learner.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "loss_scale": self.precision.state_dict(),
-                "position": {"task": self.task, "step": self.step, "iteration": self.iteration},
+                "position": {
+                    "task": self.task,
+                    "stages_after": self.n_stages_after,
+                    "steps_before": self.steps_before,
+                    "step": self.step,
+                    "iteration": self.iteration,
+                },
                 "curve": torch.from_numpy(self.evaluator.flush()),
                 "evaluator": self.evaluator.state_dict(),
                 "tasks": torch.from_numpy(self.tasks.to_numpy(np.float64)),
@@ -465,8 +549,12 @@ class Trainer:
         load_weights(self.learner, state["learner"], self.checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load_state_dict(state["loss_scale"])
-        self.task, self.step, self.iteration = (state["position"][key] for key in ("task", "step", "iteration"))
-        self.learner.resume_at(self.task, begun=self.step > 0)
+        position = state["position"]
+        self.task, self.step, self.iteration = (position[key] for key in ("task", "step", "iteration"))
+        self.n_stages_after = position.get("stages_after", 0)  # not in older checkpoints
+        self.steps_before = position.get("steps_before", 0)
+        self._begun = self.step > 0 or self.n_stages_after > 0
+        self.learner.resume_at(self.task, begun=self._begun)
         self.evaluator.restore(state["curve"].cpu().numpy())
         self.evaluator.load_state_dict(state["evaluator"])
         self._task_tables = [as_table(state["tasks"].cpu().numpy())]
@@ -481,12 +569,16 @@ class Trainer:
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         self.seconds_before, self.evaluator.seconds = state["seconds"], state["evaluation_seconds"]
-        self._begun = self.step > 0
 
 
 def seed_torch(seed: int) -> None:
     """Start torch's own generators, of all devices, from the stream (seed, "dropout"): what draws from them while training."""
     torch.manual_seed(stream_seed(seed, "dropout"))
+
+
+def flat(parameters: list[nn.Parameter]) -> Tensor:
+    """A copy of ``parameters`` as one vector (P,)."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
 
 
 def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from streams import SMALL_OPTIONS, small_network, small_options
 
 from clbench.strategies import outliers as module
-from clbench.strategies.outliers import huber, kth_distances
+from clbench.strategies.outliers import ROWS, huber, kth_distances
 from clbench.training.fleet import Fleet
 
 ADDED = ["strategy.plus=[outliers]", *(o.replace("strategy", "+plus.outliers") for o in SMALL_OPTIONS["outliers"])]
@@ -75,8 +75,10 @@ def in_stage(small_setup, task_of):
         learner, task = setup.learner, task_of(setup, 1)
         for index in range(2):
             learner.begin_task(task_of(setup, index))
-        learner.plan(task)
-        learner.pause(task, 1, 4)
+        within, _ = learner.stages(task, len(learner.plan(task).new))
+        learner.enter(within[1])
+        learner.eval()
+        learner.stage.begin(task)
         return setup, learner.strategies[0], task
 
     return make
@@ -135,9 +137,8 @@ def test_loss_of_a_step_by_hand(in_stage, batch_of, task_of):
     model, learner = setup.learner.model.double(), setup.learner.double()
     with torch.no_grad():
         model.head.weight.mul_(20)
-        strategy.next_outlier.fill_(28)
-    strategy.phase = 4
-    batch = batch_of(setup, task.ids[::40], task_of(setup, 0).ids[:3])
+    columns = {ROWS: torch.tensor([28, 29, 0, 1])}
+    batch = batch_of(setup, task.ids[::40], task_of(setup, 0).ids[:3], columns=columns)
     batch = batch._replace(samples=batch.samples._replace(x=batch.samples.x.double()))
     logits = model(batch.samples.x).tolist()
     terms = learner.loss(batch)
@@ -158,9 +159,6 @@ def test_loss_of_a_step_by_hand(in_stage, batch_of, task_of):
         )
         assert moved.pop("head.weight") == moved.pop("head.bias") == list(rows)
         assert not any(moved.values())
-    with torch.no_grad():
-        strategy.after_step(1, batch)
-    assert strategy.next_outlier == 32
 
 
 def test_huber():
@@ -195,7 +193,7 @@ def test_reported_energies(in_stage):
 def test_when_the_stage_begins(n_images, n_steps, share, expected, small_setup):
     strategy = small_setup("strategy=outliers", f"strategy.share={share}").learner.strategies[0]
     task = SimpleNamespace(ids=range(n_images), budget=SimpleNamespace(batch_size=10))
-    assert strategy.pauses(task, n_steps) == expected
+    assert [stage.start for stage in strategy.stages(task, n_steps)] == expected
 
 
 def test_outliers_per_step(small_trainer):
@@ -208,13 +206,13 @@ def test_outliers_per_step(small_trainer):
     per_epoch = len(trainer.steps) // 4
     while trainer.step < len(trainer.steps):
         trainer.advance()
-        seen.append((strategy.phase, int(strategy.next_outlier), strategy.outliers.sum().item()))
-    assert {phase for phase, _, _ in seen[: 2 * per_epoch]} == {0}
+        rows = trainer.steps[trainer.step - 1].columns.get(ROWS)
+        seen.append((strategy.stage.name, None if rows is None else rows.tolist(), strategy.outliers.sum().item()))
+    assert {(name, rows) for name, rows, _ in seen[: 2 * per_epoch]} == {("main", None)}
     n = 12 * 2 // per_epoch
     assert n > 1
-    assert [seen[i][:2] for i in range(2 * per_epoch, 4 * per_epoch)] == 2 * [
-        (n, n * i) for i in range(1, per_epoch + 1)
-    ]
+    every_epoch = [("outliers", [(n * i + j) % 24 for j in range(n)]) for i in range(per_epoch)]
+    assert [seen[i][:2] for i in range(2 * per_epoch, 4 * per_epoch)] == 2 * every_epoch
     assert len({made for _, _, made in seen[2 * per_epoch :]}) == 2
 
 

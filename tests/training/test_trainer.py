@@ -9,6 +9,7 @@ from torch import nn
 from clbench.errors import ConfigError
 from clbench.scenarios.task import Task
 from clbench.strategies.finetune import Finetune
+from clbench.strategies.stage import Stage
 from clbench.training.fleet import Fleet
 
 
@@ -185,11 +186,16 @@ def test_what_is_learned_without_gradients_is_not_augmented(small_trainer):
     torch.testing.assert_close(expected, fleet[0].learner.strategies[0].W, rtol=1e-5, atol=1e-6)
 
 
-def test_a_pause_is_before_its_step_and_leaves_training_as_it_was(small_trainer, monkeypatch):
+def test_a_stage_begins_before_its_step_and_leaves_training_as_it_was(small_trainer, monkeypatch):
     trainer = small_trainer("strategy=finetune", "model=slim_resnet18", "model.width=2", "scenario.tasks=1")
     seen = []
-    monkeypatch.setattr(Finetune, "pauses", lambda self, task, n_steps: [0, n_steps - 1])
-    monkeypatch.setattr(Finetune, "pause", lambda self, task, step: seen.append((step, trainer.learner.training)))
+
+    def stages(strategy, task, n_steps):
+        return [
+            Stage(start=s, begin=lambda _, s=s: seen.append((s, trainer.learner.training))) for s in (0, n_steps - 1)
+        ]
+
+    monkeypatch.setattr(Finetune, "stages", stages)
     train_step = trainer._train_step
 
     def watched(*arguments):
