@@ -5,7 +5,6 @@ there is: a stage that begins in the midst of the plan, and goes on with its ste
 after it, with a plan, a budget, an optimizer and a schedule of its own. Where strategies are combined, all enter a stage of one.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -139,8 +138,3 @@ def part_of(plan: "Plan", start: int, end: int) -> "Plan":
 def main_stage(n_strategies: int) -> JointStage:
     """Before any task has begun: all train everything."""
     return JointStage(0, (Stage(),) * n_strategies, (False,) * n_strategies)
-
-
-def with_options(config: Any, stage: JointStage) -> Any:
-    """The trainer's options in a stage after the plan."""
-    return dataclasses.replace(config, **stage.trainer)

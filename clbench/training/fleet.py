@@ -245,7 +245,7 @@ class Fleet:
         """Stack what the living members hold."""
         members = self._living
         self._stacked = Stack.of([member.learner for member in members])
-        configs = [member.config.trainer for member in members]
+        configs = [member.options for member in members]
         rates = torch.zeros(self._n_steps, len(members), dtype=torch.float64)
         for row, member in enumerate(members):
             rates[: len(member.steps), row] = torch.tensor(member.learning_rates, dtype=torch.float64)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from clbench.config import RunConfig, TrainerConfig
+from clbench.config import RunConfig
 from clbench.errors import Diverged, Interrupted
 from clbench.evaluation.connectivity import Connectivity
 from clbench.evaluation.diagnostics import Diagnostics
@@ -30,7 +30,7 @@ from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
 from clbench.strategies.base import Batch, Outputs, Plan
 from clbench.strategies.learner import Learner
-from clbench.strategies.stage import JointStage, part_of, with_options
+from clbench.strategies.stage import JointStage, part_of
 from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from clbench.training.interruption import noted
 from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
@@ -104,6 +104,10 @@ class Trainer:
         self.parameters = list(learner.trainable().values())
         self._sizes = [parameter.numel() for parameter in self.parameters]
         self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
+        self.options = config.trainer
+        """The options of ``trainer`` in the present stage."""
+        self._optimizer_of_plan: torch.optim.Optimizer | None = None  # while that of a stage after the plan is in use
+        self._optimizer_state: dict[str, Any] | None = None  # of a checkpoint in such a stage
         self.precision = evaluator.precision
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
         self.steps: list[Step] = []
@@ -194,9 +198,12 @@ class Trainer:
     def begin_task(self) -> None:
         """Call the learner's hooks and lay out the task's steps."""
         config, index = self.config.trainer, self.task
+        self.options = config
         self._task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
                           self.scenario.train, self.inputs, self._smallest_batch())  # fmt: skip
         if not self._begun:
+            if self._optimizer_of_plan is not None:
+                self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
             if config.reset_optimizer and index > 0:
                 self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
             self.learner.begin_task(self._task)
@@ -228,24 +235,27 @@ class Trainer:
         self.step = 0
         self.n_stages_after += 1
         self._enter(self._after[self.n_stages_after - 1])
-        config = with_options(self.config.trainer, self.learner.stage)
-        self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
-        self._lay_out_stage(config)
+        self._lay_out_stage()
         return True
 
-    def _lay_out_stage(self, config: TrainerConfig) -> None:
-        """Plan the steps of a stage after the task's plan."""
+    def _lay_out_stage(self) -> None:
+        """Make the optimizer and plan the steps of a stage after the task's plan."""
         stage = self.learner.stage
-        task = dataclasses.replace(self._task, budget=config, stage=self.n_stages_after)
+        self.options = dataclasses.replace(self.config.trainer, **stage.trainer)
+        self._optimizer_of_plan = self._optimizer_of_plan or self.optimizer
+        self.optimizer = make_optimizer(self.options, self.parameters, self.learner.renews_weights)
+        task = dataclasses.replace(self._task, budget=self.options, stage=self.n_stages_after)
         self.steps = self._placed(stage.plan(task, Plan(new=task.shuffled_batches(task.ids))))
-        self.learning_rates = learning_rates(config, len(self.steps))
+        self.learning_rates = learning_rates(self.options, len(self.steps))
         self.train_mode()
         self.evaluator.compute_prefix()
 
     def _go_on_after_plan(self) -> None:
-        """Be in the stage after the task's plan in which a killed run has stopped; its optimizer's state is loaded already."""
+        """Be in the stage after the task's plan in which a killed run has stopped."""
         self._enter(self._after[self.n_stages_after - 1], resumed=True)
-        self._lay_out_stage(with_options(self.config.trainer, self.learner.stage))
+        self._lay_out_stage()
+        assert self._optimizer_state is not None
+        self.optimizer.load_state_dict(self._optimizer_state)
 
     def _enter(self, stage: JointStage, resumed: bool = False) -> None:
         """Begin ``stage``, or go on with it."""
@@ -407,8 +417,8 @@ class Trainer:
             if look:
                 self.diagnostics.projection(gradient, edited)
             assign_gradients(self.parameters, edited)
-        if self.config.trainer.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad_norm)
+        if self.options.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad_norm)
         self.precision.step(self.optimizer)
         self.hold()
         if self.learner.acts_after_steps:
@@ -504,7 +514,8 @@ class Trainer:
             self.checkpoint,
             {
                 "learner": self.learner.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": (self._optimizer_of_plan or self.optimizer).state_dict(),
+                "optimizer_of_stage": self.optimizer.state_dict() if self._optimizer_of_plan else None,
                 "loss_scale": self.precision.state_dict(),
                 "position": {
                     "task": self.task,
@@ -548,6 +559,7 @@ class Trainer:
                 parameter.data = parameter.data.clone()
         load_weights(self.learner, state["learner"], self.checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
+        self._optimizer_state = state.get("optimizer_of_stage")  # not in older checkpoints
         self.precision.load_state_dict(state["loss_scale"])
         position = state["position"]
         self.task, self.step, self.iteration = (position[key] for key in ("task", "step", "iteration"))
