@@ -127,6 +127,7 @@ class OperationCount(TorchDispatchMode):
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_memory_and_step_cost_are_flat_over_30_tasks(name, small_trainer, monkeypatch):
     """Bytes kept, operations and FLOPs of a training step do not grow, unless the method is declared to grow."""
+    is_domain = setting_of(name, "domain") == "domain"
     trainer = small_trainer(
         *options(name, "domain"),
         f"scenario.setting={setting_of(name, 'domain')}",
@@ -135,7 +136,8 @@ def test_memory_and_step_cost_are_flat_over_30_tasks(name, small_trainer, monkey
         "trainer.batch_size=20",
         "evaluator.every=0",
         "evaluator.subset=2",
-        *(["strategy.memory_size=100"] if STRATEGIES[name].needs.memory else []),
+        # Room for a sample of every class, of which there are more where tasks have classes of their own.
+        *([f"strategy.memory_size={100 if is_domain else 600}"] if STRATEGIES[name].needs.memory else []),
         *(["strategy.reference_size=2"] if name == "agem" else []),
     )
     costs, bytes_kept = {}, {}
@@ -208,7 +210,7 @@ def test_term_gradients_add_up_to_the_applied_gradient(name, setting, small_trai
     trainer.fit()
     assert len(checked) == len(learned_by_gradient)
     if STRATEGIES[name].learn is Strategy.learn:
-        assert len(checked) == 3 * trainer.scenario.n_tasks
+        assert len(checked) == trainer.iteration >= 3 * trainer.scenario.n_tasks
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())

@@ -77,7 +77,7 @@ def test_no_value_is_read_within_the_loop(name, setting, small_trainer, monkeypa
     trainer = trainer_of(small_trainer, name, setting)
     trainer.advance = guarded(trainer.advance, monkeypatch)
     trainer.fit()
-    assert len(trainer.advance.counts) == 2 * trainer.scenario.n_tasks
+    assert len(trainer.advance.counts) == trainer.iteration >= 2 * trainer.scenario.n_tasks
 
 
 @pytest.mark.parametrize(("name", "setting"), IN_TURN)

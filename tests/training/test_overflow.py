@@ -43,12 +43,14 @@ class Watched:
         scale, step = precision._scaler.scale, precision.step
 
         def scaled(loss):
-            return scale(loss) * (TOO_LARGE if trainer.step == 0 else 1)
+            return scale(loss) * (TOO_LARGE if trainer.step == trainer.steps_before == 0 else 1)
 
         def watched(optimizer):
             before, gradient = flat(trainer.parameters), flat(p.grad for p in trainer.parameters if p.grad is not None)
             step(optimizer)
-            self.steps.append((trainer.task, trainer.step, before, gradient, flat(trainer.parameters)))
+            self.steps.append(
+                (trainer.task, trainer.steps_before + trainer.step, before, gradient, flat(trainer.parameters))
+            )
 
         precision._scaler.scale, precision.step = scaled, watched
 
