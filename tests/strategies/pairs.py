@@ -56,6 +56,7 @@ OPTIONS = {
     "ranpac": ["strategy.extractor=first_task"],
     "slda": ["strategy.extractor=first_task"],
     "dst": ["strategy.update_every=1"],
+    "icarl": ["strategy.loss=ce_kd"],  # whose gradient GEM finds something to project in
     "redo": ["strategy.period_unit=steps", "strategy.period=1", "strategy.threshold=0.5"],
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=0"],
     "outliers": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],

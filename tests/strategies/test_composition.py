@@ -30,15 +30,15 @@ MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
 
 REFUSED = [
     (LORA | PROMPTS, LORA | PROMPTS, "each of them freezes the network and trains what it puts into it"),
-    (NETWORK_PER_TASK, {"ilora"}, "each of them decides"),
+    (NETWORK_PER_TASK, {"icarl", "ilora"}, "each of them decides"),
     (NETWORK_PER_TASK, LORA | PROMPTS, "makes a network for every task"),
     (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
     ({"predkd"}, {"dst"}, "the second for"),
-    ({"hypernetwork"}, {"derpp", "er", "joint", "predkd"}, "each of them decides the loss"),
+    ({"hypernetwork"}, {"derpp", "eeil", "er", "joint", "predkd"}, "each of them decides the loss"),
     ({"hypernetwork"}, OF_WEIGHTS | MOVES | {"ewc"}, "leaves none that are trained"),
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
-    (CLOSED_FORM, {"ilora"}, "each of them decides the prediction"),
+    (CLOSED_FORM, {"icarl", "ilora"}, "each of them decides the prediction"),
     (CLOSED_FORM, {"reglora"}, "does not act before the second"),
     (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
     (OWN_LOSS, OWN_LOSS, "each of them decides the loss"),
