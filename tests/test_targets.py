@@ -33,7 +33,7 @@ def test_every_strategy_has_a_target():
     assert all(rows(name, digits_for(name)) for name in ON_DIGITS)
 
 
-@pytest.mark.parametrize("strategy", ["er", "l2"])
+@pytest.mark.parametrize("strategy", ["er", pytest.param("l2", marks=pytest.mark.slow)])
 def test_target(strategy, tmp_path):
     check(strategy, tmp_path)
 

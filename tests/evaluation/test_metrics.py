@@ -395,7 +395,7 @@ def slow_recovery(trace: list[tuple[int, float]], plateau: float, before: float)
     return trace[good.index(True)][0]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(random_curves())
 def test_equal_to_their_definitions(curve):
     A = accuracies(curve)
@@ -440,7 +440,7 @@ def test_equal_to_their_definitions(curve):
         assert metrics.windowed_plasticity(traces, window) == pytest.approx(np.mean(rises))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(random_curves(longest_period=1))
 def test_a_full_curve_is_filled_already(curve):
     ordered = metrics.in_order(curve).reset_index(drop=True)
@@ -454,7 +454,7 @@ def test_a_full_curve_is_filled_already(curve):
     assert adaptive.keys() - plain.keys() == {"evaluations", "interpolated", "min_ACC_unresolved", "min_ACC_resolved"}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(random_curves(longest_period=1), st.integers(0, 2**32 - 1))
 def test_filling_adds_rows_and_keeps_the_minima(curve, seed):
     curve = metrics.in_order(curve)
@@ -473,7 +473,7 @@ def test_filling_adds_rows_and_keeps_the_minima(curve, seed):
     pd.testing.assert_frame_equal(metrics.filled(full), full)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 5).flatmap(
         lambda k: st.lists(st.lists(st.integers(0, 20), min_size=k, max_size=k), min_size=k, max_size=k)

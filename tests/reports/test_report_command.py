@@ -103,7 +103,8 @@ def test_the_command_in_the_report_makes_it_again(sweep, tmp_path):
     assert "# A 'quoted' title" in (page.parent / "report.md").read_text()
 
 
-def test_the_default_folder_is_in_the_sweep_or_study_else_in_reports(sweep, tmp_path):
+def test_the_default_folder_is_in_the_sweep_or_study_else_in_reports(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("clbench.reports.print_figures.draw_all", lambda *_: [])  # pictures are looked at elsewhere
     assert write_report(["multirun"]).parent.parent.name == "reports"
     (sweep / "multirun.yaml").write_text("")
     assert write_report(["multirun"]).parent == sweep.relative_to(tmp_path) / "report"
