@@ -20,6 +20,9 @@ OPTIONAL = ("--info", "-i")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 """What may follow ``--info``."""
 
+WAYS = (("--run", "-r"), ("--multirun", "-m"), ("--cfg", "-c"), ("--info", "-i"), ("--shell-completion", "-sc"))
+"""What can be done with a configuration, of which Hydra does one at a time."""
+
 CFG = ("job", "hydra", "all")
 """What has to follow ``--cfg``."""
 
@@ -102,8 +105,18 @@ def taken_apart(words: list[str], commands: Iterable[str]) -> Arguments:
             raise ConfigError(
                 choose_from("flag", flag, (*PLAIN, *VALUED, *OPTIONAL)) + "; see python -m clbench --help"
             )
+    _refuse_combination(arguments.flags)
     arguments.config_dirs += _search_path(arguments.overrides)
     return arguments
+
+
+def _refuse_combination(flags: list[str]) -> None:
+    """Raise where flags exclude each other or one lacks another."""
+    given = [name for name, short in WAYS if {name, short} & set(flags)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other: leave all but one out")
+    if "--resolve" in flags and "--cfg" not in given:
+        raise ConfigError("--resolve is for what --cfg prints: add --cfg job")
 
 
 def config_dirs_of(words: list[str]) -> tuple[list[str], list[Path]]:

@@ -94,12 +94,13 @@ def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> 
 
 
 def _call_hydra(arguments: Arguments, overrides: list[str], task: Callable[[DictConfig], Any]) -> None:
+    words, before = sys.argv, os.environ.get(FULL_ERRORS)
     sys.argv = [sys.argv[0], *arguments.flags, *overrides]
-    before = os.environ.get(FULL_ERRORS)
     os.environ[FULL_ERRORS] = "1"
     try:
         hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
     finally:
+        sys.argv = words  # what a program records of itself afterwards
         if before is None:
             del os.environ[FULL_ERRORS]
 

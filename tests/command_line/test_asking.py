@@ -43,8 +43,10 @@ def test_a_command_is_forgotten_when_it_is_over(clb, monkeypatch):
     monkeypatch.delenv(COMMAND_VARIABLE, raising=False)
     with known_command_line():
         assert os.environ[COMMAND_VARIABLE].startswith("clbench")
-    clb("list", "model")
+    before = list(sys.argv)
+    clb("--cfg", "job", "seed=3")
     assert COMMAND_VARIABLE not in os.environ
+    assert sys.argv == before
 
 
 def test_version_is_clbenchs(clb):

@@ -38,6 +38,8 @@ from small_commands import SMALL
         (["-seed=1"], "an option is given without a dash before it, as seed=1"),
         (["--cfg"], "--cfg needs a value after it"),
         (["--cfg", "jbo"], "unknown value of --cfg 'jbo': did you mean 'job'?"),
+        (["--cfg", "job", "-m", "seed=0,1"], "--multirun and --cfg exclude each other: leave all but one out"),
+        (["--resolve", "seed=1"], "--resolve is for what --cfg prints: add --cfg job"),
         (["--config-dir", "nowhere", "seed=1"], "there is no folder nowhere"),
         (["--strategy=er"], "unknown flag '--strategy'"),
         (["strategy", "=", "er"], "an override is written without spaces, as key=value"),
