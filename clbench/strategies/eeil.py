@@ -63,8 +63,7 @@ class EEIL(WithTeacher):
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Batches of the task's samples and the earlier classes' exemplars together."""
-        exemplars = self.memory.of_earlier(task)
-        return plan._replace(new=task.shuffled_batches(torch.cat([task.ids, exemplars]))) if len(exemplars) else plan
+        return self.memory.mixed(task, plan)
 
     def stages(self, task: Task, n_steps: int) -> list[Stage]:
         """Balanced fine-tuning, from the second task on."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
+from clbench.strategies.base import Plan
 from clbench.strategies.memory import EMPTY, check_memory_size
 
 AT_ONCE = 256
@@ -81,6 +82,11 @@ class ExemplarMemory(nn.Module):
         """The ids of the exemplars of earlier tasks, on the CPU."""
         earlier = [ids for c, ids in self.of_classes().items() if c not in task.classes]
         return torch.cat(earlier) if earlier else torch.empty(0, dtype=torch.int64)
+
+    def mixed(self, task: Task, plan: Plan) -> Plan:
+        """Batches of the task's samples and the earlier classes' exemplars together, for the task's whole budget."""
+        exemplars = self.of_earlier(task)
+        return plan._replace(new=task.shuffled_batches(torch.cat([task.ids, exemplars]))) if len(exemplars) else plan
 
     def _keep(self, task: Task, earlier: dict[int, Tensor], current: dict[int, Tensor]) -> None:
         """Hold these exemplars: of earlier classes those that are held already, of the current ones from the task's data."""

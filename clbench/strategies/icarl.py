@@ -75,8 +75,7 @@ class ICaRL(WithTeacher):
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Batches of the task's samples and the earlier classes' exemplars together."""
-        exemplars = self.memory.of_earlier(task)
-        return plan._replace(new=task.shuffled_batches(torch.cat([task.ids, exemplars]))) if len(exemplars) else plan
+        return self.memory.mixed(task, plan)
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         model, z = self.model, outputs.logits

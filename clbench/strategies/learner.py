@@ -15,7 +15,7 @@ from clbench.scenarios.task import Task
 from clbench.strategies.base import Batch, Measurement, Outputs, Plan, Strategy
 from clbench.strategies.compilation import Compilation
 from clbench.strategies.composition import EXCLUSIVE, overrides, predicts_by_itself
-from clbench.strategies.stage import JointStage, joined, main_stage
+from clbench.strategies.stage import JointStage, joined
 
 
 class Learner(nn.Module):
@@ -34,7 +34,9 @@ class Learner(nn.Module):
         self.compilation = compilation or Compilation("off", torch.device("cpu"))
         self.model = model
         self.strategies = nn.ModuleList(strategies)
-        self.stage = main_stage(len(strategies))
+        self.main_stage = joined([[]] * len(strategies))[0][0]
+        """All strategies train everything with the task's plan."""
+        self.stage = self.main_stage
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
 
     def __iter__(self):

@@ -17,13 +17,13 @@ which setting gradients to 0 does not achieve.
 Stores the number of the task that every weight belongs to.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
@@ -59,6 +59,8 @@ class PackNet(Strategy):
 
     def __init__(self, config: PackNetConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
+        if config.prune == 1:
+            raise ConfigError("strategy.prune=1.0 leaves no weight to any task: it has to be below 1, e.g. 0.5")
         shapes = {name: parameter.shape for name, parameter in model.trained().items()}
         self.layers = [layer for layer in masked_layers(shapes) if not layer.name.startswith("head.")]
         self.register_buffer("owner", torch.zeros_like(self.flat_parameters(), dtype=torch.int64))
@@ -101,7 +103,7 @@ class PackNet(Strategy):
         for layer in self.layers:
             theta, owner = weights[layer.name], self.owner[layer.part]
             free = owner == FREE
-            n_kept = math.ceil((1 - self.options.prune) * int(free.sum()))
+            n_kept = int(free.sum()) - round(self.options.prune * int(free.sum()))
             size = torch.where(free, theta.abs().view(-1), -1)
             owner[size.argsort(descending=True, stable=True)[:n_kept]] = task.index + 1  # ties: the first
             theta.mul_((owner != FREE).view(layer.shape))

@@ -133,8 +133,3 @@ def part_of(plan: "Plan", start: int, end: int) -> "Plan":
     columns = {name: steps[start:end] for name, steps in plan.columns.items()}
     lists = {name: cut(getattr(plan, name)) for name in ("new", "replay", "reference")}
     return plan._replace(**lists, columns=columns)
-
-
-def main_stage(n_strategies: int) -> JointStage:
-    """Before any task has begun: all train everything."""
-    return JointStage(0, (Stage(),) * n_strategies, (False,) * n_strategies)

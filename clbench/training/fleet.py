@@ -27,7 +27,8 @@ from clbench.strategies.stack import Stack, row_numbers
 from clbench.strategies.stage import JointStage
 from clbench.training.interruption import noted
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
-from clbench.training.trainer import PROGRESS_SECONDS, Step, Trainer, seed_torch
+from clbench.training.steps import Step
+from clbench.training.trainer import PROGRESS_SECONDS, Trainer, seed_torch
 
 
 class Fleet:
@@ -203,12 +204,14 @@ class Fleet:
                 if learner.looks_ahead:
                     batch = batch._replace(update=self._optimizer.next_update(stack.weights, gradients, step, index))
                 gradients = stack.edited(gradients, batch)
+        held = [member.held for member in members if member.held is not None]
+        if held:
+            trained, kept = (torch.stack([getattr(h, name) for h in held]) for name in ("trained", "kept"))
+            gradients = gradients.masked_fill(~trained, 0)  # nor do they count when gradients are clipped
         if self._clip is not None:
             gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
         self._optimizer.step(stack.weights, gradients, step, index)
-        held = [member.held for member in members if member.held is not None]
         if held:
-            trained, kept = (torch.stack(of_all) for of_all in zip(*held, strict=True))
             stack.weights.copy_(torch.where(trained, stack.weights, kept))
         if learner.acts_after_steps:
             with torch.no_grad():
@@ -283,7 +286,7 @@ class Fleet:
         for members, iterations, terms in self._losses:
             for name in terms:
                 for member, iteration in zip(members, iterations, strict=True):
-                    member.add_loss(self._task, iteration, name, next(values))
+                    member.losses.add_value(self._task, iteration, name, next(values))
         self._losses = []
 
     def _freeze_diverged(self) -> None:

@@ -75,6 +75,11 @@ def forget(optimizer: torch.optim.Optimizer, renewed: Tensor) -> None:
                     remembered.mul_(kept)
 
 
+def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """The gradients of ``parameters`` as one vector (P,); zeros where a parameter has none."""
+    return torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
+
+
 def assign_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:
     """Write the vector (P,) into the gradients of ``parameters``."""
     start = 0

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,41 +32,22 @@ from clbench.strategies.base import Batch, Outputs, Plan
 from clbench.strategies.learner import Learner
 from clbench.strategies.stage import JointStage, part_of
 from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from clbench.training.held import Held
 from clbench.training.interruption import noted
-from clbench.training.optimizers import assign_gradients, forget, learning_rates, make_optimizer, next_update
+from clbench.training.loss_record import LossRecord
+from clbench.training.optimizers import (
+    assign_gradients,
+    flatten_gradients,
+    forget,
+    learning_rates,
+    make_optimizer,
+    next_update,
+)
 from clbench.training.single_samples import notes_of_joined, refuse_single_samples, smallest_batch
+from clbench.training.steps import Step, steps_of
 
 PROGRESS_SECONDS = 0.25
 """The display is refreshed, and the losses are checked for NaN, this often."""
-
-
-class Step(NamedTuple):
-    """One step of a plan, with the ids where the store wants them and the columns on the training device.
-
-    Attributes:
-        ids: sample ids, new ones first, then replayed ones.
-        n_new: how many are new.
-        reference: ids of the reference samples, or None.
-        reference_sizes, columns: see :class:`clbench.strategies.base.Plan`.
-    """
-
-    ids: Tensor
-    n_new: int
-    reference: Tensor | None = None
-    reference_sizes: tuple[int, ...] = ()
-    columns: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """What has to be equal for steps of several runs to be one computation."""
-        columns = tuple((name, column.shape) for name, column in self.columns.items())
-        return (
-            len(self.ids),
-            self.n_new,
-            self.reference_sizes,
-            None if self.reference is None else len(self.reference),
-            columns,
-        )
 
 
 class Trainer:
@@ -102,7 +83,6 @@ class Trainer:
         self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
         self.connectivity = Connectivity(learner, evaluator, config.evaluator.connectivity_points)
         self.parameters = list(learner.trainable().values())
-        self._sizes = [parameter.numel() for parameter in self.parameters]
         self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
         self.options = config.trainer
         """The options of ``trainer`` in the present stage."""
@@ -112,21 +92,18 @@ class Trainer:
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
         self.steps: list[Step] = []
         """The steps of the current task's plan, or of the stage after it; set by :meth:`begin_task` and :meth:`begin_stage`."""
-        self.n_stages_after = self.steps_before = (
-            0  # stages after the task's plan that have begun; steps before the last of them
-        )
+        self.n_stages_after = 0  # stages after the task's plan that have begun
+        self.steps_before = 0  # steps of the task before the last of them
         self._within: dict[int, JointStage] = {}  # stages within the plan, by the step with which they begin
         self._after: list[JointStage] = []
-        self.held: tuple[Tensor, Tensor] | None = None
-        """In a stage that does not train all weights: which it trains, boolean (P,), and what all were when it began, (P,)."""
+        self.held: Held | None = None
+        """The weights that the present stage does not train."""
         self._begun = False  # whether the checkpoint lies within a task
         self.seconds_before = 0.0  # spent before a resume
         self.share_of_time = 1.0
         """The part of the time that passes which is this run's; less than 1 in a fleet."""
         self._started = time.perf_counter()
-        self._losses: list[tuple[int, int, dict[str, Tensor]]] = []
-        self._loss_rows: list[tuple[int, int, str, float]] = []
-        self._n_checked = 0
+        self.losses = LossRecord()
         self._task_tables: list[pd.DataFrame] = []
         self._measurements: list[tuple[int, str, str, str, float]] = []
         self._reference: tuple[Tensor, Samples] | None = None
@@ -148,8 +125,7 @@ class Trainer:
     @property
     def training(self) -> pd.DataFrame:
         """Training loss by term: task_learning, iteration, term, loss."""
-        self._collect_losses()
-        return pd.DataFrame(self._loss_rows, columns=["task_learning", "iteration", "term", "loss"])
+        return self.losses.table
 
     @property
     def method(self) -> pd.DataFrame:
@@ -199,6 +175,7 @@ class Trainer:
         """Call the learner's hooks and lay out the task's steps."""
         config, index = self.config.trainer, self.task
         self.options = config
+        self.learner.enter(self.learner.main_stage)  # hooks are not to see the last stage of the task before
         self._task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
                           self.scenario.train, self.inputs, self._smallest_batch())  # fmt: skip
         if not self._begun:
@@ -268,15 +245,7 @@ class Trainer:
             end = min((start for start in self._within if start > stage.start), default=len(self.steps))
             self.steps[stage.start : end] = self._placed(stage.plan(self._task, part_of(self._plan, stage.start, end)))
         trained = self.learner.trained_in_stage()
-        self.held = None if trained is None else (trained, flat(self.parameters))
-
-    def hold(self) -> None:
-        """Undo what the optimizer has done to weights that the stage does not train."""
-        if self.held is not None:
-            trained, kept = self.held
-            pieces = zip(trained.split(self._sizes), kept.split(self._sizes), strict=True)
-            for parameter, (is_trained, was) in zip(self.parameters, pieces, strict=True):
-                parameter.data.copy_(torch.where(is_trained.view_as(parameter), parameter.data, was.view_as(parameter)))
+        self.held = None if trained is None else Held(self.parameters, trained)
 
     def _smallest_batch(self) -> int:
         """The fewest samples that the network can be trained on at a time in the present task."""
@@ -386,7 +355,7 @@ class Trainer:
             with torch.no_grad(), self.precision.autocast():
                 terms = self.learner.learn(Batch(samples, ids, step.n_new, columns=step.columns))
         kept = self.learner.compilation.kept
-        self._losses.append((task, self.iteration + 1, {name: kept(term) for name, term in terms.items()}))
+        self.losses.add(task, self.iteration + 1, {name: kept(term) for name, term in terms.items()})
 
     def _follow_gradient(self, task: int, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step for the batch; returns its loss terms."""
@@ -417,10 +386,13 @@ class Trainer:
             if look:
                 self.diagnostics.projection(gradient, edited)
             assign_gradients(self.parameters, edited)
+        if self.held is not None:
+            self.held.leave_out()
         if self.options.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad_norm)
         self.precision.step(self.optimizer)
-        self.hold()
+        if self.held is not None:
+            self.held.put_back()
         if self.learner.acts_after_steps:
             with torch.no_grad():
                 renewed = self.learner.after_step(
@@ -433,25 +405,7 @@ class Trainer:
         return terms
 
     def _placed(self, plan: Plan) -> list[Step]:
-        """The steps of a plan, ids where the store wants them."""
-        where = self.scenario.train.store.index_device
-        n_steps = len(plan.new)
-        replay = plan.replay or [None] * n_steps
-        reference = plan.reference or [None] * n_steps
-        moved = {id(r): r.to(where) for r in reference if r is not None}  # GEM names one tensor for every step
-        columns = [
-            {name: of_steps[step].to(self.device) for name, of_steps in plan.columns.items()} for step in range(n_steps)
-        ]
-        return [
-            Step(
-                (new if extra is None else torch.cat([new, extra])).to(where),
-                len(new),
-                None if looked_at is None else moved[id(looked_at)],
-                plan.reference_sizes if looked_at is not None else (),
-                of_step,
-            )
-            for new, extra, looked_at, of_step in zip(plan.new, replay, reference, columns, strict=True)
-        ]
+        return steps_of(plan, self.scenario.train.store.index_device, self.device)
 
     def _reference_samples(self, ids: Tensor, task: int) -> Samples:
         """Reference samples; kept from step to step while the ids are the same and nothing random is done to them."""
@@ -477,39 +431,21 @@ class Trainer:
         if self.learner.stage.trains_head_only:
             self.learner.model.backbone.eval()
 
-    # ---- losses ---------------------------------------------------------------------------------------------------
-
-    def add_loss(self, task: int, iteration: int, term: str, loss: float) -> None:
-        """Record a loss that was computed elsewhere (in a fleet)."""
-        self._loss_rows.append((task, iteration, term, loss))
-
-    def _collect_losses(self) -> None:
-        if not self._losses:
-            return
-        values = torch.stack([value for _, _, terms in self._losses for value in terms.values()]).tolist()
-        names = [(task, iteration, name) for task, iteration, terms in self._losses for name in terms]
-        self._loss_rows += [(*name, value) for name, value in zip(names, values, strict=True)]
-        self._losses = []
-
     def check_finite(self) -> None:
         """Raise Diverged at the first non-finite loss, dropping everything recorded from that step on."""
-        self._collect_losses()
-        bad = [row for row in self._loss_rows[self._n_checked :] if not np.isfinite(row[3])]
-        self._n_checked = len(self._loss_rows)
-        if not bad:
+        bad = self.losses.first_not_finite()
+        if bad is None:
             return
-        iteration = bad[0][1]
-        self._loss_rows = [row for row in self._loss_rows if row[1] <= iteration]
+        task, iteration, term, loss = bad
         self.evaluator.settle()
         rows = self.evaluator.flush()
         self.evaluator.restore(rows[rows[:, 1] < iteration])
-        raise Diverged(f"the loss term {bad[0][2]!r} became {bad[0][3]} at iteration {iteration} (task {bad[0][0]})")
+        raise Diverged(f"the loss term {term!r} became {loss} at iteration {iteration} (task {task})")
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the checkpoint."""
-        self._collect_losses()
         save_checkpoint(
             self.checkpoint,
             {
@@ -527,7 +463,7 @@ class Trainer:
                 "curve": torch.from_numpy(self.evaluator.flush()),
                 "evaluator": self.evaluator.state_dict(),
                 "tasks": torch.from_numpy(self.tasks.to_numpy(np.float64)),
-                "losses": list(self._loss_rows),
+                "losses": self.losses.rows(),
                 "diagnostics": self.diagnostics.rows(),
                 "plasticity": self.plasticity.rows(),
                 "connectivity": self.connectivity.state_dict(),
@@ -570,8 +506,7 @@ class Trainer:
         self.evaluator.restore(state["curve"].cpu().numpy())
         self.evaluator.load_state_dict(state["evaluator"])
         self._task_tables = [as_table(state["tasks"].cpu().numpy())]
-        self._loss_rows = [tuple(row) for row in state["losses"]]
-        self._n_checked = len(self._loss_rows)
+        self.losses.restore(state["losses"])
         self.diagnostics.restore(state["diagnostics"])
         self.plasticity.restore(state.get("plasticity", []))  # none in older checkpoints
         if "connectivity" in state:  # not in older checkpoints
@@ -586,13 +521,3 @@ class Trainer:
 def seed_torch(seed: int) -> None:
     """Start torch's own generators, of all devices, from the stream (seed, "dropout"): what draws from them while training."""
     torch.manual_seed(stream_seed(seed, "dropout"))
-
-
-def flat(parameters: list[nn.Parameter]) -> Tensor:
-    """A copy of ``parameters`` as one vector (P,)."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-
-
-def flatten_gradients(parameters: list[nn.Parameter]) -> Tensor:
-    """The gradients of ``parameters`` as one vector (P,); zeros where a parameter has none."""
-    return torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])

@@ -21,7 +21,11 @@ def strategy_of():
 def test_the_memory_is_that_of_a_loop_over_samples(size, small_trainer, strategy_of, monkeypatch):
     """A table slot → (id, logits, task) that is kept sample by sample, from what every step has seen and what it gave."""
     trainer = small_trainer(
-        *DERPP, "trainer.epochs=2", "trainer.max_steps_per_task=9", f"strategy.replay_batch_size={size}"
+        *DERPP,
+        "trainer.epochs=2",
+        "trainer.max_steps_per_task=null",
+        f"strategy.replay_batch_size={size}",
+        "trainer.batch_size=16",
     )
     strategy, learner = strategy_of(trainer), trainer.learner
     table, seen = {}, set()
@@ -30,7 +34,7 @@ def test_the_memory_is_that_of_a_loop_over_samples(size, small_trainer, strategy
     def watched(step, batch):
         drawn = batch.ids[batch.n_new :].tolist()
         slots = batch.columns["derpp.read"].tolist()
-        assert len(set(slots)) == len(slots) == min(8 if size == "null" else int(size), len(table))
+        assert len(set(slots)) == len(slots) == min(batch.n_new if size == "null" else int(size), len(table))
         assert [table[slot][0] for slot in slots] == drawn[: len(slots)]
         assert len(drawn) == 2 * len(slots)
         assert set(drawn) <= {i for i, *_ in table.values()}

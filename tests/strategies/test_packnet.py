@@ -1,9 +1,9 @@
 """PackNet: who owns which weight, and that earlier tasks keep their networks."""
 
-import math
-
 import pytest
 import torch
+
+from clbench.errors import ConfigError
 
 PACKNET = ["strategy=packnet", "scenario=split_digits_task", "strategy.prune=0.4", "strategy.retrain_epochs=1",
            "trainer.momentum=0.9", "trainer.weight_decay=0.01"]  # fmt: skip
@@ -24,6 +24,11 @@ def test_outputs_of_earlier_tasks_stay_bit_identical(network, small_trainer):
     for task in range(3):
         trainer.fit_task()
         kept.append(logits_of(trainer, task))
+        split = trainer.scenario.test  # nothing later has come yet: the network as it stands is the task's
+        x = trainer.inputs.plain(split, split.ids(task)).x
+        with torch.no_grad():
+            now = trainer.learner.model(x)[:, 2 * task : 2 * task + 2]
+        assert torch.equal(kept[task][:, 2 * task : 2 * task + 2], now)
         for earlier in range(task):
             assert torch.equal(logits_of(trainer, earlier), kept[earlier])
 
@@ -43,7 +48,7 @@ def test_a_tasks_share_is_the_largest_of_what_was_free(small_trainer):
         for layer in strategy.layers:
             before, owner = owner_before[layer.part], strategy.owner[layer.part]
             mine, given_back = owner == task + 1, owner == 0
-            assert int(mine.sum()) == math.ceil(0.6 * free[layer.name])
+            assert int(mine.sum()) == free[layer.name] - round(0.4 * free[layer.name])
             free[layer.name] -= int(mine.sum())
             assert torch.equal(owner[before > 0], before[before > 0])
             trained = weights[layer.name]
@@ -84,3 +89,8 @@ def test_what_every_stage_trains(small_trainer):
                     assert not moved[~may].any()
                     assert moved[may].float().mean() > 0.5  # some inputs are 0 in all samples
         trainer.end_task()
+
+
+def test_to_prune_everything_is_refused(small_setup):
+    with pytest.raises(ConfigError, match=r"strategy\.prune=1\.0 leaves no weight"):
+        small_setup(*PACKNET, "strategy.prune=1.0")

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from streams import small_options
 from torch import nn
 
 from clbench.errors import ConfigError
@@ -33,6 +34,16 @@ def test_a_sample_that_is_left_over_joins_the_batch_before(small_setup, small_tr
     assert trainer.notes() == [
         "where an epoch leaves a single sample over, it joins the batch before: BatchNorm cannot train on one sample"
     ]
+
+
+def test_a_task_after_a_stage_of_the_head_alone_is_laid_out_for_the_whole_network(small_setup, small_trainer):
+    """While the head alone is trained, BatchNorm does not mind single samples; the next task begins with all weights."""
+    size = len(small_setup(*RESNET).scenario.train.ids(1)) - 1
+    trainer = small_trainer(*RESNET, f"trainer.batch_size={size}", *small_options("outliers"), "trainer.epochs=2")
+    trainer.begin()
+    trainer.fit_task()
+    trainer.begin_task()
+    assert [step.n_new for step in trainer.steps] == [size + 1] * 2
 
 
 def test_steps_are_counted_as_they_are(small_setup, small_trainer):

@@ -9,7 +9,7 @@ from clbench.strategies.finetune import Finetune
 from clbench.strategies.l2 import L2
 from clbench.strategies.stage import Stage, joined
 from clbench.training.fleet import Fleet
-from clbench.training.trainer import flat
+from clbench.training.held import flat
 
 COMMON = ["trainer.momentum=0.9", "trainer.weight_decay=0.01", "scenario.tasks=3", "scenario.frozen=null"]
 TUNING = {"max_steps_per_task": 3, "lr": 0.02, "scheduler": "cosine"}
@@ -73,6 +73,21 @@ def test_what_a_stage_does_not_train_is_held_exactly(staged, small_trainer):
     assert strategy.begun == 1
 
 
+def test_what_is_held_does_not_count_when_gradients_are_clipped(staged, small_trainer):
+    trainer = small_trainer(
+        "strategy=finetune", "trainer.momentum=0.0", "trainer.lr=1.0", "trainer.clip_grad_norm=0.001"
+    )
+    trainer.begin()
+    trainer.begin_task()
+    for _ in range(3):
+        before = flat(trainer.parameters)
+        trainer.advance()
+        moved = flat(trainer.parameters) - before
+        assert moved.norm().item() == pytest.approx(0.001, rel=1e-3)
+    assert trainer.learner.strategies[0].stage.name == "half"
+    assert not moved[~half(trainer.learner.strategies[0])].any()
+
+
 def test_a_stage_after_the_plan_has_batches_a_schedule_and_an_optimizer_of_its_own(staged, small_trainer):
     trainer = small_trainer("strategy=finetune", *COMMON, "trainer.batch_size=20")
     trainer.begin()
@@ -85,6 +100,18 @@ def test_a_stage_after_the_plan_has_batches_a_schedule_and_an_optimizer_of_its_o
     assert not torch.equal(torch.cat([step.ids for step in trainer.steps]), main[:60])
     assert trainer.learning_rates == pytest.approx([0.02, 0.015, 0.005])
     assert all(not state["momentum_buffer"].any() for state in trainer.optimizer.state.values())
+
+
+def test_no_two_steps_of_a_task_draw_the_same_augmentation(staged, small_trainer, monkeypatch):
+    trainer = small_trainer("strategy=finetune", *COMMON)
+    numbers, training = [], trainer.inputs.training
+    monkeypatch.setattr(
+        trainer.inputs,
+        "training",
+        lambda split, ids, task, step: numbers.append(step) or training(split, ids, task, step),
+    )
+    trainer.fit_task()
+    assert numbers == list(range(9))
 
 
 class Killed(BaseException):
@@ -122,7 +149,8 @@ def test_killed_in_every_stage_it_ends_in_the_same_run(evaluator, staged, small_
 def test_members_of_a_fleet_go_through_their_stages_as_alone(staged, small_trainer):
     """Tasks of different sizes: an epoch more of one member's plan, and other last batches."""
     common = ["strategy=finetune", "trainer.momentum=0.9", "trainer.epochs=1", "trainer.max_steps_per_task=null",
-              "trainer.batch_size=64", "evaluator.subset=50", "scenario.tasks=3", "scenario.frozen=null"]  # fmt: skip
+              "trainer.batch_size=64", "evaluator.subset=50", "trainer.clip_grad_norm=0.1", "scenario.tasks=3",
+              "scenario.frozen=null"]  # fmt: skip
     members = [[*common, "seed=0"], [*common, "seed=1", "scenario.class_order=shuffled", "trainer.lr=0.01"]]
     together = [in_double_precision(small_trainer(*m, checkpoint=f"fleet{i}")) for i, m in enumerate(members)]
     alone = [in_double_precision(small_trainer(*m, checkpoint=f"alone{i}")) for i, m in enumerate(members)]

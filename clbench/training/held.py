@@ -1,0 +1,37 @@
+"""Weights that a stage of a task does not train."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Held:
+    """Holds some weights exactly, whatever an optimizer does: momentum and weight decay move what has no gradient, too.
+
+    Args:
+        parameters: all that the optimizer knows, with P weights together.
+        trained: boolean (P,), which of them are trained.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], trained: Tensor) -> None:
+        self.trained, self.kept = trained, flat(parameters)
+        self._parameters = parameters
+        self._sizes = [parameter.numel() for parameter in parameters]
+
+    def leave_out(self) -> None:
+        """Set their gradients to 0, so that they do not count when gradients are clipped."""
+        for parameter, trained in zip(self._parameters, self.trained.split(self._sizes), strict=True):
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~trained.view_as(parameter), 0)
+
+    def put_back(self) -> None:
+        """Undo what a step has done to them."""
+        pieces = zip(self.trained.split(self._sizes), self.kept.split(self._sizes), strict=True)
+        for parameter, (trained, kept) in zip(self._parameters, pieces, strict=True):
+            parameter.data.copy_(torch.where(trained.view_as(parameter), parameter.data, kept.view_as(parameter)))
+
+
+def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A copy of ``parameters`` as one vector (P,)."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
