@@ -26,7 +26,6 @@ class Diagnostics:
 
     def __init__(self, learner: Learner, evaluator: ContinualEvaluator, every: int) -> None:
         self.learner, self.evaluator, self.every = learner, evaluator, every
-        self._parameters = list(learner.trainable().values())
         self._rows: list[tuple[int, int, str, float]] = []
         self._pending: list[tuple[int, int, str, Tensor]] = []
 
@@ -38,6 +37,7 @@ class Diagnostics:
         """Take the gradient of every term, and the features before the step; anew where the step is tried again."""
         self._at = task, iteration
         self._pending = [row for row in self._pending if row[:2] != self._at]
+        self._parameters = list(self.learner.trainable().values())
         self._features = self.evaluator.feature_drift_probe(task)
         gradients = {name: self._gradient(term) for name, term in terms.items()}
         for name, gradient in gradients.items():

@@ -93,7 +93,8 @@ class Plasticity:
         weights = self._weights()
         self._add("", "weight_abs_mean", "", weights.abs().mean())
         self._add("", "weight_rms", "", weights.square().mean().sqrt())
-        self._add("", "init_distance_rms", "", (weights - self._initial).square().mean().sqrt())
+        if len(weights) == len(self._initial):  # of a network that has grown, not all weights have initial values
+            self._add("", "init_distance_rms", "", (weights - self._initial).square().mean().sqrt())
         for name, matrix in self._matrices().items():
             singular = singular_values(matrix)
             self._add("", "sigma_max", name, singular[0])

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from clbench.errors import ConfigError
 from clbench.models.hidden_layers import HEAD, HiddenLayer
@@ -82,13 +83,12 @@ class ContinualModel(nn.Module):
         self.register_buffer("class_task", class_task)
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
         self.frozen, self.zero_head = frozen, zero_head
+        self._n_features_before: int | None = None  # before the network has last grown
         self._n_done = 0  # stages that the inputs of features() have been through
         self._to_come: Sequence[nn.Module] = ()  # the others, while some have been
         self._found: dict[str, Tensor] | None = None  # what activations() collects while it runs
-        for layer in self.hidden_layers():
-            # For good, since torch.compile cannot trace that a hook is added and removed.
-            keep = partial(self._keep_activations, layer.name)
-            self.get_submodule(layer.activation).register_forward_hook(keep)
+        self._hooks: list[RemovableHandle] = []
+        self._watch_activations()
         self._check_stages()
         for stage in islice(self.stages().values(), frozen):
             stage.requires_grad_(False)
@@ -148,6 +148,21 @@ class ContinualModel(nn.Module):
             return self(x), found
         finally:
             self._found = None
+
+    def replace_backbone(self, backbone: nn.Module) -> None:
+        """Put another backbone in place of the present one, of which it may be made; it has as many features."""
+        for hook in self._hooks:
+            hook.remove()
+        self.backbone = backbone
+        self._watch_activations()
+        self._check_stages()
+
+    def _watch_activations(self) -> None:
+        self._hooks = []
+        for layer in self.hidden_layers():
+            # For good, since torch.compile cannot trace that a hook is added and removed.
+            keep = partial(self._keep_activations, layer.name)
+            self._hooks.append(self.get_submodule(layer.activation).register_forward_hook(keep))
 
     def _keep_activations(self, layer: str, _module: nn.Module, _inputs: tuple[Tensor], h: Tensor) -> None:
         """Forward hook of the layer's activation module."""
@@ -219,10 +234,36 @@ class ContinualModel(nn.Module):
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
+    def grow(self, task: int) -> None:
+        """Make the modules with which ``task`` is learned, where the backbone grows: it has a method ``grow(task)``.
+
+        Called before every task begins, and for all tasks that have begun before a checkpoint is loaded. Nothing is drawn here:
+        the head's columns for new features are 0 until the task begins. See :mod:`clbench.models.expandable`.
+        """
+        if not self.grows:
+            return
+        self.backbone.grow(task)  # type: ignore[operator]
+        n_features, narrow = int(self.backbone.n_features), self.head  # type: ignore[arg-type]
+        self._n_features_before = narrow.in_features
+        if n_features != narrow.in_features:
+            weight = narrow.weight
+            self.head = nn.utils.skip_init(
+                nn.Linear, n_features, narrow.out_features, device=weight.device, dtype=weight.dtype
+            )
+            with torch.no_grad():
+                self.head.weight.zero_()[:, : narrow.in_features] = weight
+                self.head.bias.copy_(narrow.bias)
+
+    @property
+    def grows(self) -> bool:
+        """Whether the network gets further modules when tasks begin."""
+        return hasattr(type(self.backbone), "grow")
+
     def begin_task(self, task: int, generator: torch.Generator) -> Tensor | None:
         """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation).
 
-        With ``zero_head`` all of the head is set to 0 instead. Returns which trained weights, boolean (P,), are new, or None.
+        So are all classes' weights of features that the network has grown for the task. With ``zero_head`` all of the head is
+        set to 0 instead. Returns which trained weights, boolean (P,), are new, or None.
         """
         self.current_task.fill_(task)
         if task > 0 and self.zero_head:
@@ -230,15 +271,18 @@ class ContinualModel(nn.Module):
                 self.head.weight.zero_()
                 self.head.bias.zero_()
             return self._rows_of_head(torch.ones_like(self.class_task, dtype=torch.bool))
-        if task == 0 or self.head_is_fixed:
+        n_before = self._n_features_before or self.head.in_features
+        if task == 0 or (self.head_is_fixed and n_before == self.head.in_features):
             return None
-        new = self.class_task == task
+        rows = torch.zeros_like(self.class_task, dtype=torch.bool) if self.head_is_fixed else self.class_task == task
+        new = {f"head.{name}": _expanded(rows, parameter).clone() for name, parameter in self.head.named_parameters()}
+        new["head.weight"][:, n_before:] = True
         bound = 1 / math.sqrt(self.head.in_features)
         with torch.no_grad():
-            for tensor in (self.head.weight, self.head.bias):
+            for name, tensor in self.head.named_parameters():
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
-                tensor[new] = drawn.to(tensor)[new]
-        return self._rows_of_head(new)
+                tensor.copy_(torch.where(new[f"head.{name}"], drawn.to(tensor), tensor))
+        return self.flat_mask(new)
 
     def _rows_of_head(self, chosen: Tensor) -> Tensor | None:
         """Boolean (P,) of the trained weights: some rows of the head, chosen by a boolean (n_classes,)."""

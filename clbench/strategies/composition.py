@@ -52,6 +52,7 @@ TRAITS = {
     "shrinks weights": "it makes all trained weights smaller",
     "shrinks between tasks": "it does so at the start of a task",
     "trains first task": "it learns without gradients, but for the first task",
+    "grows": "the network gets further modules with every task",
     # what is declared of what it relies on
     "reads weights": "it acts on trained weights of the network",
     "remembers weights": "it keeps, from task to task, what single weights are worth or have been",
@@ -169,6 +170,30 @@ CONFLICTS = (
         "trains on all data",
         "{one} takes the new samples for those of the current task, and {other} trains on those of earlier tasks among them",
     ),
+    Conflict("grows", "adds modules", "{one} adds to a network that {other} freezes"),
+    Conflict(
+        "grows",
+        "learns without gradients",
+        "{one} trains what it adds with every task, and {other} learns without gradients",
+    ),
+    Conflict(
+        "grows", "reads weights", "{one} adds weights with every task, and {other} acts on the same ones in all tasks"
+    ),
+    Conflict(
+        "grows",
+        "remembers outputs",
+        "{one} adds modules with every task, and {other} keeps a network like the present one",
+    ),
+    Conflict(
+        "grows",
+        "starts from scratch",
+        "{one} adds weights with every task, and {other} knows initial values of those of the first",
+    ),
+    Conflict(
+        "grows",
+        "holds features",
+        "{one} grows further features with every task, and {other} keeps some of a fixed number",
+    ),
     Conflict("virtual outliers", "virtual outliers", "each of them trains the head against virtual outliers"),
 )
 """In the order in which they are looked at."""
@@ -285,6 +310,8 @@ def _refuse_places(strategies: list[Chosen]) -> None:
                 f"strategy, {command}"
             )
         # The maker may change what is trained, and the others have to find it as it is then.
+        if "grows" in added.traits:
+            raise ConfigError(f"{added.name} makes the network grow and has to be the main strategy: {command}")
         if "makes networks" in added.traits:
             raise ConfigError(f"{added.name} makes a network for every task and has to be the main strategy: {command}")
 
@@ -301,6 +328,11 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
         raise ConfigError(
             f"model.{option} has no meaning with strategy={main.name}, which freezes the network and trains what it puts "
             f"into it: leave it at {left_at}"
+        )
+    if "grows" in main.traits and config.evaluator.connectivity_points:
+        raise ConfigError(
+            f"evaluator.connectivity_points={config.evaluator.connectivity_points} looks between two networks of the same "
+            f"weights, and {main.name} adds weights with every task: set evaluator.connectivity_points=0"
         )
     for strategy in strategies:
         _refuse_optimizer(strategy, config)

@@ -43,7 +43,8 @@ class Learner(nn.Module):
         return iter(self.strategies)
 
     def begin_task(self, task: Task) -> None:
-        """Let the model see the task's classes, then call every strategy's hook; all are told of weights that are drawn anew."""
+        """Let the model grow and see the task's classes, then call every strategy's hook; all are told of weights drawn anew."""
+        self.model.grow(task.index)
         for strategy in self:
             strategy.tasks_seen = task.index + 1
         self._tell(self.model.begin_task(task.index, task.torch_generator("head")))
@@ -72,6 +73,11 @@ class Learner(nn.Module):
         self.stage = stage
         for strategy, part in zip(self, stage.parts, strict=True):
             strategy.stage = part
+
+    def begin_stage(self, task: Task) -> None:
+        """Let strategies act whose part of the present stage begins; all are told of weights that are drawn anew."""
+        for renewed in self.stage.begin(task):
+            self._tell(renewed)
 
     def trained_in_stage(self) -> Tensor | None:
         """Boolean (P,): which of the trained weights the present stage trains; None for all."""
@@ -175,7 +181,9 @@ class Learner(nn.Module):
         return any(strategy.learns_at_task_end for strategy in self)
 
     def resume_at(self, task: int, begun: bool = False) -> None:
-        """Tell every strategy how many tasks it has learned, and whether the next has begun; after ``load_state_dict``."""
+        """Be as after so many tasks, and in the midst of the next where that has begun; before ``load_state_dict``."""
+        for grown_for in range(task + begun):
+            self.model.grow(grown_for)
         for strategy in self:
             strategy.tasks_learned = task
             strategy.tasks_seen = task + begun

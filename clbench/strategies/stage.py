@@ -30,7 +30,8 @@ class Stage:
             a ``mask``. What is not trained is held exactly: neither momentum nor weight decay moves it.
         mask: with ``trains=mask``: gives boolean (P,), which weights are trained, when the stage is entered or gone on with.
         trainer: for a stage after the plan: options of ``trainer`` that differ in it, e.g. ``{"epochs": 20, "lr": 0.05}``.
-        begin: called once before its first step, in evaluation mode; may change buffers and weights, and read the host.
+        begin: called once before its first step, in evaluation mode; may change buffers and weights, and read the host. Returns
+            which of the trained weights, boolean (P,), it has drawn anew, or None for none.
         plan: amends the plan of its steps; of a stage after the plan, that is by default all of the task's samples for its
             budget. Called after ``begin``, and again when a killed run goes on within the stage: it may only read buffers.
     """
@@ -40,7 +41,7 @@ class Stage:
     trains: str = "all"
     mask: Callable[[], Tensor] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
-    begin: Callable[[Task], None] | None = None
+    begin: Callable[[Task], Tensor | None] | None = None
     plan: "Callable[[Task, Plan], Plan] | None" = None
 
     def __post_init__(self) -> None:
@@ -88,11 +89,10 @@ class JointStage:
         """Options of ``trainer`` that differ in it."""
         return {name: value for part in self.parts for name, value in part.trainer.items()}
 
-    def begin(self, task: Task) -> None:
-        """Let the strategies act whose stage begins."""
-        for part, begins in zip(self.parts, self.beginning, strict=True):
-            if begins and part.begin is not None:
-                part.begin(task)
+    def begin(self, task: Task) -> list[Tensor | None]:
+        """Let the strategies act whose stage begins; returns which weights (P,) each has drawn anew, or None."""
+        begun = zip(self.parts, self.beginning, strict=True)
+        return [part.begin(task) for part, begins in begun if begins and part.begin is not None]
 
     def plan(self, task: Task, plan: "Plan") -> "Plan":
         """The plan of its steps."""

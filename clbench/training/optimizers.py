@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules, by the names of ``trainer.optimizer`` and ``trainer.scheduler``."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,24 @@ def make_optimizer(
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return {"adam": Adam, "adamw": AdamW}[config.optimizer](parameters, **common)
+
+
+def optimizer_of_task(
+    before: torch.optim.Optimizer, config: TrainerConfig, parameters: Sequence[nn.Parameter], renewed: bool
+) -> torch.optim.Optimizer:
+    """The optimizer of a task that begins: a new one with ``reset_optimizer``, or the one ``before``.
+
+    Where other parameters are trained than before, it is a new one that remembers what it did of those that were there.
+    """
+    known = [parameter for group in before.param_groups for parameter in group["params"]]
+    are_the_same = [id(p) for p in known] == [id(p) for p in parameters]
+    if are_the_same and not config.reset_optimizer:
+        return before
+    optimizer = make_optimizer(config, parameters, renewed)
+    if not config.reset_optimizer:
+        still_there = {id(p) for p in parameters}
+        optimizer.state.update({p: before.state[p] for p in known if id(p) in still_there and p in before.state})
+    return optimizer
 
 
 def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:

@@ -42,6 +42,7 @@ from clbench.training.optimizers import (
     learning_rates,
     make_optimizer,
     next_update,
+    optimizer_of_task,
 )
 from clbench.training.single_samples import notes_of_joined, refuse_single_samples, smallest_batch
 from clbench.training.steps import Step, steps_of
@@ -181,9 +182,11 @@ class Trainer:
         if not self._begun:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
-            if config.reset_optimizer and index > 0:
-                self.optimizer = make_optimizer(config, self.parameters, self.learner.renews_weights)
             self.learner.begin_task(self._task)
+            self.parameters = list(self.learner.trainable().values())  # the network may have grown
+            if index > 0:
+                renews = self.learner.renews_weights
+                self.optimizer = optimizer_of_task(self.optimizer, config, self.parameters, renews)
         self._begun = False
         self._plan = self.learner.plan(self._task)
         self.steps = self._placed(self._plan)
@@ -240,7 +243,7 @@ class Trainer:
         if not resumed:
             self.learner.eval()
             with self.precision.autocast():
-                stage.begin(self._task)
+                self.learner.begin_stage(self._task)
         if stage.start is not None and stage.plans:
             end = min((start for start in self._within if start > stage.start), default=len(self.steps))
             self.steps[stage.start : end] = self._placed(stage.plan(self._task, part_of(self._plan, stage.start, end)))
@@ -493,16 +496,18 @@ class Trainer:
         for parameter in self.learner.model.parameters():
             if not parameter.requires_grad:  # other members of a fleet may hold the same tensor, see share_frozen
                 parameter.data = parameter.data.clone()
-        load_weights(self.learner, state["learner"], self.checkpoint)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._optimizer_state = state.get("optimizer_of_stage")  # not in older checkpoints
-        self.precision.load_state_dict(state["loss_scale"])
         position = state["position"]
         self.task, self.step, self.iteration = (position[key] for key in ("task", "step", "iteration"))
         self.n_stages_after = position.get("stages_after", 0)  # not in older checkpoints
         self.steps_before = position.get("steps_before", 0)
         self._begun = self.step > 0 or self.n_stages_after > 0
         self.learner.resume_at(self.task, begun=self._begun)
+        load_weights(self.learner, state["learner"], self.checkpoint)
+        self.parameters = list(self.learner.trainable().values())
+        self.optimizer = make_optimizer(self.config.trainer, self.parameters, self.learner.renews_weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._optimizer_state = state.get("optimizer_of_stage")  # not in older checkpoints
+        self.precision.load_state_dict(state["loss_scale"])
         self.evaluator.restore(state["curve"].cpu().numpy())
         self.evaluator.load_state_dict(state["evaluator"])
         self._task_tables = [as_table(state["tasks"].cpu().numpy())]
