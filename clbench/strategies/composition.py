@@ -172,22 +172,12 @@ CONFLICTS = (
     ),
     Conflict("grows", "adds modules", "{one} adds to a network that {other} freezes"),
     Conflict(
-        "grows",
-        "learns without gradients",
-        "{one} trains what it adds with every task, and {other} learns without gradients",
-    ),
-    Conflict(
         "grows", "reads weights", "{one} adds weights with every task, and {other} acts on the same ones in all tasks"
     ),
     Conflict(
         "grows",
         "remembers outputs",
         "{one} adds modules with every task, and {other} keeps a network like the present one",
-    ),
-    Conflict(
-        "grows",
-        "starts from scratch",
-        "{one} adds weights with every task, and {other} knows initial values of those of the first",
     ),
     Conflict(
         "grows",

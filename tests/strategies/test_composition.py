@@ -46,6 +46,10 @@ REFUSED = [
     ({"agem", "gem", "owm"}, {"agem", "gem", "owm"}, "each of them decides the gradient's projection"),
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
+    ({"der_expandable"}, LORA | PROMPTS, "adds to a network that"),
+    ({"der_expandable"}, OF_WEIGHTS | MOVES | {"ewc", "owm"}, "acts on the same ones in all tasks"),
+    ({"der_expandable"}, {"featkd", "lwf"}, "keeps a network like the present one"),
+    ({"der_expandable"}, {"outliers"}, "keeps some of a fixed number"),
     ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
     ({"ewc"}, {"reglora"}, "anew for every task"),
     (OUTLIERS, MOVES, "changes the weights behind them"),
@@ -65,7 +69,7 @@ def refusal(first: str, second: str) -> str | None:
             return part
     if second in LORA | PROMPTS:
         return "puts modules into the network"
-    if second in NETWORK_PER_TASK:
+    if second in NETWORK_PER_TASK | {"der_expandable"}:
         return "has to be the main strategy"
     return None
 

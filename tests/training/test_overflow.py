@@ -60,7 +60,7 @@ def test_a_tasks_first_step_overflows(name, small_trainer, monkeypatch):
     """It leaves the weights as they are, and the next one is the first step of SGD that is not fused."""
     trainer = small_trainer(*options(name))
     # What torch.empty returns is NaN, so that whoever reads it before writing it is found out.
-    monkeypatch.setattr(torch, "empty_like", lambda like, **_: torch.full_like(like, torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda like, **how: torch.full_like(like, torch.nan, **how))
     watched = Watched(trainer)
     trainer.fit()
     by_place = {(task, step): rest for task, step, *rest in watched.steps}

@@ -24,11 +24,14 @@ def half(strategy: Finetune) -> torch.Tensor:
 def staged(monkeypatch):
     """Finetuning with a stage of half the weights within the plan, and after it one of the head alone and one of everything."""
 
+    def begin(self, task):
+        self.begun.add_(1)
+
     def stages(self, task, n_steps):
         return [
             Stage("half", 2, trains="mask", mask=lambda: half(self), plan=lambda _, plan: plan.with_columns(
                 place=[torch.tensor([step]) for step in range(len(plan.new))])),
-            Stage("tuning", None, trains="head", trainer=TUNING, begin=lambda task: self.begun.add_(1)),
+            Stage("tuning", None, trains="head", trainer=TUNING, begin=lambda task: begin(self, task)),
             Stage("end", None, trainer={"max_steps_per_task": 2, "optimizer": "adam", "lr": 0.001}),
         ]  # fmt: skip
 
