@@ -104,6 +104,7 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = with_own_note(config, check_frozen(config.scenario, scenario))
     model = network_of(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
+    _refuse_hidden_boundaries(scenario, strategies, config)
     if device.type == "cpu":
         write_attention_out(model)
     learner = learner_of(config, strategies, model, scenario)
@@ -433,6 +434,35 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
             config.model.frozen,
             config.trainer.zero_head,
             config.model.trained,
+            scenario.first_seen,
+        )
+
+
+def _refuse_hidden_boundaries(scenario: Scenario, strategies: list[Any], config: RunConfig) -> None:
+    """Refuse what begins anew with every task, or acts at its end, where nobody is told of tasks."""
+    if scenario.boundaries:
+        return
+    for options in strategies:
+        if STRATEGIES[options.name].needs.boundaries:
+            free = ", ".join(name for name in STRATEGIES.names() if not STRATEGIES[name].needs.boundaries)
+            raise ConfigError(
+                f"strategy {options.name} has to be told where a task begins, which {scenario.name} does not tell: set "
+                f"scenario.told=true, or choose one of {free}"
+            )
+    trainer = config.trainer
+    for what, given, has_to_be in (
+        ("trainer.reset_optimizer", trainer.reset_optimizer, False),
+        ("trainer.scheduler", trainer.scheduler, "constant"),
+        ("trainer.zero_head", trainer.zero_head, False),
+    ):
+        if given != has_to_be:
+            raise ConfigError(
+                f"{what}={str(given).lower()} begins anew with every task, of which {scenario.name} does not tell: set "
+                f"{what}={str(has_to_be).lower()}"
+            )
+    if trainer.batch_norm == "freeze_after_first_task":
+        raise ConfigError(
+            f"trainer.batch_norm=freeze_after_first_task has no meaning in {scenario.name}, which does not tell where a task ends"
         )
 
 

@@ -52,12 +52,15 @@ class ContinualModel(nn.Module):
         frozen: number of stages, counted from the input, that are not trained and stay in evaluation mode.
         zero_head: whether every task but the first begins with a head of zeros.
         trained: what is trained in the stages that are not frozen: ``all``, or ``attention``, see :meth:`train_only_attention`.
+        first_seen: for every label the task with which its first sample arrives; None: the one task that it belongs to. Where
+            methods are not told of tasks, a number beyond the last one, until :meth:`see` has met the label.
 
     Raises:
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
     """
 
     class_task: Tensor
+    first_seen: Tensor
     current_task: Tensor
 
     def __init__(
@@ -69,6 +72,7 @@ class ContinualModel(nn.Module):
         frozen: int = 0,
         zero_head: bool = False,
         trained: str = "all",
+        first_seen: list[int] | None = None,
     ) -> None:
         super().__init__()
         n_classes = 1 + max(label for labels in task_classes for label in labels)
@@ -81,6 +85,8 @@ class ContinualModel(nn.Module):
             for task, labels in enumerate(task_classes):
                 class_task[labels] = task
         self.register_buffer("class_task", class_task)
+        arrives = class_task.clone() if first_seen is None or setting == "domain" else torch.tensor(first_seen)
+        self.register_buffer("first_seen", arrives)
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
         self.frozen, self.zero_head = frozen, zero_head
         self._n_features_before: int | None = None  # before the network has last grown
@@ -274,7 +280,7 @@ class ContinualModel(nn.Module):
         n_before = self._n_features_before or self.head.in_features
         if task == 0 or (self.head_is_fixed and n_before == self.head.in_features):
             return None
-        rows = torch.zeros_like(self.class_task, dtype=torch.bool) if self.head_is_fixed else self.class_task == task
+        rows = torch.zeros_like(self.class_task, dtype=torch.bool) if self.head_is_fixed else self.first_seen == task
         new = {f"head.{name}": _expanded(rows, parameter).clone() for name, parameter in self.head.named_parameters()}
         new["head.weight"][:, n_before:] = True
         bound = 1 / math.sqrt(self.head.in_features)
@@ -283,6 +289,10 @@ class ContinualModel(nn.Module):
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 tensor.copy_(torch.where(new[f"head.{name}"], drawn.to(tensor), tensor))
         return self.flat_mask(new)
+
+    def see(self, labels: Tensor) -> None:
+        """Let the classes of ``labels`` (B,) be seen from now on, as samples of them have arrived."""
+        self.first_seen[labels] = torch.minimum(self.first_seen[labels], self.current_task)
 
     def _rows_of_head(self, chosen: Tensor) -> Tensor | None:
         """Boolean (P,) of the trained weights: some rows of the head, chosen by a boolean (n_classes,)."""
@@ -356,7 +366,8 @@ class ContinualModel(nn.Module):
         if self.setting == "task" or (self.logit_scope == "current" and not predicting):
             assert task is not None, "the scenario gives each sample's task"
             return self.class_task == task.unsqueeze(-1)
-        return self.class_task <= self.current_task
+        seen = self.first_seen <= self.current_task
+        return seen | ~seen.any()  # before the first sample of a stream without boundaries every class is as likely
 
     @property
     def head_is_fixed(self) -> bool:
@@ -367,7 +378,7 @@ class ContinualModel(nn.Module):
         """Boolean (n_classes,): the outputs of tasks before the current one (all of them in domain-incremental)."""
         if self.setting == "domain":
             return torch.ones_like(self.class_task, dtype=torch.bool)
-        return self.class_task < self.current_task
+        return self.first_seen < self.current_task
 
 
 def _expanded(rows: Tensor, like: Tensor) -> Tensor:

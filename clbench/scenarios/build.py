@@ -47,6 +47,9 @@ class StreamPlan:
             own that come first in an order of all images, so that tasks with the same images have the same subset.
         images_seed: seed of that order; None for the run's seed.
         judged_on_training: evaluation shows the training samples, since there is nothing to generalise to.
+        arrival: labels and tasks (N,) of the training samples → the ids of those that arrive while each task is learned; None:
+            those of the task.
+        boundaries: whether methods are told where a task begins.
     """
 
     setting: str
@@ -58,6 +61,8 @@ class StreamPlan:
     images: int | None = None
     images_seed: int | None = None
     judged_on_training: bool = False
+    arrival: Callable[[np.ndarray, np.ndarray], list[np.ndarray]] | None = None
+    boundaries: bool = True
 
 
 def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: torch.device) -> Scenario:
@@ -124,7 +129,20 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         _test=test,
         recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe, **_labelling(plan, train)},
         note=note,
+        segments=_segments(config, plan, train),
+        boundaries=plan.boundaries,
     )
+
+
+def _segments(config: ScenarioConfig, plan: StreamPlan, train: Split) -> list[torch.Tensor] | None:
+    """The ids of the training samples that arrive while each task is learned, where those are not the task's own."""
+    if plan.arrival is None:
+        return None
+    segments = plan.arrival(train.labels.cpu().numpy(), train.tasks.cpu().numpy())
+    for name, ids in zip(plan.task_names, segments, strict=True):
+        if not len(ids):
+            raise ConfigError(f"no training sample of scenario {config.name} arrives while task {name!r} is learned")
+    return [torch.from_numpy(ids) for ids in segments]
 
 
 def check_normalisation(config: ScenarioConfig, n_channels: int) -> None:

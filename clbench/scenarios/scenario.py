@@ -107,6 +107,9 @@ class Scenario:
         test_locked: whether asking for the test split raises.
         note: what a reader of results has to know about these data, or empty.
         frozen: the definition in the catalogue that the stream was found to equal, e.g. ``split_mnist/v1``, or None.
+        segments: for each task the ids of the training samples that arrive while it is learned; None: those of the task. With
+            them a task is no more than a group of samples that are evaluated together; its classes may arrive early, or return.
+        boundaries: whether methods are told where a task begins.
     """
 
     name: str
@@ -124,6 +127,32 @@ class Scenario:
     test_locked: bool = False
     note: str = ""
     frozen: str | None = None
+    segments: list[Tensor] | None = None
+    boundaries: bool = True
+
+    def arriving(self, task: int) -> Tensor:
+        """int64 (n,), on the CPU: the training samples that arrive while ``task`` is learned."""
+        return self.train.ids(task) if self.segments is None else self.segments[task]
+
+    def classes_arriving(self, task: int) -> list[int]:
+        """The labels of those samples, ascending where they are not simply the task's."""
+        if self.segments is None:
+            return self.task_classes[task]
+        return self.train.labels_of(self.segments[task]).unique().tolist()
+
+    @property
+    def first_seen(self) -> list[int]:
+        """For every label the task with which its first sample arrives, as methods know it before the first step.
+
+        ``n_tasks``, which is later than all of them, where they are not told: then the samples themselves have to tell.
+        """
+        if not self.boundaries:
+            return [self.n_tasks] * self.n_classes
+        first = [self.n_tasks] * self.n_classes
+        for task in reversed(range(self.n_tasks)):
+            for label in self.classes_arriving(task):
+                first[label] = task
+        return first
 
     @property
     def n_tasks(self) -> int:
@@ -160,11 +189,19 @@ class Scenario:
                     "classes": [self.class_names[c] for c in self.task_classes[t]],
                     **{f"n_{name}": len(s.ids(t)) for name, s in splits.items() if s is not None},
                     **{f"{name}_hash": s.hashes[t] for name, s in splits.items() if s is not None},
+                    **self._arrival(t),
                 }
                 for t in range(self.n_tasks)
             ],
             "recipe": self.recipe,
         }
+
+    def _arrival(self, task: int) -> dict[str, str | int]:
+        """What arrives while ``task`` is learned, where that is not the task's own samples."""
+        if self.segments is None:
+            return {}
+        ids = self.segments[task].numpy().astype("<i8")
+        return {"n_arriving": len(ids), "arriving_hash": hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()}
 
     @property
     def hash(self) -> str:

@@ -20,9 +20,10 @@ class Task:
     Attributes:
         index: 0 for the first task.
         n_tasks: tasks in the whole stream.
-        classes: labels that occur in this task.
+        classes: labels of the samples that arrive.
         budget: epochs, steps and batch size.
         seed: the run's seed.
+        arriving: ids of the training samples that arrive while the task is learned; None: the task's own.
         smallest_batch: the fewest samples that the network can be trained on at a time.
         stage: 0 in the task's plan, k in the k-th stage after it; the random streams of stages are their own.
     """
@@ -34,13 +35,14 @@ class Task:
     seed: int
     split: Split
     inputs: InputPipeline
+    arriving: Tensor | None = None
     smallest_batch: int = 1
     stage: int = 0
 
     @property
     def ids(self) -> Tensor:
-        """int64 (n,), on the CPU: this task's training samples."""
-        return self.split.ids(self.index)
+        """int64 (n,), on the CPU: the training samples that arrive while this task is learned."""
+        return self.split.ids(self.index) if self.arriving is None else self.arriving
 
     def ids_of(self, task: int) -> Tensor:
         """int64 (n,): the training samples of an earlier task. Only replay of everything (joint) may ask for these."""

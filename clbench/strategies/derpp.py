@@ -50,7 +50,7 @@ class DERPP(Strategy):
     """Replay of stored logits, and of labels."""
 
     config = DERPPConfig
-    needs = Needs(memory=True)
+    needs = Needs(boundaries=False, memory=True)
     options: DERPPConfig
     alpha: Tensor
     beta: Tensor
@@ -90,7 +90,7 @@ class DERPP(Strategy):
         squares = (logits - self.logits[slots]).square()
         if self.model.head_is_fixed:
             return squares.mean()
-        existed = self.model.class_task <= self.stored_in[slots].unsqueeze(1)
+        existed = self.model.first_seen <= self.stored_in[slots].unsqueeze(1)
         return (squares * existed).sum() / existed.sum()
 
     def after_step(self, step: int, batch: Batch) -> None:

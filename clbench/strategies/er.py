@@ -66,7 +66,7 @@ class ER(Strategy):
     """Replay of stored samples beside the new ones."""
 
     config = ERConfig
-    needs = Needs(memory=True)
+    needs = Needs(memory=True, boundaries=False)
     options: ERConfig
     new_weight: Tensor
     memory: Tensor
@@ -76,6 +76,11 @@ class ER(Strategy):
         super().__init__(config, model, scenario)
         check_memory_size(config.memory_size, scenario)
         self._notes = notes_of_room(config.memory_size, scenario)
+        if not scenario.boundaries and (config.update == "task" or config.weighting == "tasks"):
+            raise ConfigError(
+                f"strategy.update={config.update} with strategy.weighting={config.weighting} needs to know where a task ends, "
+                f"which {scenario.name} does not tell: set strategy.update=step, with selection=reservoir and weighting=samples"
+            )
         if config.selection == "class_balanced" and config.update == "step":
             raise ConfigError(
                 "strategy.update=step is not defined for strategy.selection=class_balanced. Valid choices: "

@@ -79,7 +79,7 @@ class ICaRL(WithTeacher):
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         model, z = self.model, outputs.logits
-        old, new = model.class_task < model.current_task, model.class_task == model.current_task
+        old, new = model.first_seen < model.current_task, model.first_seen == model.current_task
         teacher = None
         if self.tasks_learned > 0:
             with torch.no_grad():

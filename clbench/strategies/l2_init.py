@@ -33,7 +33,7 @@ class L2Init(Strategy):
     """Squared distance to the initial weights."""
 
     config = L2InitConfig
-    needs = Needs(weights_only=True, traits=frozenset({"reads weights"}))
+    needs = Needs(boundaries=False, weights_only=True, traits=frozenset({"reads weights"}))
     lam: Tensor
     initial: Tensor
 

@@ -45,6 +45,8 @@ def why_alone(config: DictConfig) -> str:
         reason = STRATEGIES[name].needs.alone
         if reason:
             return f"{name}: {reason}"
+    if config.scenario.kind == "blurry" and not config.scenario.told:
+        return "which classes have been seen is found out in every step"
     if config.evaluator.diagnostics_every:
         return "diagnostics look into the gradients of one run"
     if config.trainer.precision == "fp16":

@@ -47,7 +47,7 @@ def refuse_single_samples(scenario: Scenario, learner: Learner, config: TrainerC
     if config.batch_size < 2:
         raise ConfigError(f"trainer.batch_size={config.batch_size} {why}")
     for task in (0, *trained_later):
-        if len(scenario.train.ids(task)) < 2:
+        if len(scenario.arriving(task)) < 2:
             raise ConfigError(f"one training sample, all that task {scenario.task_names[task]!r} has, {why}")
     for strategy in learner if trained_later else ():
         fewest = strategy.fewest_looked_at
@@ -57,7 +57,7 @@ def refuse_single_samples(scenario: Scenario, learner: Learner, config: TrainerC
 
 def notes_of_joined(scenario: Scenario, learner: Learner, config: TrainerConfig) -> list[str]:
     """What a reader has to know where the last sample of an epoch joins the batch before it."""
-    sizes = [len(scenario.train.ids(task)) for task in range(scenario.n_tasks)]
+    sizes = [len(scenario.arriving(task)) for task in range(scenario.n_tasks)]
     left_over = any(size % config.batch_size == 1 for size in sizes) or any(s.needs.all_data for s in learner)
     if not left_over or config.batch_norm == "frozen":
         return []

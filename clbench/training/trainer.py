@@ -177,8 +177,8 @@ class Trainer:
         config, index = self.config.trainer, self.task
         self.options = config
         self.learner.enter(self.learner.main_stage)  # hooks are not to see the last stage of the task before
-        self._task = Task(index, self.scenario.n_tasks, self.scenario.task_classes[index], config, self.config.seed,
-                          self.scenario.train, self.inputs, self._smallest_batch())  # fmt: skip
+        self._task = Task(index, self.scenario.n_tasks, self.scenario.classes_arriving(index), config, self.config.seed,
+                          self.scenario.train, self.inputs, self.scenario.arriving(index), self._smallest_batch())  # fmt: skip
         if not self._begun:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
@@ -348,6 +348,8 @@ class Trainer:
 
     def _train_step(self, task: int, step: Step) -> None:
         ids = step.ids.to(self.device, non_blocking=True)
+        if not self.scenario.boundaries:
+            self.learner.model.see(self.scenario.train.labels[ids])
         if self.learner.learns_by_gradient:
             samples = self.inputs.training(self.scenario.train, step.ids, task, self.steps_before + self.step)
             reference = None if step.reference is None else self._reference_samples(step.reference, task)
