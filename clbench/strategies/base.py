@@ -248,7 +248,8 @@ class Strategy(nn.Module):
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
         """The gradient (P,) the optimizer gets, from the loss gradient (P,).
 
-        In the order of :meth:`flat_parameters`, followed by the strategy's own trained parameters.
+        In the order of :meth:`flat_parameters`, followed by the strategy's own trained parameters; of those of other strategies
+        it sees nothing.
         """
         return gradient
 

@@ -5,6 +5,7 @@ strategy each. Which may be combined is decided before they are built, see :mod:
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Learner(nn.Module):
         """All strategies train everything with the task's plan."""
         self.stage = self.main_stage
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
+        # Counted once: under functional_call plain tensors, which cannot say whether they are trained, stand in for parameters.
+        self._n_own = [sum(p.numel() for p in strategy.parameters() if p.requires_grad) for strategy in strategies]
 
     def __iter__(self):
         return iter(self.strategies)
@@ -121,8 +124,17 @@ class Learner(nn.Module):
         return _overrides(self._owner["edit_gradients"], "edit_gradients")
 
     def edit_gradients(self, gradient: Tensor, batch: Batch) -> Tensor:
-        """The gradient (P,) the optimizer gets."""
-        return self._owner["edit_gradients"].edit_gradients(gradient, batch)
+        """The gradient (P,) the optimizer gets; that of weights which belong to other strategies alone stays as it is."""
+        owner, n_own = self._owner["edit_gradients"], self._n_own
+        bounds = [0, *accumulate([len(gradient) - sum(n_own), *n_own])]
+        seen = [True, *(strategy is owner for strategy in self)]  # of the model's part and each strategy's
+        if all(is_seen or not n for is_seen, n in zip(seen[1:], n_own, strict=True)):
+            return owner.edit_gradients(gradient, batch)
+        parts = [torch.arange(*part) for part, is_seen in zip(pairwise(bounds), seen, strict=True) if is_seen]
+        index = torch.cat(parts).to(gradient.device)
+        if batch.update is not None:
+            batch = batch._replace(update=batch.update[index])
+        return gradient.index_copy(0, index, owner.edit_gradients(gradient[index], batch))
 
     @property
     def keeps_outputs(self) -> bool:
@@ -145,14 +157,17 @@ class Learner(nn.Module):
         return any(strategy.renews_weights for strategy in self)
 
     def after_step(self, step: int, batch: Batch) -> Tensor | None:
-        """Call every strategy's hook; returns of which weights (P,) the optimizer is to forget what it remembers, or None."""
+        """Call every strategy's hook; returns of which trained weights the optimizer is to forget what it remembers, or None."""
         to_forget = []
         for strategy in self:
             renewed = strategy.after_step(step, batch)
             self._tell(renewed)
             if renewed is not None and strategy.renews_weights:
                 to_forget.append(renewed)
-        return torch.stack(to_forget).any(0) if to_forget else None
+        if not to_forget:
+            return None
+        of_model = torch.stack(to_forget).any(0)
+        return torch.cat([of_model, of_model.new_zeros(sum(self._n_own))])
 
     @property
     def learns_by_gradient(self) -> bool:

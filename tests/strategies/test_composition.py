@@ -23,7 +23,7 @@ NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet"}
 RESETS = {"continual_backprop", "redo"}
 OUTLIERS = {"outliers", "ovor"}
 OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
-OWN_LOSS = {"der_expandable", "derpp", "eeil", "er", "icarl", "ilora", "joint", "predkd"}
+OWN_LOSS = {"der_expandable", "derpp", "dgr", "eeil", "er", "icarl", "ilora", "joint", "predkd"}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
 MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
@@ -35,7 +35,11 @@ REFUSED = [
     ({"packnet"}, {"agem", "gem", "owm"}, "makes a network for every task"),
     (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
     ({"predkd"}, {"dst", "packnet"}, "the second for"),
-    ({"hypernetwork"}, {"der_expandable", "derpp", "eeil", "er", "joint", "predkd"}, "each of them decides the loss"),
+    (
+        {"hypernetwork"},
+        {"der_expandable", "derpp", "dgr", "eeil", "er", "joint", "predkd"},
+        "each of them decides the loss",
+    ),
     ({"hypernetwork"}, OF_WEIGHTS | MOVES | {"ewc"}, "leaves none that are trained"),
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),

@@ -111,6 +111,10 @@ TOGETHER = {
               "strategy.plus=[joint]", "+plus.joint.from_scratch=true"],
     "resets": ["strategy=ewc", "strategy.plus=[l2_init,wasserstein,l2,redo]", "+plus.redo.period_unit=steps",
                "+plus.redo.period=1", "+plus.redo.threshold=0.5"],
+    "own weights and resets": ["strategy=dgr", "strategy.hidden=[12]", "strategy.latent=3", "strategy.plus=[redo]",
+                               "+plus.redo.period_unit=steps", "+plus.redo.period=1", "+plus.redo.threshold=0.5"],
+    "own weights and projections": ["strategy=dgr", "strategy.hidden=[12]", "strategy.latent=3", "strategy.plus=[agem]",
+                                    "+plus.agem.memory_size=40"],
 }  # fmt: skip
 """Strategies that draw weights anew, and others that are told."""
 
