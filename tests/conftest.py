@@ -1,5 +1,6 @@
 """Shared fixtures: real data where there are any, and small runs built as a user's run is built."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from composed import composed
+from hydra.core.config_store import ConfigStore
 
 from clbench.run import Setup, set_up
 from clbench.training.trainer import Trainer
@@ -34,6 +36,25 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_copies_of_all_schemas() -> Iterator[None]:
+    """Hydra copies every registered schema for each configuration it composes. It only reads them, and copies what it takes."""
+    with patch.object(ConfigStore, "__deepcopy__", lambda self, memo: self, create=True):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_collections_of_garbage() -> Iterator[None]:
+    """Modules and configurations are many small objects, which need not be searched for garbage again and again."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real data sets, or skip."""
@@ -43,7 +64,7 @@ def real_data() -> Path:
     return Path(root)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_setup() -> Callable[..., Setup]:
     """A function: overrides → everything a small run on digits needs, built but not trained."""
 

@@ -30,7 +30,7 @@ OUTLIERS = [
 
 SMALL_OPTIONS = {
     "acil": ["strategy.width=30"],
-    "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=30", "strategy.length=4"],  # of 30 tasks, at most
+    "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=12", "strategy.length=4"],  # of 12 tasks, at most
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=1"],
     "dst": ["strategy.update_every=2"],
     "dualprompt": [

@@ -12,6 +12,7 @@ from clbench.evaluation.evaluator import COLUMNS, as_table
 from clbench.registry import STRATEGIES
 from clbench.strategies.base import Batch, Strategy
 from clbench.training.optimizers import flatten_gradients
+from clbench.training.trainer import Trainer
 
 
 def options(name: str, setting: str) -> list[str]:
@@ -28,21 +29,33 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert not different
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
-def test_deterministic_and_undisturbed_by_evaluation(name, setting, small_trainer):
-    """Bit-identical weights with evaluation after every step, every 7th, and at switches only."""
-    runs = []
-    for index, every in enumerate(["1", "7", "0"]):
-        trainer = small_trainer(*options(name, setting), f"evaluator.every={every}", checkpoint=f"run{index}")
-        torch.rand(index + 1)  # whatever happened to torch's own generator before may not matter
-        trainer.fit()
-        runs.append((weights(trainer), trainer.curve, trainer.tasks))
-    for state, _, tasks in runs[1:]:
-        assert_same(runs[0][0], state)
-        pd.testing.assert_frame_equal(runs[0][2], tasks)
-    sparse = runs[2][1]
-    merged = sparse.merge(
-        runs[0][1],
+@pytest.fixture(scope="module")
+def trained(request, small_setup, tmp_path_factory) -> Trainer:
+    """A finished run of one strategy in one setting, evaluated after every step; several tests look at it."""
+    setup = small_setup(*options(*request.param), "trainer.scheduler=cosine", "evaluator.every=1")
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = Trainer(
+        setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, folder / "state.pt"
+    )
+    trainer.fit()
+    return trainer
+
+
+# The second parameter goes to the fixture, so that all tests of one case follow each other and share its run.
+EVERY_CASE = [pytest.param(*case.values, case.values, marks=case.marks, id="-".join(case.values)) for case in CASES]
+in_every_case = pytest.mark.parametrize(("name", "setting", "trained"), EVERY_CASE, indirect=["trained"], scope="module")
+
+
+@in_every_case
+def test_deterministic_and_undisturbed_by_evaluation(name, setting, trained, small_trainer):
+    """Bit-identical weights with evaluation after every step, and at switches only."""
+    trainer = small_trainer(*options(name, setting), "trainer.scheduler=cosine", "evaluator.every=0")
+    torch.rand(1)  # whatever happened to torch's own generator before may not matter
+    trainer.fit()
+    assert_same(weights(trained), weights(trainer))
+    pd.testing.assert_frame_equal(trained.tasks, trainer.tasks)
+    merged = trainer.curve.merge(
+        trained.curve,
         how="left",
         on=["iteration", "task_learning", "task_eval", "consolidated"],
         suffixes=("", "_dense"),
@@ -58,12 +71,10 @@ KILL_AT = (1, 5, 8, 10)
 """Steps, of tasks of four, before which a run is killed: within a task, right after its first step, and at its end."""
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
-def test_resumes_to_the_same_run(name, setting, small_trainer):
+@in_every_case
+def test_resumes_to_the_same_run(name, setting, trained, small_trainer):
     """Killed again and again, within a task, at its end and right after a checkpoint, it ends in the same weights and tables."""
-    chosen = [*options(name, setting), "trainer.scheduler=cosine"]
-    whole = small_trainer(*chosen, checkpoint="whole")
-    whole.fit()
+    chosen = [*options(name, setting), "trainer.scheduler=cosine", "evaluator.every=1"]
     for kill_at in KILL_AT:
         killed = small_trainer(*chosen, "record.checkpoint_seconds=0", checkpoint="killed")
         kill_before_step(killed, kill_at)
@@ -72,11 +83,11 @@ def test_resumes_to_the_same_run(name, setting, small_trainer):
         assert killed.iteration == kill_at
     last = small_trainer(*chosen, checkpoint="killed")
     last.fit()
-    assert_same(weights(whole), weights(last))
-    pd.testing.assert_frame_equal(whole.curve, last.curve)
-    pd.testing.assert_frame_equal(whole.tasks, last.tasks)
-    pd.testing.assert_frame_equal(whole.training, last.training)
-    pd.testing.assert_frame_equal(whole.method, last.method)
+    assert_same(weights(trained), weights(last))
+    pd.testing.assert_frame_equal(trained.curve, last.curve)
+    pd.testing.assert_frame_equal(trained.tasks, last.tasks)
+    pd.testing.assert_frame_equal(trained.training, last.training)
+    pd.testing.assert_frame_equal(trained.method, last.method)
 
 
 def kill_before_step(trainer, iteration: int) -> None:
@@ -90,15 +101,13 @@ def kill_before_step(trainer, iteration: int) -> None:
     trainer._train_step = step_or_die
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
-def test_prediction_is_per_sample_and_does_not_know_a_hidden_task(name, setting, small_trainer):
+@in_every_case
+def test_prediction_is_per_sample_and_does_not_know_a_hidden_task(name, setting, trained):
     """The answer for an image depends neither on the batch it comes in nor, where the scenario hides it, on the task."""
-    trainer = small_trainer(*options(name, setting))
-    trainer.fit()
-    learner = trainer.learner.eval()
+    learner = trained.learner.eval()
     learner.prepare_for_eval()
-    split = trainer.scenario.test
-    samples = trainer.inputs.plain(split, torch.cat([split.ids(t)[:12] for t in range(3)]))
+    split = trained.scenario.test
+    samples = trained.inputs.plain(split, torch.cat([split.ids(t)[:12] for t in range(3)]))
     with torch.no_grad():
         together = learner.predict(samples.x, samples.task)
         alone = torch.cat(
@@ -125,19 +134,19 @@ class OperationCount(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())
-def test_memory_and_step_cost_are_flat_over_30_tasks(name, small_trainer, monkeypatch):
+def test_memory_and_step_cost_are_flat_over_12_tasks(name, small_trainer, monkeypatch):
     """Bytes kept, operations and FLOPs of a training step do not grow, unless the method is declared to grow."""
     is_domain = setting_of(name, "domain") == "domain"
     trainer = small_trainer(
         *options(name, "domain"),
         f"scenario.setting={setting_of(name, 'domain')}",
-        "scenario.n_tasks=30",
+        "scenario.n_tasks=12",
         "trainer.max_steps_per_task=2",
         "trainer.batch_size=20",
         "evaluator.every=0",
         "evaluator.subset=2",
         # Room for a sample of every class, of which there are more where tasks have classes of their own.
-        *([f"strategy.memory_size={100 if is_domain else 600}"] if STRATEGIES[name].needs.memory else []),
+        *([f"strategy.memory_size={100 if is_domain else 240}"] if STRATEGIES[name].needs.memory else []),
         *(["strategy.reference_size=2"] if name == "agem" else []),
     )
     costs, bytes_kept = {}, {}
@@ -145,7 +154,7 @@ def test_memory_and_step_cost_are_flat_over_30_tasks(name, small_trainer, monkey
 
     def counted(task, *arguments):
         bytes_kept[task] = trainer.learner.extra_bytes()
-        if task not in (2, 29):  # counting takes longer than the step
+        if task not in (2, 11):  # counting takes longer than the step
             train_step(task, *arguments)
             return
         with FlopCounterMode(display=False) as flops, OperationCount() as operations:
@@ -153,15 +162,15 @@ def test_memory_and_step_cost_are_flat_over_30_tasks(name, small_trainer, monkey
         costs[task] = (operations.count, flops.get_total_flops())
 
     monkeypatch.setattr(trainer, "_train_step", counted)
-    # With the task hidden, a method that runs a network per task takes 30³/2 passes for the full test sets at task ends.
+    # With the task hidden, a method that runs a network per task takes 12³/2 passes for the full test sets at task ends.
     monkeypatch.setattr(trainer.evaluator, "evaluate_full", lambda *_: as_table(np.empty((0, len(COLUMNS)))))
     monkeypatch.setattr(trainer, "save", lambda: None)
     trainer.fit()
     assert len(set(bytes_kept.values())) == 1
     if STRATEGIES[name].needs.cost_grows:
-        assert costs[29] > costs[2]
+        assert costs[11] > costs[2]
     else:
-        assert costs[29] == costs[2]
+        assert costs[11] == costs[2]
 
 
 @pytest.mark.parametrize(("name", "setting"), IN_TURN)
