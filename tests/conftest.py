@@ -11,6 +11,8 @@ import torch
 from composed import composed
 from hydra.core.config_store import ConfigStore
 
+from clbench import config
+from clbench.__main__ import status_of
 from clbench.run import Setup, set_up
 from clbench.training.trainer import Trainer
 
@@ -92,3 +94,23 @@ def small_trainer(small_setup: Callable[..., Setup], tmp_path: Path) -> Callable
         )
 
     return make
+
+
+@pytest.fixture
+def clb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple]:
+    """A function: the words of a command → its exit status, what it printed, and its errors.
+
+    In this process, and in an empty folder: starting another takes seconds.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "_added_dirs", [])
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.argv", ["clbench"])
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = status_of(list(words))
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call

@@ -7,6 +7,7 @@ import sys
 import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from small_commands import SMALL
 
 from clbench.command_line.arguments import taken_apart
 from clbench.command_line.checks import check_overrides, checked
@@ -176,25 +177,20 @@ def test_diverged_run_is_recorded_and_cut_at_the_last_sound_step(tmp_path):
     assert OmegaConf.load(tmp_path / "config.yaml").trainer.lr == 1e18
 
 
-def clbench(*arguments: str, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "clbench", *arguments], cwd=cwd, capture_output=True, text=True, timeout=200
-    )
-
-
 def test_command_line_prints_the_sentence_and_no_traceback(tmp_path):
-    done = clbench("strategy.lam=-1", cwd=tmp_path)
+    """In a process of its own, as users start it."""
+    command = [sys.executable, "-m", "clbench", "strategy.lam=-1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert done.stderr.strip() == "clbench: strategy.lam=-1.0 is out of range: it has to be at least 0"
 
 
-def test_a_sweep_outlives_a_failed_run(tmp_path):
-    small = ["trainer.max_steps_per_task=2", "record.figure=false", "strategy=finetune", "trainer.epochs=null"]
-    done = clbench("-m", "scenario.increment=2,3,5", *small, "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode != 0
+def test_a_sweep_outlives_a_failed_run(clb, tmp_path):
+    status, _, errors = clb("-m", "scenario.increment=2,3,5", *SMALL, "hydra.sweep.dir=sweep")
+    assert status == 1
     statuses = [json.loads((tmp_path / "sweep" / str(i) / "summary.json").read_text())["status"] for i in range(3)]
     assert statuses == ["finished", "failed", "finished"]
-    assert "does not divide" in done.stderr
+    assert "does not divide" in errors
 
 
 def test_a_failed_run_is_recorded_with_the_kind_of_its_error(tmp_path):
