@@ -34,16 +34,16 @@ def trained(request, small_setup, tmp_path_factory) -> Trainer:
     """A finished run of one strategy in one setting, evaluated after every step; several tests look at it."""
     setup = small_setup(*options(*request.param), "trainer.scheduler=cosine", "evaluator.every=1")
     folder = tmp_path_factory.mktemp("trained")
-    trainer = Trainer(
-        setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, folder / "state.pt"
-    )
+    trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, folder / "state.pt")
     trainer.fit()
     return trainer
 
 
 # The second parameter goes to the fixture, so that all tests of one case follow each other and share its run.
 EVERY_CASE = [pytest.param(*case.values, case.values, marks=case.marks, id="-".join(case.values)) for case in CASES]
-in_every_case = pytest.mark.parametrize(("name", "setting", "trained"), EVERY_CASE, indirect=["trained"], scope="module")
+in_every_case = pytest.mark.parametrize(
+    ("name", "setting", "trained"), EVERY_CASE, indirect=["trained"], scope="module"
+)
 
 
 @in_every_case

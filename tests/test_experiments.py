@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from composed import composed
 
-from clbench.config import check_fields, compose, conf_dir, group_choices, to_dataclass
+from clbench.config import check_fields, conf_dir, group_choices, to_dataclass
 from clbench.errors import DataError
 from clbench.models.hypernetworks import ChunkedHypernetwork, Pieces, RecurrentHypernetwork
 from clbench.run import set_up
@@ -14,7 +15,7 @@ NAMES = group_choices("experiment")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_composes_to_valid_options(name):
-    config = to_dataclass(compose([f"experiment={name}"]))
+    config = to_dataclass(composed(f"experiment={name}"))
     check_fields(config, "")
     assert name.endswith(f"_{config.strategy.name}")
     assert name.startswith((config.scenario.name, f"{config.scenario.name}_rehearsal_free"))
@@ -63,7 +64,7 @@ def test_says_what_it_reproduces_and_from_where(name):
 )  # fmt: skip
 def test_published_settings(name, expected):
     """The values of the papers' configuration files survive whatever the scenario's own file sets."""
-    config = compose([f"experiment={name}"])
+    config = composed(f"experiment={name}")
     for key, value in expected.items():
         group, field = key.split(".")
         assert config[group][field] == value, key
@@ -95,7 +96,7 @@ def test_published_settings(name, expected):
     ],
 )  # fmt: skip
 def test_published_settings_of_hypernetworks(name, expected):
-    config = compose([f"experiment={name}"])
+    config = composed(f"experiment={name}")
     for key, value in expected.items():
         group, field = key.split(".")
         assert config[group][field] == value, key
@@ -107,7 +108,7 @@ def test_two_kinds_of_hypernetworks_at_the_same_budget():
     """The recurrent and the chunked experiment: target network, steps, and parameters within a hundredth."""
     sizes, budgets = {}, {}
     for kind, name in {"chunked": "small", "recurrent": "recurrent"}.items():
-        config = compose([f"experiment=split_mnist_task_{name}_hypernetwork"])
+        config = composed(f"experiment=split_mnist_task_{name}_hypernetwork")
         strategy = config.strategy
         assert strategy.kind == kind
         pieces = Pieces(89610, strategy.chunk_size, strategy.embedding_size, strategy.chunk_embedding_size)
@@ -132,7 +133,7 @@ def test_two_kinds_of_hypernetworks_at_the_same_budget():
 )
 def test_published_settings_of_the_rehearsal_free_suite(name, expected):
     """One network and schedule for all of them, with BatchNorm as the authors' code has it."""
-    config = compose([f"experiment=cifar100_rehearsal_free_{name}"])
+    config = composed(f"experiment=cifar100_rehearsal_free_{name}")
     for key, value in expected.items():
         group, field = key.split(".")
         assert config[group][field] == value, key
@@ -144,7 +145,7 @@ def test_published_settings_of_the_rehearsal_free_suite(name, expected):
 
 
 def test_an_experiment_chooses_its_model_over_its_scenarios():
-    config = compose(["experiment=cifar100_rehearsal_free_ewc"])
+    config = composed("experiment=cifar100_rehearsal_free_ewc")
     assert (config.model.kind, config.model.name) == ("timm", "resnet18")
     assert (config.trainer.epochs, config.trainer.max_steps_per_task) == (250, None)
 
@@ -152,17 +153,17 @@ def test_an_experiment_chooses_its_model_over_its_scenarios():
 def test_a_strategy_may_change_its_scenarios_schedule_but_no_experiments():
     """conf/training/<strategy>.yaml stands between the scenario's file and the experiment's."""
     for scenario in ("split_digits", "cifar100"):
-        config = compose([f"scenario={scenario}", "strategy=hypernetwork"])
+        config = composed(f"scenario={scenario}", "strategy=hypernetwork")
         assert (config.trainer.optimizer, config.trainer.lr) == ("adam", 0.001)
-        assert compose([f"scenario={scenario}", "strategy=er"]).trainer.optimizer == "sgd"
-    assert compose(["experiment=split_mnist_hypernetwork"]).trainer.lr == 0.0005
-    assert compose(["strategy=hypernetwork", "trainer.optimizer=sgd"]).trainer.optimizer == "sgd"
+        assert composed(f"scenario={scenario}", "strategy=er").trainer.optimizer == "sgd"
+    assert composed("experiment=split_mnist_hypernetwork").trainer.lr == 0.0005
+    assert composed("strategy=hypernetwork", "trainer.optimizer=sgd").trainer.optimizer == "sgd"
     names = {file.stem for file in (conf_dir() / "training").glob("*.yaml")}
     assert names <= set(group_choices("strategy"))
 
 
 def test_the_command_line_has_the_last_word():
-    config = compose(["experiment=split_mnist_er", "trainer.lr=0.5", "strategy.memory_size=77"])
+    config = composed("experiment=split_mnist_er", "trainer.lr=0.5", "strategy.memory_size=77")
     assert (config.trainer.lr, config.strategy.memory_size) == (0.5, 77)
 
 
@@ -178,7 +179,7 @@ def test_trains_two_steps_on_real_data(name, real_data, tmp_path):
     ]
     if "cifar10_" in name and not (real_data / "cifar-10-batches-py").is_dir():
         overrides.append("data.folder=cifar10_small")
-    config = compose(overrides)
+    config = composed(*overrides)
     config.model.checkpoint = None  # files that a user passes, and downloads: two steps do without
     if config.model.get("pretrained"):
         config.model.pretrained = False

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -155,21 +153,12 @@ def test_markup_in_names_is_text(tmp_path):
     assert any(trace.get("meta") == EVIL for plot in plots(page) for trace in plot["data"])
 
 
-def test_a_page_of_few_runs_is_a_few_megabytes(tmp_path):
-    write_page(made_comparison(scenarios=("one",)), tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size < 7e6
-
-
-def test_the_page_is_the_same_every_time(tmp_path):
+def test_the_page_is_the_same_every_time_and_a_few_megabytes(tmp_path):
     comparison = made_comparison(scenarios=("one",))
     for name in ("a", "b"):
         write_page(comparison, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_pages_and_figures_import_no_torch():
-    code = "import sys, clbench.reports.page, clbench.reports.print_figures; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert (tmp_path / "a").stat().st_size < 7e6
 
 
 def test_many_seeds_are_a_range(tmp_path):

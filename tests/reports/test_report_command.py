@@ -30,6 +30,12 @@ def sweep(tmp_path, monkeypatch):
     return tmp_path / "multirun"
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Without those of print, which take most of the time and are looked at elsewhere."""
+    monkeypatch.setattr("clbench.reports.print_figures.draw_all", lambda *_: [])
+
+
 def test_report_writes_every_format_and_prints_the_main_table(sweep, tmp_path, capsys):
     report(["multirun", "--out", "here", "--title", "Three methods", "--metric", "FORG"])
     assert {file.name for file in (tmp_path / "here").iterdir()} >= FILES
@@ -91,7 +97,7 @@ def test_report_of_methods_that_say_nothing_has_nothing_more(sweep, tmp_path):
         assert after == before.replace(b"--out before", b"--out after"), name
 
 
-def test_the_command_in_the_report_makes_it_again(sweep, tmp_path):
+def test_the_command_in_the_report_makes_it_again(sweep, tmp_path, no_pictures):
     page = write_report(["multirun"], by=["strategy"], metric="WC_ACC", test="wilcoxon", title="A 'quoted' title")
     first = (page.parent / "comparison.csv").read_text()
     command = re.search(r"```bash\n(.*)\n```", (page.parent / "report.md").read_text()).group(1)
@@ -103,8 +109,7 @@ def test_the_command_in_the_report_makes_it_again(sweep, tmp_path):
     assert "# A 'quoted' title" in (page.parent / "report.md").read_text()
 
 
-def test_the_default_folder_is_in_the_sweep_or_study_else_in_reports(sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr("clbench.reports.print_figures.draw_all", lambda *_: [])  # pictures are looked at elsewhere
+def test_the_default_folder_is_in_the_sweep_or_study_else_in_reports(sweep, tmp_path, no_pictures):
     assert write_report(["multirun"]).parent.parent.name == "reports"
     (sweep / "multirun.yaml").write_text("")
     assert write_report(["multirun"]).parent == sweep.relative_to(tmp_path) / "report"
@@ -116,7 +121,7 @@ def test_the_default_folder_is_in_the_sweep_or_study_else_in_reports(sweep, tmp_
     assert write_report(["study"]) == page  # a report within the folder is no run
 
 
-def test_report_of_runs_that_cannot_be_compared_writes_nothing(sweep, tmp_path):
+def test_report_of_runs_that_cannot_be_compared_writes_nothing(sweep, tmp_path, no_pictures):
     write_run(sweep / "x", "gem", options={"trainer.epochs": 1})
     with pytest.raises(ConfigError, match=r"differ in trainer\.epochs"):
         report(["multirun", "--out", "here"])

@@ -5,15 +5,18 @@ import re
 
 import pytest
 import torch
+from composed import composed
 
-from clbench.config import check_fields, compose, conf_dir, to_dataclass
+from clbench.config import check_fields, conf_dir, to_dataclass
+from clbench.data.images import SourceData
+from clbench.registry import SOURCES
 from clbench.scenarios.build import build
 
 FILES = sorted((conf_dir() / "scenario").glob("*.yaml"))
 
 
-def composed(name, *overrides):
-    return to_dataclass(compose([f"scenario={name}", *overrides]))
+def configured(name, *overrides):
+    return to_dataclass(composed(f"scenario={name}", *overrides))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -21,7 +24,7 @@ def test_a_scenario_file_composes_and_says_what_it_is(file):
     first, second = file.read_text(encoding="utf-8").splitlines()[:2]
     assert first == "# @package _global_"
     assert re.match(r"# \S.{20,118}\.$", second), "the line that `python -m clbench list` prints"
-    config = composed(file.stem)
+    config = configured(file.stem)
     check_fields(config, "")
     assert config.scenario.name == file.stem
     assert config.trainer.epochs is None or config.trainer.max_steps_per_task is None
@@ -31,7 +34,7 @@ def test_a_scenario_file_composes_and_says_what_it_is(file):
 
 @pytest.mark.parametrize("angles", ["[0,10,20]", "[0,40,80]", "[0,80,160,240]"])
 def test_the_angles_of_rotated_mnist_can_be_swept(angles):
-    assert composed("rotated_mnist", f"scenario.angles={angles}").scenario.angles == json.loads(angles)
+    assert configured("rotated_mnist", f"scenario.angles={angles}").scenario.angles == json.loads(angles)
 
 
 EXACT = {
@@ -53,9 +56,29 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_real_streams_have_the_published_sizes(real_data, name):
-    config = composed(name, f"data.root={real_data}", "model=mlp")
+@pytest.fixture(scope="module")
+def read_once():
+    """A function: name of a source → the function that reads it; several streams are made of one source."""
+    read: dict[str, SourceData] = {}
+
+    def reader(name):
+        load = SOURCES[name]
+
+        def load_once(config):
+            if name not in read:
+                read.clear()  # the streams of a source follow each other
+                read[name] = load(config)
+            return read[name]
+
+        return load_once
+
+    return reader
+
+
+@pytest.mark.parametrize("name", sorted(EXACT, key=lambda name: configured(name).scenario.source))
+def test_real_streams_have_the_published_sizes(real_data, name, read_once, monkeypatch):
+    config = configured(name, f"data.root={real_data}", "model=mlp")
+    monkeypatch.setitem(SOURCES._entries, config.scenario.source, read_once(config.scenario.source))
     scenario = build(config.scenario, config.data, 0, torch.device("cpu"))
     sizes = [[stop - start for start, stop in split.bounds] for split in (scenario.train, scenario.test)]
     assert (scenario.setting, scenario.n_tasks, scenario.n_classes, *sizes) == EXACT[name]

@@ -39,12 +39,16 @@ def assert_same_when_alone(small_trainer, members: list[list[str]]) -> None:
 
 @pytest.mark.parametrize(("name", "setting"), CASES)
 def test_a_member_equals_its_solo_run(name, setting, small_trainer):
+    """Every real-valued option of the strategy differs between the two members, and each trains by its own."""
     # SGD: Adam makes a full step of a dead weight, whose gradient is nothing but rounding.
     common = [*options(name, setting), "trainer.optimizer=sgd"]
     decay = "trainer.weight_decay=0.01" if STRATEGIES[name].needs.weight_decay else "trainer.weight_decay=0.0"
+    given = small_trainer(*common).learner.strategies[0].options
+    fields = {field: value for field, value in vars(given).items() if isinstance(value, float)}
+    halved = [f"strategy.{field}={value / 2 if value else 0.3}" for field, value in fields.items()]
     members = [
         [*common, "seed=0", "trainer.lr=0.05", "trainer.momentum=0.9"],
-        [*common, "seed=1", "trainer.lr=0.02", "trainer.momentum=0.5", decay],
+        [*common, "seed=1", "trainer.lr=0.02", "trainer.momentum=0.5", decay, *halved],
     ]
     assert_same_when_alone(small_trainer, members)
 
@@ -129,18 +133,6 @@ def test_members_are_told_of_their_own_weights_that_are_drawn_anew(case, small_t
         "scenario.frozen=null",
     ]
     assert_same_when_alone(small_trainer, [[*common, "seed=0"], [*common, "seed=1", "trainer.lr=0.02"]])
-
-
-@pytest.mark.parametrize("name", STRATEGIES.names())
-def test_real_valued_options_of_a_member_are_its_own(name, small_trainer):
-    """Every real-valued option of every strategy differs between two members, and each trains by its own."""
-    common = options(name, setting_of(name, "class"))
-    fields = {
-        f: v for f, v in vars(small_trainer(*common).learner.strategies[0].options).items() if isinstance(v, float)
-    }
-    halved = [f"strategy.{field}={value / 2 if value else 0.3}" for field, value in fields.items()]
-    members = [common, [*common, *halved]]
-    assert_same_when_alone(small_trainer, members)
 
 
 VARIANTS = {
