@@ -236,6 +236,12 @@ class DataConfig:
         help="height and width to which images of different sizes are decoded; set by scenario.image_size",
         at_least=1,
     )
+    tokenizer: str | None = option(
+        None,
+        help="texts: folder with the tokenizer.json of the network that reads them, or package:<name> of an installed package; "
+        "null: bytes",
+    )
+    length: int = option(64, help="texts: tokens that are kept of each", at_least=1)
     placement: str = option("auto", help="where decoded images are held", choices=("auto", "device", "host", "mmap"))
 
 

@@ -422,7 +422,15 @@ def learner_of(config: RunConfig, strategies: list[Any], model: ContinualModel, 
 def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
     """The network, its weights drawn from the stream (seed, "initialisation") without touching torch's own generator."""
     with torch_draws_from(config.seed, "initialisation"):
-        backbone = MODELS[config.model.kind](config.model, scenario.input_shape)
+        kind = MODELS[config.model.kind]
+        reads = getattr(kind, "reads", "images")
+        if reads != scenario.reads:
+            fitting = [name for name in MODELS.names() if getattr(MODELS[name], "reads", "images") == scenario.reads]
+            raise ConfigError(
+                f"model.kind={config.model.kind} reads {reads}, and the samples of {scenario.name} are {scenario.reads}. Valid "
+                f"choices: {', '.join(fitting)}"
+            )
+        backbone = kind(config.model, scenario.input_shape)
         if config.model.checkpoint is not None:
             refuse_seen_classes(config.model.checkpoint, scenario)
             load_backbone(backbone, config.model.checkpoint)
@@ -524,7 +532,7 @@ def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:
 
     model = setup.learner.model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *setup.scenario.input_shape, device=setup.device))
+        model(setup.scenario.blank(setup.device))
     return {
         "seconds": trainer.seconds,
         "evaluation_seconds": setup.evaluator.seconds,

@@ -48,7 +48,7 @@ class Store:
             self._pixels = torch.from_numpy(np.array(pixels))  # a private, writable copy in memory
             if self.placement == "device":
                 self._pixels = self._pixels.to(device)
-        self.shape = tuple(pixels.shape)
+        self.shape, self.dtype = tuple(pixels.shape), self._pixels.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,7 +60,7 @@ class Store:
         """
         if self.placement == "device" or self.device.type == "cpu":
             return self._pixels.index_select(0, rows)
-        batch = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        batch = torch.empty((len(rows), *self.shape[1:]), dtype=self._pixels.dtype, pin_memory=True)
         torch.index_select(self._pixels, 0, rows, out=batch)
         return batch.to(self.device, non_blocking=True)
 

@@ -12,6 +12,7 @@ from clbench.config import DataConfig, ScenarioConfig
 from clbench.data.image_folders import named
 from clbench.data.images import ImageSet, SourceData
 from clbench.data.store import shared_store
+from clbench.data.text import TextSet
 from clbench.errors import ConfigError
 from clbench.registry import SCENARIOS, SOURCES
 from clbench.scenarios.scenario import Scenario, Split
@@ -114,7 +115,10 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         if lacking:
             why = f"scenario.validation={config.validation} of their training images is less than one"
             note = "; ".join(filter(None, [note, f"no validation samples of {named(lacking, 'class')}: {why}"]))
-    check_normalisation(config, data.train.pixels.shape[1])
+    if isinstance(data.train, TextSet):
+        _refuse_for_texts(config)
+    else:
+        check_normalisation(config, data.train.pixels.shape[1])
     return Scenario(
         name=config.name,
         setting=plan.setting,
@@ -143,6 +147,15 @@ def _segments(config: ScenarioConfig, plan: StreamPlan, train: Split) -> list[to
         if not len(ids):
             raise ConfigError(f"no training sample of scenario {config.name} arrives while task {name!r} is learned")
     return [torch.from_numpy(ids) for ids in segments]
+
+
+def _refuse_for_texts(config: ScenarioConfig) -> None:
+    """Refuse options that are of images."""
+    for name in ("mean", "std", "image_size"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"scenario.{name}={getattr(config, name)} is of images, and {config.name} has texts: set it to null"
+            )
 
 
 def check_normalisation(config: ScenarioConfig, n_channels: int) -> None:
@@ -229,7 +242,7 @@ def _refuse_returning_classes(config: ScenarioConfig, plan: StreamPlan) -> None:
 
 def resized(data: SourceData, size: int | None) -> SourceData:
     """The same data at ``size`` × ``size`` pixels (antialiased bilinear), or unchanged for None."""
-    if size is None or data.train.pixels.shape[-2:] == (size, size):
+    if size is None or isinstance(data.train, TextSet) or data.train.pixels.shape[-2:] == (size, size):
         return data
 
     def shrink(images: ImageSet) -> ImageSet:

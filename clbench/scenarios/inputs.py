@@ -5,6 +5,7 @@ from torch import Tensor
 
 from clbench.config import AugmentConfig
 from clbench.data.augment import Augmentation
+from clbench.errors import ConfigError
 from clbench.scenarios.scenario import Samples, Scenario, Split
 from clbench.seeding import stream_seed
 
@@ -38,11 +39,15 @@ class InputPipeline:
         std = torch.tensor(scenario.std)
         self._scale = (1 / (255 * std)).view(shape).to(device)
         self._shift = (-torch.tensor(scenario.mean) / std).view(shape).to(device)
+        if scenario.reads == "tokens" and Augmentation.changes_anything(augment):
+            raise ConfigError(f"scenario.augment is for images, and {scenario.name} has texts: leave it out")
         self.augmentation = Augmentation(augment) if Augmentation.changes_anything(augment) else None
         self._generator = torch.Generator(device=device)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """float (B, C, H, W): (pixels / 255 − mean) / std of uint8 or float images in 0..255."""
+        """float (B, C, H, W): (pixels / 255 − mean) / std of uint8 or float images in 0..255; tokens stay as they are."""
+        if images.dtype == torch.int32:  # tokens of texts
+            return images
         x = torch.addcmul(self._shift, images.to(self._scale.dtype), self._scale)
         return x.contiguous(memory_format=self._memory_format)
 

@@ -100,8 +100,8 @@ class Scenario:
             classes shared by all tasks).
         class_names: names of the classes in label order.
         task_classes: for each task the labels it contains.
-        input_shape: (C, H, W).
-        mean, std: per-channel normalisation.
+        input_shape: (C, H, W) of images, (L,) of texts.
+        mean, std: per-channel normalisation of images; empty for texts.
         train, validation: the splits training and tuning may read; validation is None without a validation fraction.
         recipe: what defines the stream beside its images (rotations, permutations, ...); part of the hash.
         test_locked: whether asking for the test split raises.
@@ -117,7 +117,7 @@ class Scenario:
     class_names: list[str]
     task_names: list[str]
     task_classes: list[list[int]]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: Split
@@ -129,6 +129,16 @@ class Scenario:
     frozen: str | None = None
     segments: list[Tensor] | None = None
     boundaries: bool = True
+
+    @property
+    def reads(self) -> str:
+        """What a network has to read: ``images``, uint8 (C, H, W), or ``tokens`` of texts, int32 (L,)."""
+        return "images" if len(self.input_shape) == 3 else "tokens"
+
+    def blank(self, device: torch.device) -> Tensor:
+        """An input (1, …) for a network that says nothing."""
+        kind = torch.float32 if self.reads == "images" else torch.int32
+        return torch.zeros(1, *self.input_shape, dtype=kind, device=device)
 
     def arriving(self, task: int) -> Tensor:
         """int64 (n,), on the CPU: the training samples that arrive while ``task`` is learned."""

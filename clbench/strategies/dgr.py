@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.models.vae import VAE
 from clbench.registry import STRATEGIES
@@ -54,6 +55,8 @@ class DGR(WithTeacher):
 
     def __init__(self, config: DGRConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
+        if scenario.reads != "images":
+            raise ConfigError(f"strategy dgr generates images, and the samples of {scenario.name} are {scenario.reads}")
         channels, height, width = scenario.input_shape
         self.generator = VAE(channels * height * width, config.hidden, config.latent)
         self.previous = copy.deepcopy(self.generator.decoder).requires_grad_(False)

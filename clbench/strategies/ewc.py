@@ -167,7 +167,7 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
     chunk = max(1, NUMBERS_AT_ONCE[device.type] // sum(p.numel() for p in parameters.values()))
     total = torch.zeros((), device=device)
     for samples in task.batches(ids, chunk):
-        one = samples.x.new_ones(len(samples.y))
+        one = strategy.importance.new_ones(len(samples.y))
         if options.fisher == "empirical":
             total = total + weighted_squares(samples, samples.y, one)
             continue

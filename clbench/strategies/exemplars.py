@@ -45,7 +45,7 @@ class ExemplarMemory(nn.Module):
         self.size, self.task_classes, self.n_classes = size, scenario.task_classes, scenario.n_classes
         self.register_buffer("ids", torch.full((2 * size,), EMPTY))
         self.register_buffer("labels", torch.full((2 * size,), EMPTY))
-        self.register_buffer("images", torch.zeros(2 * size, *scenario.input_shape, dtype=torch.uint8))
+        self.register_buffer("images", torch.zeros(2 * size, *scenario.input_shape, dtype=scenario.train.store.dtype))
         std = torch.tensor(scenario.std)
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
         self.register_buffer("shift", (-torch.tensor(scenario.mean) / std).view(-1, 1, 1))
@@ -104,7 +104,8 @@ class ExemplarMemory(nn.Module):
     @torch.no_grad()
     def means(self, model: ContinualModel) -> Tensor:
         """The mean (n_classes, n_features) of every class's normalised features, normalised; 0 without exemplars. Pure."""
-        x = torch.addcmul(self.shift, self.images.to(self.scale), self.scale)
+        is_text = self.images.dtype == torch.int32
+        x = self.images if is_text else torch.addcmul(self.shift, self.images.to(self.scale), self.scale)
         features = F.normalize(model.features(x))
         of_class = (self.labels == torch.arange(self.n_classes, device=self.labels.device)[:, None]).to(features)
         return F.normalize(of_class @ features)

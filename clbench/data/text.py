@@ -1,0 +1,95 @@
+"""Texts as samples: their tokens, and the digests that say which texts they are.
+
+A text becomes a row of ``data.length`` token numbers, int32. What is longer is cut off, and 0 stands behind the end of what is
+shorter: all numbers of a tokenizer are raised by one, so that it stands nowhere else. Digests are of the text itself, so that a
+stream's hash does not depend on how it is read.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from clbench.config import DataConfig
+from clbench.data.images import ImageSet
+from clbench.errors import ConfigError
+
+BYTES = 256
+"""Tokens where no tokenizer is named: the bytes of the text in UTF-8, raised by one."""
+
+
+@dataclass(frozen=True)
+class TextSet(ImageSet):
+    """One split of texts; ``pixels`` are their tokens, int32 (N, L).
+
+    Attributes:
+        texts: the texts.
+    """
+
+    texts: tuple[str, ...] = ()
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """uint64 array (N, 2): a 128-bit digest of each text (UTF-8) and label."""
+        digests = bytearray()
+        for text, label in zip(self.texts, self.labels.astype("<i8"), strict=True):
+            digests += hashlib.blake2b(text.encode() + b"\0" + label.tobytes(), digest_size=16).digest()
+        return np.frombuffer(bytes(digests), "<u8").reshape(len(self), 2).astype(np.uint64)
+
+
+def text_set(texts: list[str], labels: list[int], config: DataConfig) -> TextSet:
+    """The texts with their tokens."""
+    return TextSet(tokens(texts, config), np.asarray(labels, np.int64), texts=tuple(texts))
+
+
+def tokens(texts: list[str], config: DataConfig) -> np.ndarray:
+    """int32 (len(texts), ``data.length``), see the module's docstring.
+
+    Raises:
+        ConfigError: ``data.tokenizer`` names no folder with a ``tokenizer.json``.
+    """
+    if config.tokenizer is None:
+        rows = [[byte + 1 for byte in text.encode()] for text in texts]
+    else:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(
+            str(model_folder(config.tokenizer, "data.tokenizer", "tokenizer.json") / "tokenizer.json")
+        )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        rows = [[number + 1 for number in encoding.ids] for encoding in tokenizer.encode_batch(texts)]
+    table = np.zeros((len(rows), config.length), np.int32)
+    for row, numbers in zip(table, rows, strict=True):
+        row[: len(numbers)] = numbers[: config.length]
+    return table
+
+
+def model_folder(name: str, option: str, file: str) -> Path:
+    """The folder that ``name`` stands for: a path, or ``package:<name>`` for the folder within an installed package.
+
+    Args:
+        name: as the user gives it.
+        option: by which option.
+        file: what has to be there.
+
+    Raises:
+        ConfigError: there is none with such a file.
+    """
+    if not name.startswith("package:"):
+        folders = [Path(name).expanduser()]
+    else:
+        package = find_spec(name.removeprefix("package:"))
+        if package is None or package.submodule_search_locations is None:
+            raise ConfigError(
+                f"{option}={name}: no such package is installed: pip install {name.removeprefix('package:')}"
+            )
+        files = [found for place in package.submodule_search_locations for found in Path(place).rglob(file)]
+        folders = [found.parent for found in sorted(files, key=lambda path: len(path.parts))]
+    found = next((folder for folder in folders if (folder / file).is_file()), None)
+    if found is None:
+        raise ConfigError(f"{option}={name} names no folder with a {file}")
+    return found
