@@ -8,8 +8,10 @@ stream's hash does not depend on how it is read.
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +56,7 @@ def tokens(texts: list[str], config: DataConfig) -> np.ndarray:
     if config.tokenizer is None:
         rows = [[byte + 1 for byte in text.encode()] for text in texts]
     else:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(
+        tokenizer = library("tokenizers").Tokenizer.from_file(
             str(model_folder(config.tokenizer, "data.tokenizer", "tokenizer.json") / "tokenizer.json")
         )
         tokenizer.no_padding()
@@ -66,6 +66,17 @@ def tokens(texts: list[str], config: DataConfig) -> np.ndarray:
     for row, numbers in zip(table, rows, strict=True):
         row[: len(numbers)] = numbers[: config.length]
     return table
+
+
+def library(name: str) -> Any:
+    """The module of a library that only texts need; imported where one is read, since that takes seconds.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec(name) is None:
+        raise ConfigError(f"networks that read texts need {name}, which is not installed: pip install 'clbench[text]'")
+    return import_module(name)
 
 
 def model_folder(name: str, option: str, file: str) -> Path:

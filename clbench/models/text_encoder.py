@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import ModelConfig, option
-from clbench.data.text import model_folder
+from clbench.data.text import library, model_folder
 from clbench.errors import ConfigError
 from clbench.registry import MODELS
 
@@ -41,13 +41,12 @@ class TextEncoder(nn.Module):
     reads = "tokens"
 
     def __init__(self, config: TextEncoderConfig, input_shape: tuple[int, ...]) -> None:
-        from transformers import BertConfig, BertModel
-
         super().__init__()
+        transformers = library("transformers")
         if config.path is None:
             if config.width % config.heads:
                 raise ConfigError(f"model.heads={config.heads} does not divide model.width={config.width}")
-            sizes = BertConfig(
+            sizes = transformers.BertConfig(
                 vocab_size=config.vocabulary,
                 hidden_size=config.width,
                 num_hidden_layers=config.depth,
@@ -57,10 +56,10 @@ class TextEncoder(nn.Module):
                 attention_probs_dropout_prob=0.0,
                 attn_implementation="eager",
             )
-            self.network = BertModel(sizes, add_pooling_layer=False)
+            self.network = transformers.BertModel(sizes, add_pooling_layer=False)
         else:
             folder = model_folder(config.path, "model.path", "model.safetensors")
-            self.network = BertModel.from_pretrained(
+            self.network = transformers.BertModel.from_pretrained(
                 folder,
                 add_pooling_layer=False,
                 attn_implementation="eager",  # the others cannot be vmap-ped

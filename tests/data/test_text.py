@@ -8,7 +8,7 @@ import torch
 from composed import composed
 
 from clbench.config import DataConfig
-from clbench.data.text import model_folder, text_set, tokens
+from clbench.data.text import library, model_folder, text_set, tokens
 from clbench.errors import ConfigError
 from clbench.run import network_of, set_up
 from clbench.training.trainer import Trainer
@@ -143,3 +143,8 @@ def test_the_outermost_folder_of_a_package_is_taken(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     found = model_folder("package:reads_texts", "model.path", "config.json")
     assert found == tmp_path / "reads_texts" / "model"
+
+
+def test_a_library_that_is_not_installed_is_named():
+    with pytest.raises(ConfigError, match=r"need no_such_library, .* pip install 'clbench\[text\]'"):
+        library("no_such_library")
