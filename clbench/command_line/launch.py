@@ -43,11 +43,12 @@ def launch(words: list[str], commands: list[str]) -> int:
         return 0
     if arguments.is_sweep:
         return _sweep(arguments, overrides, composed)
-    return _single(arguments, overrides, composed)
+    return _single(composed)
 
 
-def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) -> int:
+def _single(composed: DictConfig) -> int:
     """One run in a folder of its own, which is not left behind where the run is refused."""
+    from clbench.command_line.single_run import run_alone
     from clbench.records.run_folder import RunFolder
 
     folder = NewFolder(folder_of(composed, "run"))
@@ -63,7 +64,7 @@ def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) ->
 
     with folder.removed_if_refused():
         try:
-            _call_hydra(arguments, [*overrides, *folder.override("hydra.run.dir")], once)
+            run_alone(composed, folder, once)
         except KeyboardInterrupt as error:
             raise Interrupted(str(folder.path), getattr(error, "signal", None)) from error
         if "error" in result:
