@@ -19,6 +19,8 @@ from clbench.command_line.arguments import Arguments
 from clbench.command_line.explanations import (
     explained,
     put_in,
+    refuse_sign_before_name,
+    refuse_unknown_key,
     refuse_unknown_name,
     refuse_wrong_options_of_added,
 )
@@ -43,6 +45,7 @@ def checked(arguments: Arguments) -> tuple[list[str], DictConfig]:
     refuse_doubled_groups(overrides)
     for override in overrides:
         refuse_unknown_name(override)
+        refuse_sign_before_name(override)
         if override.is_sweep_override() and not arguments.is_sweep:
             _refuse_sweep(override, arguments)
         if override.is_sweep_override() and override.key_or_group.startswith("protocol."):
@@ -74,6 +77,7 @@ def check_overrides(overrides: list[str]) -> DictConfig:
     parsed = [_parsed(_made_good(text)) for text in overrides]
     for override in parsed:
         refuse_unknown_name(override)
+        refuse_sign_before_name(override)
     texts = [override.input_line or "" for override in parsed]
     composed = _composed(texts)
     _check_config(composed, texts)
@@ -148,10 +152,15 @@ def _checked_choices(overrides: list[Override]) -> list[DictConfig]:
     is_value = [override.is_sweep_override() and not _is_group(override) for override in overrides]
     fixed = [own for own, swept in zip(choices, is_value, strict=True) if not swept]
     combined = itertools.islice(itertools.product(*fixed), MOST_COMBINATIONS)
+    for override, swept in zip(overrides, is_value, strict=True):
+        if swept:
+            refuse_unknown_key(override)
     configs = [_composed(list(job)) for job in combined]
     for own, swept in zip(choices, is_value, strict=True):
         for choice in own if swept else ():
             put_in(configs[0].copy(), _parsed(choice))
+        for config in configs[1:] if swept else ():  # whether each name has the option, of which one value tells
+            put_in(config.copy(), _parsed(own[0]))
     errors = []
     for config in configs:
         try:

@@ -46,6 +46,40 @@ def refuse_unknown_name(override: Override) -> None:
             raise ConfigError(f"{group}= has no value. Valid choices: {', '.join(configuration.group_choices(group))}")
 
 
+NEEDED = ("strategy", "scenario", "model", "evaluator")
+"""What every run has one of."""
+
+
+def refuse_sign_before_name(override: Override) -> None:
+    """Raise where a name is added or left out with a sign before it: one is chosen already, and another takes its place.
+
+    Raises:
+        ConfigError: with the override that chooses.
+    """
+    group, text = override.key_or_group, override.input_line or ""
+    if override.is_delete() and group in NEEDED:
+        raise ConfigError(
+            f"{text}: every run has a {group}, so that it cannot be left out: choose another with {group}=… from "
+            f"{', '.join(configuration.group_choices(group))}"
+        )
+    is_chosen_by_default = (group in NAMED and group != "search_space") or group.startswith("hydra/")
+    if (override.is_add() or override.is_force_add()) and is_chosen_by_default:
+        raise ConfigError(f"{text}: a name takes the place of the one by default, so it has no +: {text.lstrip('+')}")
+
+
+def refuse_unknown_key(override: Override) -> None:
+    """Raise where the first part of an option's key is no part of a configuration.
+
+    Raises:
+        ConfigError: with the nearest match and all choices.
+    """
+    first = override.key_or_group.partition(".")[0]
+    known = {field.name for field in dataclasses.fields(configuration.RunConfig)} | set(NAMED) - {"training"}
+    is_added = override.is_add() or override.is_force_add()
+    if not is_added and first != "hydra" and first not in known and not configuration.group_choices(first):
+        raise ConfigError(choose_from("option", first, known))
+
+
 def explained(overrides: list[str], error: Exception) -> ConfigError:
     """What to say where ``overrides`` do not make a configuration: about the first override that does not fit."""
     parsed = [OverridesParser.create().parse_override(text) for text in overrides]
@@ -142,7 +176,9 @@ def _unknown_option(config: DictConfig, text: str, key: str) -> str:
             names = [str(name) for name in node if name != "hydra" or place or key.startswith("hyd")]
             if not place:
                 names = sorted({*names, *(group for group in NAMED if group != "training")})
-            return choose_from(f"option of {here}" if here else "option", part, names)
+            chosen = OmegaConf.select(config, f"hydra.runtime.choices.{here}") if here in NAMED else None
+            whose = f"{here}={chosen}: " if chosen else ""  # of several in a sweep, the one that has it not
+            return whose + choose_from(f"option of {here}" if here else "option", part, names)
         node = node[part]
     return f"{text}: there is no such option"
 
