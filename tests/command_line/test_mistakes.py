@@ -134,7 +134,7 @@ def statuses(sweep: Path) -> list[str]:
 
 def test_an_option_that_only_the_swept_strategies_have(clb, tmp_path):
     """EWC, the default, has no memory_size; Hydra alone applies fixed options to the defaults first."""
-    small = [override for override in SMALL if not override.startswith("strategy=")]
+    small = [override for override in SMALL if not override.startswith(("strategy=", "record.report="))]
     status, out, errors = clb("-m", "strategy=er,gem", "strategy.memory_size=20", *small, "hydra.sweep.dir=s", "seed=0")
     assert status == 0, errors
     assert statuses(tmp_path / "s") == ["finished", "finished"]
@@ -142,6 +142,7 @@ def test_an_option_that_only_the_swept_strategies_have(clb, tmp_path):
     assert "2 of 2 runs" in errors
     assert "split_digits: results" in out  # the comparison, and no table of a single run
     assert "recovery time" not in out
+    assert (tmp_path / "s" / "report" / "report.html").exists()
 
 
 def test_every_failed_job_has_its_sentence(clb, tmp_path):
