@@ -242,6 +242,9 @@ class DataConfig:
         "null: bytes",
     )
     length: int = option(64, help="texts: tokens that are kept of each", at_least=1)
+    cache_prefix: bool = option(
+        False, help="compute what the stages that model.frozen names make of the samples once, and train on that"
+    )
     placement: str = option("auto", help="where decoded images are held", choices=("auto", "device", "host", "mmap"))
 
 

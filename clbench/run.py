@@ -40,6 +40,7 @@ from clbench.records.run_folder import RunFolder, environment
 from clbench.records.wandb_log import WandbLog
 from clbench.registry import MODELS, STRATEGIES
 from clbench.scenarios.build import build
+from clbench.scenarios.cached_prefix import cached, refuse_cache
 from clbench.scenarios.frozen import check_frozen
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.own_data import refuse_borrowed_name, with_own_note
@@ -107,11 +108,17 @@ def set_up(composed: DictConfig) -> Setup:
     _refuse_hidden_boundaries(scenario, strategies, config)
     if device.type == "cpu":
         write_attention_out(model)
-    learner = learner_of(config, strategies, model, scenario)
-    _refuse_one_logit(scenario, config, learner)
     memory_format = _memory_format(model, device)
     inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device, memory_format)
     precision = Precision(config.trainer.precision, device)
+    if config.data.cache_prefix:
+        refuse_cache(scenario, inputs, config.model.frozen)
+        scenario, rest = cached(scenario, model.backbone, config.model.frozen, inputs, precision)
+        model.frozen = 0
+        model.replace_backbone(rest)
+        inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device)
+    learner = learner_of(config, strategies, model, scenario)
+    _refuse_one_logit(scenario, config, learner)
     evaluator = _evaluator_class(config.evaluator.kind)(
         learner, scenario, inputs, config.evaluator, config.seed, precision
     )
@@ -269,7 +276,7 @@ class Run:
             "scenario": scenario.name,
             "scenario_hash": scenario.hash,
             "scenario_note": scenario.note,
-            "notes": [*self.setup.learner.notes(), *trainer.notes()],
+            "notes": [*self.setup.learner.notes(), *trainer.notes(), *_notes_of_cache(config)],
             "seed": config.seed,
             "split": config.evaluator.split,
             "metrics": summarise(
@@ -355,6 +362,16 @@ class Run:
         write_tables(self.folder, self.trainer)
         if self._wandb_log is not None:
             self._wandb_log.log_curve(self.trainer.curve)
+
+
+def _notes_of_cache(config: RunConfig) -> list[str]:
+    """What a reader has to know where the frozen stages are not part of the network that is trained."""
+    if not config.data.cache_prefix:
+        return []
+    return [
+        f"data.cache_prefix: what the first {config.model.frozen} stages make of the samples was computed once; parameters and "
+        "operations are those of the rest"
+    ]
 
 
 def write_tables(folder: RunFolder, trainer: Trainer) -> None:

@@ -58,6 +58,8 @@ class TextEncoder(nn.Module):
             )
             self.network = transformers.BertModel(sizes, add_pooling_layer=False)
         else:
+            transformers.utils.logging.set_verbosity_error()  # it lists the weights of a pooling layer, which nothing uses
+            transformers.utils.logging.disable_progress_bar()
             folder = model_folder(config.path, "model.path", "model.safetensors")
             self.network = transformers.BertModel.from_pretrained(
                 folder,

@@ -33,20 +33,22 @@ class InputPipeline:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.seed = seed
+        self.seed, self._of_images = seed, scenario.reads == "images"
         self._memory_format = memory_format
         shape = (1, -1, 1, 1)
         std = torch.tensor(scenario.std)
         self._scale = (1 / (255 * std)).view(shape).to(device)
         self._shift = (-torch.tensor(scenario.mean) / std).view(shape).to(device)
-        if scenario.reads == "tokens" and Augmentation.changes_anything(augment):
-            raise ConfigError(f"scenario.augment is for images, and {scenario.name} has texts: leave it out")
+        if not self._of_images and Augmentation.changes_anything(augment):
+            raise ConfigError(
+                f"scenario.augment is for images, and the samples of {scenario.name} are {scenario.reads}: leave it out"
+            )
         self.augmentation = Augmentation(augment) if Augmentation.changes_anything(augment) else None
         self._generator = torch.Generator(device=device)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """float (B, C, H, W): (pixels / 255 − mean) / std of uint8 or float images in 0..255; tokens stay as they are."""
-        if images.dtype == torch.int32:  # tokens of texts
+        """float (B, C, H, W): (pixels / 255 − mean) / std of uint8 or float images in 0..255. Other inputs stay as they are."""
+        if not self._of_images:
             return images
         x = torch.addcmul(self._shift, images.to(self._scale.dtype), self._scale)
         return x.contiguous(memory_format=self._memory_format)

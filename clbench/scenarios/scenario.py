@@ -132,12 +132,16 @@ class Scenario:
 
     @property
     def reads(self) -> str:
-        """What a network has to read: ``images``, uint8 (C, H, W), or ``tokens`` of texts, int32 (L,)."""
-        return "images" if len(self.input_shape) == 3 else "tokens"
+        """What a network has to read.
+
+        ``images``, uint8 (C, H, W); ``tokens`` of texts, int32 (L,); or ``features``, float32 of any shape, that the first
+        stages of a network have made of either.
+        """
+        return {torch.uint8: "images", torch.int32: "tokens", torch.float32: "features"}[self.train.store.dtype]
 
     def blank(self, device: torch.device) -> Tensor:
         """An input (1, …) for a network that says nothing."""
-        kind = torch.float32 if self.reads == "images" else torch.int32
+        kind = torch.int32 if self.reads == "tokens" else torch.float32
         return torch.zeros(1, *self.input_shape, dtype=kind, device=device)
 
     def arriving(self, task: int) -> Tensor:

@@ -149,7 +149,7 @@ class DST(Strategy):
         rules = {config.growth} if config.switch_below is None else {config.growth, config.late_growth}
         self._rules = rules
         self._needs_dense_gradient = bool(rules & {"gradient", "momentum"})
-        self._flops, self._other_flops = flops_by_layer(model, scenario.input_shape, self.layers)
+        self._flops, self._other_flops = flops_by_layer(model, scenario.blank(model.head.weight.device), self.layers)
 
         theta = self.flat_parameters().detach()
         n_own = sum(shape.numel() for name, shape in self._shapes.items() if name not in self._masked)

@@ -104,8 +104,8 @@ class ExemplarMemory(nn.Module):
     @torch.no_grad()
     def means(self, model: ContinualModel) -> Tensor:
         """The mean (n_classes, n_features) of every class's normalised features, normalised; 0 without exemplars. Pure."""
-        is_text = self.images.dtype == torch.int32
-        x = self.images if is_text else torch.addcmul(self.shift, self.images.to(self.scale), self.scale)
+        of_images = self.images.dtype == torch.uint8
+        x = torch.addcmul(self.shift, self.images.to(self.scale), self.scale) if of_images else self.images
         features = F.normalize(model.features(x))
         of_class = (self.labels == torch.arange(self.n_classes, device=self.labels.device)[:, None]).to(features)
         return F.normalize(of_class @ features)

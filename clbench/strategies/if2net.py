@@ -40,6 +40,7 @@ Every task's samples are seen once. Stores β, L × L numbers (``nullspace``: th
 ``nullspace`` also ``free_rank``, L − k.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ class IF2Net(FrozenFeatures):
         super().__init__(config, model, scenario)
         if config.extractor == "pixels":
             model.backbone.requires_grad_(False)
-            n_inputs = scenario.input_shape[0] * scenario.input_shape[1] * scenario.input_shape[2]
+            n_inputs = math.prod(scenario.input_shape)
         else:
             n_inputs = model.head.in_features
         self.representation = RandomRepresentation(

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clbench.models.continual import ContinualModel
 
@@ -43,17 +43,14 @@ def fix_norm_layers(model: nn.Module) -> None:
                     nn.init.constant_(parameter.requires_grad_(False), value)
 
 
-def flops_by_layer(
-    model: ContinualModel, input_shape: tuple[int, int, int], layers: list[Layer]
-) -> tuple[list[int], int]:
-    """Floating-point operations of one image's forward pass: by each layer when dense, and by all else."""
+def flops_by_layer(model: ContinualModel, blank: Tensor, layers: list[Layer]) -> tuple[list[int], int]:
+    """Floating-point operations of the forward pass of one input (1, …): by each layer when dense, and by all else."""
     from torch.utils.flop_counter import FlopCounterMode  # imports triton where that is installed
 
     was_training = model.training
     model.eval()
-    x = torch.zeros(1, *input_shape, device=model.head.weight.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
+        model(blank)
     model.train(was_training)
     of_modules = counter.get_flop_counts()
     modules = dict(model.named_modules())
