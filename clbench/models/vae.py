@@ -8,6 +8,7 @@ with Bernoulli pixels p(x|z), x in [0, 1].
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,12 +37,14 @@ class VAE(nn.Module):
             pixels: (B, n_pixels) in [0, 1].
             noise: (B, latent), of N(0, 1).
         """
-        h = self.encoder(pixels)
-        mean, log_variance = self.mean(h), self.log_variance(h)
-        logits = self.decoder(mean + noise * (log_variance / 2).exp())
-        reconstruction = F.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(1)
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        return (reconstruction + divergence) / pixels.shape[1]
+        # Without autocast: variances are exponentials, which fp16 does not hold.
+        with torch.autocast(pixels.device.type, enabled=False):
+            h = self.encoder(pixels)
+            mean, log_variance = self.mean(h), self.log_variance(h)
+            logits = self.decoder(mean + noise * (log_variance / 2).exp())
+            reconstruction = F.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(1)
+            divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
+            return (reconstruction + divergence) / pixels.shape[1]
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:
