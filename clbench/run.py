@@ -369,8 +369,8 @@ def _notes_of_cache(config: RunConfig) -> list[str]:
     if not config.data.cache_prefix:
         return []
     return [
-        f"data.cache_prefix: what the first {config.model.frozen} stages make of the samples was computed once; parameters and "
-        "operations are those of the rest"
+        f"data.cache_prefix: what the frozen stages (model.frozen={config.model.frozen}) make of the samples was computed once; "
+        "parameters and operations are those of the rest"
     ]
 
 
