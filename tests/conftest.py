@@ -1,6 +1,7 @@
 """Shared fixtures: real data where there are any, and small runs built as a user's run is built."""
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,17 @@ def small_trainer(small_setup: Callable[..., Setup], tmp_path: Path) -> Callable
         )
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Take away what a command has set up for its log, which would go on writing to an output that is closed by then."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    for handler in logging.root.handlers[:]:
+        if handler not in handlers:
+            logging.root.removeHandler(handler)
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

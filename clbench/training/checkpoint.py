@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
         if is_out_of_memory(error) or getattr(error, "filename", None) is not None:
             raise  # it could not be held, or not be opened
         raise DamagedRecord(_damaged(path, str(error))) from error
-    if not isinstance(state, dict) or "position" not in state:
+    if not isinstance(state, dict) or not {"task", "step", "iteration"} <= set(state.get("position") or ()):
         raise DamagedRecord(_damaged(path, "it holds no state of a run"))
     return state
 

@@ -164,7 +164,8 @@ def test_a_checkpoint_that_is_cut_off_is_named_and_kept(keep, images, tmp_path, 
     [
         ({"other": 1}, "it holds no state of a run"),
         ([1], "it holds no state of a run"),
-        ({"position": {}, "learner": {}}, r"does not fit the run, .*Missing key"),
+        ({"position": {}, "learner": {}}, "it holds no state of a run"),
+        ({"position": {"task": 0, "step": 3, "iteration": 3}, "learner": {}}, r"does not fit the run, .*Missing key"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(state, message, images, tmp_path, monkeypatch):
