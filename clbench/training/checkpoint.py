@@ -78,9 +78,21 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
         if is_out_of_memory(error) or getattr(error, "filename", None) is not None:
             raise  # it could not be held, or not be opened
         raise DamagedRecord(_damaged(path, str(error))) from error
-    if not isinstance(state, dict) or not {"task", "step", "iteration"} <= set(state.get("position") or ()):
+    if not isinstance(state, dict) or "position" not in state:
         raise DamagedRecord(_damaged(path, "it holds no state of a run"))
     return state
+
+
+def position_in(state: dict[str, Any], path: Path) -> dict[str, int]:
+    """Where in its run the ``state`` saved at ``path`` lies.
+
+    Raises:
+        DamagedRecord: it does not say.
+    """
+    position = state["position"]
+    if not isinstance(position, dict) or not {"task", "step", "iteration"} <= position.keys():
+        raise DamagedRecord(_damaged(path, "it holds no state of a run"))
+    return position
 
 
 def load_weights(learner: nn.Module, state: dict[str, Tensor], path: Path) -> None:

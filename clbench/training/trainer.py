@@ -31,7 +31,7 @@ from clbench.seeding import stream_seed
 from clbench.strategies.base import Batch, Outputs, Plan
 from clbench.strategies.learner import Learner
 from clbench.strategies.stage import JointStage, part_of
-from clbench.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from clbench.training.checkpoint import load_checkpoint, load_weights, position_in, save_checkpoint
 from clbench.training.held import Held
 from clbench.training.interruption import noted
 from clbench.training.loss_record import LossRecord
@@ -498,7 +498,7 @@ class Trainer:
         for parameter in self.learner.model.parameters():
             if not parameter.requires_grad:  # other members of a fleet may hold the same tensor, see share_frozen
                 parameter.data = parameter.data.clone()
-        position = state["position"]
+        position = position_in(state, self.checkpoint)
         self.task, self.step, self.iteration = (position[key] for key in ("task", "step", "iteration"))
         self.n_stages_after = position.get("stages_after", 0)  # not in older checkpoints
         self.steps_before = position.get("steps_before", 0)
