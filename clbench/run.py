@@ -18,6 +18,7 @@ from torch import nn
 from clbench import config as configuration
 from clbench.config import RunConfig
 from clbench.data.location import data_root
+from clbench.data.text import refuse_foreign_tokens
 from clbench.errors import ConfigError, Diverged, Interrupted
 from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.connectivity import INTERPOLATED
@@ -47,7 +48,7 @@ from clbench.scenarios.own_data import refuse_borrowed_name, with_own_note
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import torch_draws_from
 from clbench.strategies.compilation import Compilation
-from clbench.strategies.composition import refuse, refuse_network
+from clbench.strategies.composition import refuse, refuse_network, refuse_stream
 from clbench.strategies.learner import Learner
 from clbench.training.interruption import signals_noted
 from clbench.training.precision import Precision, allow_tf32
@@ -105,7 +106,7 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = with_own_note(config, check_frozen(config.scenario, scenario))
     model = network_of(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
-    _refuse_hidden_boundaries(scenario, strategies, config)
+    refuse_stream(strategies, scenario, config.trainer)
     if device.type == "cpu":
         write_attention_out(model)
     memory_format = _memory_format(model, device)
@@ -448,6 +449,9 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
                 f"choices: {', '.join(fitting)}"
             )
         backbone = kind(config.model, scenario.input_shape)
+        if reads == "tokens":
+            tokenizer = config.data.tokenizer
+            refuse_foreign_tokens(scenario.train.store.samples, backbone.vocabulary, tokenizer, config.model.path)
         if config.model.checkpoint is not None:
             refuse_seen_classes(config.model.checkpoint, scenario)
             load_backbone(backbone, config.model.checkpoint)
@@ -460,34 +464,6 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
             config.trainer.zero_head,
             config.model.trained,
             scenario.first_seen,
-        )
-
-
-def _refuse_hidden_boundaries(scenario: Scenario, strategies: list[Any], config: RunConfig) -> None:
-    """Refuse what begins anew with every task, or acts at its end, where nobody is told of tasks."""
-    if scenario.boundaries:
-        return
-    for options in strategies:
-        if STRATEGIES[options.name].needs.boundaries:
-            free = ", ".join(name for name in STRATEGIES.names() if not STRATEGIES[name].needs.boundaries)
-            raise ConfigError(
-                f"strategy {options.name} has to be told where a task begins, which {scenario.name} does not tell: set "
-                f"scenario.told=true, or choose one of {free}"
-            )
-    trainer = config.trainer
-    for what, given, has_to_be in (
-        ("trainer.reset_optimizer", trainer.reset_optimizer, False),
-        ("trainer.scheduler", trainer.scheduler, "constant"),
-        ("trainer.zero_head", trainer.zero_head, False),
-    ):
-        if given != has_to_be:
-            raise ConfigError(
-                f"{what}={str(given).lower()} begins anew with every task, of which {scenario.name} does not tell: set "
-                f"{what}={str(has_to_be).lower()}"
-            )
-    if trainer.batch_norm == "freeze_after_first_task":
-        raise ConfigError(
-            f"trainer.batch_norm=freeze_after_first_task has no meaning in {scenario.name}, which does not tell where a task ends"
         )
 
 

@@ -65,6 +65,11 @@ class Store:
         return batch.to(self.device, non_blocking=True)
 
     @property
+    def samples(self) -> Tensor:
+        """All of them, (N, …), wherever they are held."""
+        return self._pixels
+
+    @property
     def index_device(self) -> torch.device:
         """Where ``rows`` for :meth:`take` have to lie."""
         return self.device if self.placement == "device" else torch.device("cpu")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from clbench.config import DataConfig
 from clbench.data.images import ImageSet
@@ -45,6 +46,39 @@ class TextSet(ImageSet):
 def text_set(texts: list[str], labels: list[int], config: DataConfig) -> TextSet:
     """The texts with their tokens."""
     return TextSet(tokens(texts, config), np.asarray(labels, np.int64), texts=tuple(texts))
+
+
+def note_of_cut(*splits: TextSet) -> str:
+    """What a reader has to know of texts that are cut off, a clause or nothing; of those that just fit it takes some for cut."""
+    full = np.concatenate([split.pixels[:, -1] > 0 for split in splits])
+    length = splits[0].pixels.shape[1]
+    share = full.mean()
+    return f"{share:.1%} of the texts fill all of data.length={length} tokens, and may be cut off" if share else ""
+
+
+def refuse_foreign_tokens(table: Tensor, vocabulary: int, tokenizer: str | None, path: str | None) -> None:
+    """Refuse a network that does not know the tokens, or knows them for others.
+
+    Args:
+        table: int32 (N, L), tokens as :func:`tokens` makes them.
+        vocabulary: how many the network knows.
+        tokenizer: ``data.tokenizer``.
+        path: ``model.path``; None for a network of random weights.
+
+    Raises:
+        ConfigError: with the option to be set.
+    """
+    if path is not None and tokenizer != path:
+        raise ConfigError(
+            f"model.path={path} has learned the tokens of its own tokenizer, and data.tokenizer={tokenizer} makes others: set "
+            f"data.tokenizer={path}"
+        )
+    most = int(table.max())
+    if most > vocabulary:
+        raise ConfigError(
+            f"model.vocabulary={vocabulary} is fewer than the {most} tokens that data.tokenizer={tokenizer} makes: set "
+            f"model.vocabulary={most} at least"
+        )
 
 
 def tokens(texts: list[str], config: DataConfig) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 from clbench.config import DataConfig
 from clbench.data.images import SourceData
 from clbench.data.location import data_folder, require, verified
-from clbench.data.text import text_set
+from clbench.data.text import note_of_cut, text_set
 from clbench.registry import SOURCES
 
 
@@ -29,7 +29,9 @@ def clinc150(config: DataConfig) -> SourceData:
         for split in ("train", "test")
     )
     superclass = [d for d, intents in enumerate(domains.values()) for _ in intents]
-    return verified("clinc150", SourceData(train, test, names, (), (), superclass=superclass), file)
+    return verified(
+        "clinc150", SourceData(train, test, names, (), (), superclass=superclass, note=note_of_cut(train, test)), file
+    )
 
 
 @SOURCES.register("banking77")
@@ -49,4 +51,4 @@ def banking77(config: DataConfig) -> SourceData:
         text_set([row["text"] for row in rows[split]], [number[row["category"]] for row in rows[split]], config)
         for split in ("train", "test")
     )
-    return verified("banking77", SourceData(train, test, names, (), ()), folder)
+    return verified("banking77", SourceData(train, test, names, (), (), note=note_of_cut(train, test)), folder)

@@ -71,6 +71,7 @@ class TextEncoder(nn.Module):
         longest = self.network.config.max_position_embeddings
         if input_shape[0] > longest:
             raise ConfigError(f"data.length={input_shape[0]} is more than the {longest} tokens that the network reads")
+        self.vocabulary = int(self.network.config.vocab_size)
         self.n_features = int(self.network.config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -110,12 +110,15 @@ def refuse_seen_classes(path: str, scenario: Scenario) -> None:
 def origin(config: Any, backbone: nn.Module) -> dict[str, str] | None:
     """Where a network's weights come from; None for random weights.
 
-    The checkpoint file and its SHA-256, or timm's name with its tag, the repository they lie in, and the SHA-256 of the names
-    and values of the tensors as they were loaded (adapters and prompts are not there yet, a classifier never is).
+    The checkpoint file and its SHA-256; or the folder or package of a text encoder, or timm's name with its tag and the
+    repository they lie in, with the SHA-256 of the names and values of the tensors as they were loaded (adapters and prompts are
+    not there yet, a classifier never is).
     """
     if config.checkpoint is not None:
         content = Path(config.checkpoint).expanduser().read_bytes()
         return {"file": Path(config.checkpoint).name, "sha256": hashlib.sha256(content).hexdigest()}
+    if getattr(config, "path", None) is not None:
+        return {"path": config.path, "sha256": weights_hash(backbone)}
     if getattr(config, "pretrained", False):
         published = backbone.network.pretrained_cfg  # type: ignore[union-attr]
         return {

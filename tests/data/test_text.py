@@ -126,6 +126,8 @@ def test_methods_learn_from_texts(options, setup_of, tmp_path):
         (["scenario.augment.flip=true"], "scenario.augment is for images"),
         (["scenario.mean=[0.5]"], "scenario.mean=[0.5] is of images"),
         (["data.length=1000"], "data.length=1000 is more than the 512 tokens"),
+        (["model.vocabulary=100"], "model.vocabulary=100 is fewer than the "),
+        (["model.path=package:nobody"], "model.path=package:nobody: no such package"),
         (["model.heads=3"], "model.heads=3 does not divide model.width=32"),
     ],
 )
@@ -148,3 +150,20 @@ def test_the_outermost_folder_of_a_package_is_taken(tmp_path, monkeypatch):
 def test_a_library_that_is_not_installed_is_named():
     with pytest.raises(ConfigError, match=r"need no_such_library, .* pip install 'clbench\[text\]'"):
         library("no_such_library")
+
+
+def test_a_pretrained_network_reads_the_tokens_of_its_own_tokenizer(setup_of, tmp_path):
+    setup = setup_of("strategy=finetune")
+    network_of(setup.config, setup.scenario).backbone.network.save_pretrained(tmp_path / "weights")
+    with pytest.raises(
+        ConfigError, match=rf"data\.tokenizer=None makes others: set data\.tokenizer={tmp_path}/weights"
+    ):
+        setup_of("strategy=finetune", f"model.path={tmp_path}/weights")
+
+
+def test_texts_that_are_cut_off_are_counted(setup_of):
+    assert setup_of("strategy=finetune").scenario.note == ""
+    noted = setup_of("strategy=finetune", "data.length=12").scenario.note
+    texts = [text for intents in TEXTS.values() for of_intent in intents.values() for text in of_intent]
+    share = sum(len(text.encode()) >= 12 for text in texts) / len(texts)
+    assert noted.startswith(f"{share:.1%} of the texts fill all of data.length=12 tokens")
