@@ -33,7 +33,7 @@ from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_normal
 from clbench.strategies.base import Batch, Needs, Outputs, Plan
-from clbench.strategies.teacher import WithTeacher
+from clbench.strategies.teacher import WithTeacher, heads_of_earlier_tasks
 
 
 @dataclass
@@ -100,9 +100,7 @@ class DGR(WithTeacher):
             known = self.model.learned_before()
             visible = self.model.visible(None, predicting=True)
             return hard_distillation(logits, teacher, known, known.new_ones(()) if visible is None else visible)
-        tasks = torch.arange(self.n_tasks, device=logits.device)
-        is_earlier = tasks < self.model.current_task
-        heads = self.model.class_task == torch.where(is_earlier, tasks, 0)[:, None]
+        heads, is_earlier = heads_of_earlier_tasks(self.model, self.n_tasks)
         of_head = torch.vmap(hard_distillation, in_dims=(None, None, 0, 0))(logits, teacher, heads, heads)
         return (of_head * is_earlier).sum() / is_earlier.sum()
 

@@ -30,7 +30,7 @@ from clbench.strategies.base import Batch, Needs, Outputs, Plan
 from clbench.strategies.exemplars import ExemplarMemory
 from clbench.strategies.lwf import distillation
 from clbench.strategies.stage import Stage
-from clbench.strategies.teacher import WithTeacher
+from clbench.strategies.teacher import WithTeacher, heads_of_earlier_tasks
 
 
 @dataclass
@@ -49,7 +49,7 @@ class EEIL(WithTeacher):
     """Distillation per earlier task, and balanced fine-tuning."""
 
     config = EEILConfig
-    needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs"}))
+    needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs", "one task a class"}))
     options: EEILConfig
     lam: Tensor
     temperature: Tensor
@@ -70,14 +70,10 @@ class EEIL(WithTeacher):
         if task.index == 0:
             return []
         tuning = {"epochs": self.options.tuning_epochs, "lr": float(self.tuning_lr)}
-        return [Stage("balanced", None, trainer=tuning, begin=self._choose, plan=self._balanced)]
+        return [Stage("balanced", None, trainer=tuning, begin=self._choose, plan=self.memory.balanced)]
 
     def _choose(self, task: Task) -> None:
         self.memory.choose(task, self.model)
-
-    def _balanced(self, task: Task, plan: Plan) -> Plan:
-        """Batches of all exemplars."""
-        return Plan(new=task.shuffled_batches(torch.cat(list(self.memory.of_classes().values()))))
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         terms = {"new": self.cross_entropy(outputs.logits, batch.samples).mean()}
@@ -88,10 +84,8 @@ class EEIL(WithTeacher):
         return terms
 
     def _distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The sum over earlier tasks. All tasks of the stream are computed, so that a step costs the same in each."""
-        tasks = torch.arange(self.n_tasks, device=student.device)
-        is_earlier = tasks < self.model.current_task
-        heads = self.model.class_task == torch.where(is_earlier, tasks, 0)[:, None]
+        """The sum over earlier tasks."""
+        heads, is_earlier = heads_of_earlier_tasks(self.model, self.n_tasks)
         of_head = torch.vmap(distillation, in_dims=(None, None, 0, None))
         return (of_head(student, teacher, heads, self.temperature) * is_earlier).sum()
 

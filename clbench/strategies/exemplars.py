@@ -88,6 +88,10 @@ class ExemplarMemory(nn.Module):
         exemplars = self.of_earlier(task)
         return plan._replace(new=task.shuffled_batches(torch.cat([task.ids, exemplars]))) if len(exemplars) else plan
 
+    def balanced(self, task: Task, plan: Plan) -> Plan:
+        """Batches of all exemplars, equally many of every class, for the budget of a stage after the task's plan."""
+        return Plan(new=task.shuffled_batches(torch.cat([*self.of_classes().values()])))
+
     def _keep(self, task: Task, earlier: dict[int, Tensor], current: dict[int, Tensor]) -> None:
         """Hold these exemplars: of earlier classes those that are held already, of the current ones from the task's data."""
         place = {sample: row for row, sample in enumerate(self.ids.tolist())}

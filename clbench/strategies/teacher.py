@@ -2,6 +2,9 @@
 
 import copy
 
+import torch
+from torch import Tensor
+
 from clbench.config import StrategyConfig
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
@@ -37,3 +40,13 @@ class WithTeacher(Strategy):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+
+def heads_of_earlier_tasks(model: ContinualModel, n_tasks: int) -> tuple[Tensor, Tensor]:
+    """The outputs of every task of the stream, boolean (T, n_classes), and which of the tasks are earlier ones, boolean (T,).
+
+    All tasks are there, so that a step costs the same in each; the rows of those that are no earlier ones are the first task's.
+    """
+    tasks = torch.arange(n_tasks, device=model.class_task.device)
+    is_earlier = tasks < model.current_task
+    return model.class_task == torch.where(is_earlier, tasks, 0)[:, None], is_earlier
