@@ -120,16 +120,16 @@ class Plasticity:
     def _probes_for(self, task: int) -> dict[str, Samples]:
         """The probes while ``task`` is learned; kept until another task is."""
         if self._probes_of != task:
-            split = self.evaluator.scenario.train
+            scenario = self.evaluator.scenario
             generator = torch_generator(self.seed, "plasticity_probe", task)
             size = max(PROBE_SIZE, 2 * self._widest())
-            pools = {"current": split.ids(task)}
+            pools = {"current": scenario.arriving(task)}
             if task > 0:
-                pools["earlier"] = torch.cat([split.ids(earlier) for earlier in range(task)])
+                pools["earlier"] = torch.cat([scenario.arriving(earlier) for earlier in range(task)])
             self._probes = {}
             for name, ids in pools.items():
                 drawn = ids[torch.randperm(len(ids), generator=generator)[:size].sort().values]
-                self._probes[name] = self.evaluator.inputs.plain(split, drawn)
+                self._probes[name] = self.evaluator.inputs.plain(scenario.train, drawn)
             self._probes_of = task
         return self._probes
 

@@ -104,7 +104,10 @@ def cached(
         made.rows = split.rows.to(made.store.index_device)
         return made
 
-    train, test = split_of(scenario.train), split_of(scenario._test)
+    train = split_of(scenario.train)
+    test = (
+        scenario._test if scenario.test_locked else split_of(scenario._test)
+    )  # what tuning may not see is not read either
     assert train is not None
     assert test is not None
     shape = train.store.shape[1:]

@@ -23,7 +23,7 @@ class Task:
         classes: labels of the samples that arrive.
         budget: epochs, steps and batch size.
         seed: the run's seed.
-        arriving: ids of the training samples that arrive while the task is learned; None: the task's own.
+        segments: for each task the ids of the training samples that arrive while it is learned; None: the task's own.
         smallest_batch: the fewest samples that the network can be trained on at a time.
         stage: 0 in the task's plan, k in the k-th stage after it; the random streams of stages are their own.
     """
@@ -35,18 +35,18 @@ class Task:
     seed: int
     split: Split
     inputs: InputPipeline
-    arriving: Tensor | None = None
+    segments: list[Tensor] | None = None
     smallest_batch: int = 1
     stage: int = 0
 
     @property
     def ids(self) -> Tensor:
         """int64 (n,), on the CPU: the training samples that arrive while this task is learned."""
-        return self.split.ids(self.index) if self.arriving is None else self.arriving
+        return self.ids_of(self.index)
 
     def ids_of(self, task: int) -> Tensor:
-        """int64 (n,): the training samples of an earlier task. Only replay of everything (joint) may ask for these."""
-        return self.split.ids(task)
+        """int64 (n,): the training samples that arrived with ``task``. For an earlier one, only joint training may ask."""
+        return self.split.ids(task) if self.segments is None else self.segments[task]
 
     def labels_of(self, ids: Tensor) -> Tensor:
         """int64 labels of samples, on the CPU."""

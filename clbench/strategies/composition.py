@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from clbench.config import RunConfig, StrategyConfig
+from clbench.config import RunConfig, StrategyConfig, TrainerConfig
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
@@ -62,6 +62,7 @@ TRAITS = {
     "projects layers": "it acts on the inputs of linear layers and convolutions",
     "holds features": "in a part of each task all that features depend on stands still",
     "reads current task": "it takes the new samples for those of the current task",
+    "one task a class": "it takes a class for one that arrives with a single task",
     "virtual outliers": "it trains the head against virtual outliers",
 }
 """What decides with which others a strategy goes together."""
@@ -231,6 +232,45 @@ def refuse_network(options: StrategyConfig, model: ContinualModel, scenario: Sce
         raise ConfigError(
             f"strategy {options.name} acts within a vision transformer, which this network is not. Valid choices: "
             "model=small_vit, or model=timm with a plain ViT, e.g. model.name=vit_base_patch16_224 model.pretrained=true"
+        )
+
+
+def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, trainer: TrainerConfig) -> None:
+    """Refuse what is not defined where classes return, and what begins anew with every task where nobody is told of tasks.
+
+    Raises:
+        ConfigError: with the option or the strategy, and what goes instead.
+    """
+    names = [options.name for options in chosen]
+    if scenario.segments is not None:
+        for name, options in zip(names, chosen, strict=True):
+            if "one task a class" in traits_of(STRATEGIES[name], options):
+                raise ConfigError(
+                    f"strategy {name} takes a class for one that arrives with a single task, and in {scenario.name} classes "
+                    "return"
+                )
+    if scenario.boundaries:
+        return
+    free = [name for name in STRATEGIES.names() if not STRATEGIES[name].needs.boundaries]
+    for name in names:
+        if name not in free:
+            raise ConfigError(
+                f"strategy {name} has to be told where a task begins, which {scenario.name} does not tell: set "
+                f"scenario.told=true, or choose one of {', '.join(free)}"
+            )
+    for option, given, has_to_be in (
+        ("trainer.reset_optimizer", trainer.reset_optimizer, False),
+        ("trainer.scheduler", trainer.scheduler, "constant"),
+        ("trainer.zero_head", trainer.zero_head, False),
+    ):
+        if given != has_to_be:
+            raise ConfigError(
+                f"{option}={str(given).lower()} begins anew with every task, of which {scenario.name} does not tell: set "
+                f"{option}={str(has_to_be).lower()}"
+            )
+    if trainer.batch_norm == "freeze_after_first_task":
+        raise ConfigError(
+            f"trainer.batch_norm=freeze_after_first_task has no meaning in {scenario.name}, which does not tell where a task ends"
         )
 
 

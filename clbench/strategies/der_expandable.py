@@ -58,7 +58,7 @@ class DERExpandable(Strategy):
         memory=True,
         settings=("class", "task"),
         cost_grows=True,
-        traits=frozenset({"grows"}),
+        traits=frozenset({"grows", "one task a class"}),
         alone="the network gets another extractor with every task",
     )
     options: DERExpandableConfig
@@ -89,7 +89,9 @@ class DERExpandable(Strategy):
         tuning = {"epochs": self.options.tuning_epochs}
         if self.options.tuning_lr is not None:
             tuning["lr"] = float(self.tuning_lr)
-        return [Stage("balanced", None, trains="head", trainer=tuning, begin=self._begin_again, plan=self._balanced)]
+        return [
+            Stage("balanced", None, trains="head", trainer=tuning, begin=self._begin_again, plan=self.memory.balanced)
+        ]
 
     def _begin_again(self, task: Task) -> Tensor | None:
         self.memory.choose(task, self.model)
@@ -97,9 +99,6 @@ class DERExpandable(Strategy):
         return self.model.flat_mask(
             {f"head.{n}": torch.ones_like(p) > 0 for n, p in self.model.head.named_parameters()}
         )
-
-    def _balanced(self, task: Task, plan: Plan) -> Plan:
-        return plan._replace(new=task.shuffled_batches(torch.cat([*self.memory.of_classes().values()])))
 
     def end_task(self, task: Task) -> None:
         if task.index == 0:  # later they have been chosen before the second stage, which leaves features as they are

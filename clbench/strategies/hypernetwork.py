@@ -112,7 +112,7 @@ class HypernetworkLearning(Strategy):
     """Makes a network for every task; what it made for earlier ones is regularised to stay."""
 
     config = HypernetworkConfig
-    needs = Needs(cost_grows=True, traits=frozenset({"makes all weights"}))
+    needs = Needs(cost_grows=True, traits=frozenset({"makes all weights", "one task a class"}))
     options: HypernetworkConfig
     beta: Tensor
     temperature: Tensor

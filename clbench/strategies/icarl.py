@@ -59,7 +59,7 @@ class ICaRL(WithTeacher):
     """Exemplars, distillation, and the nearest mean of exemplars."""
 
     config = ICaRLConfig
-    needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs"}))
+    needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs", "one task a class"}))
     options: ICaRLConfig
     means: Tensor
     teacher: ContinualModel

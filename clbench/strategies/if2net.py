@@ -103,7 +103,7 @@ class IF2Net(FrozenFeatures):
     """Least squares on random features that are tuned to the first task, or to each."""
 
     config = IF2NetConfig
-    needs = Needs()
+    needs = Needs(traits=frozenset({"one task a class"}))
     options: IF2NetConfig
     beta: Tensor
     R: Tensor

@@ -178,7 +178,7 @@ class Trainer:
         self.options = config
         self.learner.enter(self.learner.main_stage)  # hooks are not to see the last stage of the task before
         self._task = Task(index, self.scenario.n_tasks, self.scenario.classes_arriving(index), config, self.config.seed,
-                          self.scenario.train, self.inputs, self.scenario.arriving(index), self._smallest_batch())  # fmt: skip
+                          self.scenario.train, self.inputs, self.scenario.segments, self._smallest_batch())  # fmt: skip
         if not self._begun:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None

@@ -128,6 +128,8 @@ def test_a_killed_run_goes_on_with_what_it_has_seen(small_trainer):
         (["strategy=finetune", "trainer.scheduler=cosine"], "trainer.scheduler=constant"),
         (["strategy=er", "strategy.update=task"], "set strategy.update=step"),
         (["strategy=finetune", "strategy.plus=[lwf]"], "strategy lwf has to be told"),
+        (["strategy=icarl", "scenario.told=true"], "in blurry_digits classes return"),
+        (["strategy=finetune", "strategy.plus=[outliers]", "scenario.told=true"], "strategy outliers takes a class for one"),
     ],
 )  # fmt: skip
 def test_what_acts_at_boundaries_is_refused_where_they_are_not_told(options, part, small_setup):
@@ -140,3 +142,13 @@ def test_the_stream_depends_on_the_seed_and_is_part_of_its_hash(small_setup):
     hashes = {small_setup("scenario=blurry_digits", "strategy=finetune", *more).scenario.hash
               for more in (["seed=0"], ["seed=1"], ["seed=0", "scenario.blur=0.2"], ["seed=0"])}  # fmt: skip
     assert len(hashes) == 3
+
+
+def test_joint_training_is_on_what_has_arrived_so_far(small_trainer):
+    trainer = small_trainer("scenario=blurry_digits", "scenario.told=true", "strategy=joint", "trainer.epochs=1",
+                            "trainer.max_steps_per_task=null")  # fmt: skip
+    trainer.fit_task()
+    trainer.begin_task()
+    trained = set(torch.cat([step.ids for step in trainer.steps]).tolist())
+    assert trained == set(torch.cat([trainer.scenario.arriving(task) for task in range(2)]).tolist())
+    assert trained != set(torch.cat([trainer.scenario.train.ids(task) for task in range(2)]).tolist())
