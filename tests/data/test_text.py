@@ -167,3 +167,15 @@ def test_texts_that_are_cut_off_are_counted(setup_of):
     texts = [text for intents in TEXTS.values() for of_intent in intents.values() for text in of_intent]
     share = sum(len(text.encode()) >= 12 for text in texts) / len(texts)
     assert noted.startswith(f"{share:.1%} of the texts fill all of data.length=12 tokens")
+
+
+def test_a_cached_encoder_gives_every_text_its_own_features(setup_of):
+    """Texts go through it in the order of their lengths, cut to the longest of a batch."""
+    setup = setup_of("strategy=finetune", "model.frozen=1", "data.cache_prefix=true")
+    plain = setup_of("strategy=finetune", "model.frozen=1")
+    for cached, split in ((setup.scenario.train, plain.scenario.train), (setup.scenario.test, plain.scenario.test)):
+        ids = torch.arange(len(split))
+        with torch.no_grad():
+            features = plain.learner.model.eval().features(plain.inputs.plain(split, ids).x)
+        torch.testing.assert_close(cached.take(ids)[0], features, rtol=1e-4, atol=1e-5)
+    assert setup.scenario.hash == plain.scenario.hash

@@ -25,6 +25,7 @@ MLP = ["scenario=split_digits", "model.hidden=[16,12,8]"]
         [*MLP, "model.frozen=2", "strategy=icarl", "strategy.memory_size=20"],
         [*VIT, "model.frozen=2", "strategy=ewc"],
         [*MLP, "model.frozen=3", "strategy=slda"],
+        ["scenario=split_digits", "model=slim_resnet18", "model.width=2", "model.frozen=2", "strategy=finetune"],
     ],
     ids=lambda options: f"{options[-2] if 'memory' in options[-1] else options[-1]}",
 )
