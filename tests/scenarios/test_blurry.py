@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import finish_stage, fit_until
 
 from clbench.errors import ConfigError
 from clbench.scenarios.blurry import segments
@@ -91,29 +92,16 @@ def test_rows_of_the_head_are_drawn_where_a_class_first_arrives(small_trainer):
         assert set(drawn) == (arriving - seen if task else set())
         seen |= arriving
         assert set(model.visible(None, predicting=True).nonzero().flatten().tolist()) == seen
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
+        finish_stage(trainer)
         trainer.end_task()
     assert len(seen) == 8  # the last two tasks have a disjoint class each
 
 
 def test_a_killed_run_goes_on_with_what_it_has_seen(small_trainer):
-    class Killed(BaseException):
-        pass
-
     whole = small_trainer(*BLURRY, checkpoint="whole")
     whole.fit()
     killed = small_trainer(*BLURRY, "record.checkpoint_seconds=0", checkpoint="killed")
-    train_step = killed._train_step
-
-    def until(*arguments):
-        if killed.iteration == 40:
-            raise Killed
-        train_step(*arguments)
-
-    killed._train_step = until
-    with pytest.raises(Killed):
-        killed.fit()
+    fit_until(killed, 40)
     resumed = small_trainer(*BLURRY, checkpoint="killed")
     resumed.fit()
     assert resumed.curve.equals(whole.curve)

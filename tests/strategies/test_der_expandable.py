@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from stepping import finish_stage, finish_task
 
 from clbench.errors import ConfigError
 
@@ -33,12 +34,7 @@ def test_earlier_extractors_stay_bit_identical_and_their_weights_of_the_head_are
         if task:
             begun, before = (state_of(extractor) for extractor in model.backbone.extractors[-2:])
             assert all(torch.equal(begun[name], before[name]) for name in before)
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
-        while trainer.begin_stage():
-            while trainer.step < len(trainer.steps):
-                trainer.advance()
-        trainer.end_task()
+        finish_task(trainer)
         sizes.append(sum(p.numel() for p in model.backbone.parameters()))
         kept.append(state_of(model.backbone.extractors[task]))
         for extractor, then in zip(model.backbone.extractors, kept, strict=True):
@@ -55,8 +51,7 @@ def test_what_every_stage_trains(small_trainer):
     trainer.fit_task()
     trainer.begin_task()
     before, auxiliary = state_of(model), state_of(strategy.auxiliary)
-    while trainer.step < len(trainer.steps):
-        trainer.advance()
+    finish_stage(trainer)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if "extractors.1." in name or name.startswith("head.")}
     assert not torch.equal(strategy.auxiliary.weight, auxiliary["weight"])
@@ -69,8 +64,7 @@ def test_what_every_stage_trains(small_trainer):
     )
     assert not torch.equal(model.head.weight, trained["head.weight"])
     begun = state_of(model.head)
-    while trainer.step < len(trainer.steps):
-        trainer.advance()
+    finish_stage(trainer)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, trained[name])}
     assert moved == {"head.weight", "head.bias"}
     assert not torch.equal(model.head.weight, begun["weight"])
@@ -101,8 +95,7 @@ def test_the_losses_are_those_of_the_paper(sizes, small_trainer, batch_of):
         auxiliary.append(F.cross_entropy(logits, torch.tensor(1 + of_task.index(label) if label in of_task else 0)))
     torch.testing.assert_close(terms["new"], torch.stack(new).mean())
     torch.testing.assert_close(terms["auxiliary"], 0.7 * torch.stack(auxiliary).mean())
-    while trainer.step < len(trainer.steps):
-        trainer.advance()
+    finish_stage(trainer)
     assert trainer.begin_stage()
     (term,) = trainer.learner.loss(batch).values()
     logits = model.head(model.features(x))[:, :seen]
@@ -126,12 +119,7 @@ def test_momentum_of_what_was_there_is_kept_where_the_optimizer_is(small_trainer
     known = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert id(head.weight) not in known  # it has become wider
     assert all(id(p) not in known for p in trainer.learner.model.backbone.extractors[0].parameters())
-    while trainer.step < len(trainer.steps):
-        trainer.advance()
-    while trainer.begin_stage():
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
-    trainer.end_task()
+    finish_task(trainer)
     trainer.begin_task()
     assert torch.equal(trainer.optimizer.state[auxiliary.weight]["momentum_buffer"] != 0, before != 0)
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from stepping import finish_stage
 
 from clbench.models.vae import VAE
 from clbench.seeding import hashed_normal
@@ -112,8 +113,7 @@ def test_every_step_has_noise_of_its_own(small_trainer):
     for _ in range(2):
         trainer.begin_task()
         keys += [int(step.columns["dgr.key"]) for step in trainer.steps]
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
+        finish_stage(trainer)
         trainer.end_task()
     assert len(set(keys)) == len(keys) == 8
 

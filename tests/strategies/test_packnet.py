@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stepping import finish_stage
 
 from clbench.errors import ConfigError
 
@@ -41,8 +42,7 @@ def test_a_tasks_share_is_the_largest_of_what_was_free(small_trainer):
     for task in range(3):
         trainer.begin_task()
         owner_before = strategy.owner.clone()
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
+        finish_stage(trainer)
         weights = {name: p.detach().clone().view(-1) for name, p in trainer.learner.model.trained().items()}
         assert trainer.begin_stage()
         for layer in strategy.layers:
@@ -56,8 +56,7 @@ def test_a_tasks_share_is_the_largest_of_what_was_free(small_trainer):
             pruned = trainer.learner.model.trained()[layer.name].view(-1)
             assert not pruned[given_back].any()
             assert torch.equal(pruned[~given_back], trained[~given_back])
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
+        finish_stage(trainer)
         assert not trainer.begin_stage()
         trainer.end_task()
     assert sum(free.values()) == int(sum((strategy.owner[layer.part] == 0).sum() for layer in strategy.layers))
@@ -75,8 +74,7 @@ def test_what_every_stage_trains(small_trainer):
                 assert trainer.begin_stage()
             before = {name: p.detach().clone() for name, p in model.trained().items()}
             owner = strategy.owner.clone()
-            while trainer.step < len(trainer.steps):
-                trainer.advance()
+            finish_stage(trainer)
             for name, p in model.trained().items():
                 moved = before[name] != p
                 if name.startswith("head."):

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from double_precision import in_double_precision
+from stepping import finish_stage, fit_until
 
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.l2 import L2
@@ -96,8 +97,7 @@ def test_a_stage_after_the_plan_has_batches_a_schedule_and_an_optimizer_of_its_o
     trainer.begin()
     trainer.begin_task()
     main = torch.cat([step.ids for step in trainer.steps])
-    while trainer.step < len(trainer.steps):
-        trainer.advance()
+    finish_stage(trainer)
     assert trainer.begin_stage()
     assert [len(step.ids) for step in trainer.steps] == [20] * 3
     assert not torch.equal(torch.cat([step.ids for step in trainer.steps]), main[:60])
@@ -117,10 +117,6 @@ def test_no_two_steps_of_a_task_draw_the_same_augmentation(staged, small_trainer
     assert numbers == list(range(9))
 
 
-class Killed(BaseException):
-    """Stands for a process that ends between two steps."""
-
-
 @pytest.mark.parametrize("evaluator", ["periodic", "adaptive"])
 def test_killed_in_every_stage_it_ends_in_the_same_run(evaluator, staged, small_trainer, monkeypatch):
     options = ["strategy=finetune", *COMMON, f"evaluator={evaluator}", "evaluator.subset=20"]
@@ -129,16 +125,7 @@ def test_killed_in_every_stage_it_ends_in_the_same_run(evaluator, staged, small_
     assert whole.iteration == 3 * 9
     for kill_at in (1, 3, 5, 7, 8, 11, 13, 15, 17, 26):
         killed = small_trainer(*options, "record.checkpoint_seconds=0", checkpoint="killed")
-        train_step = killed._train_step
-
-        def step_or_die(*arguments, killed=killed, train_step=train_step, kill_at=kill_at):
-            if killed.iteration == kill_at:
-                raise Killed
-            train_step(*arguments)
-
-        killed._train_step = step_or_die
-        with pytest.raises(Killed):
-            killed.fit()
+        fit_until(killed, kill_at)
     last = small_trainer(*options, checkpoint="killed")
     last.fit()
     assert last.learner.strategies[0].begun == 3
