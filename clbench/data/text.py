@@ -52,8 +52,8 @@ def note_of_cut(*splits: TextSet) -> str:
     """What a reader has to know of texts that are cut off, a clause or nothing; of those that just fit it takes some for cut."""
     full = np.concatenate([split.pixels[:, -1] > 0 for split in splits])
     length = splits[0].pixels.shape[1]
-    share = full.mean()
-    return f"{share:.1%} of the texts fill all of data.length={length} tokens, and may be cut off" if share else ""
+    n = int(full.sum())
+    return f"{n:,} of the {len(full):,} texts fill all of data.length={length} tokens, and may be cut off" if n else ""
 
 
 def refuse_foreign_tokens(table: Tensor, vocabulary: int, tokenizer: str | None, path: str | None) -> None:

@@ -83,7 +83,7 @@ class DGR(WithTeacher):
         }
         if self.tasks_learned > 0:
             with torch.no_grad():
-                pixels = self.previous(noise[1]).float().sigmoid()
+                pixels = self.previous(noise[1]).to(x).sigmoid()  # in the precision of images, also under autocast
                 generated = (pixels.view_as(x) - self.mean) / self.std
                 teacher = self.teacher(generated)
             terms["replay"] = (1 - share) * self._replay_loss(self.model(generated), teacher)
