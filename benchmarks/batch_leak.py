@@ -3,8 +3,9 @@
     python benchmarks/batch_leak.py [--source fashion_mnist] [--per-class 1500] [--orders 3] [--out benchmarks/results]
                                     [strategy.shrink=200 …]
 
-The representation of ``strategy=if2net`` (clbench/strategies/random_representation.py, default sizes) with a ridge classifier on
-top, on five tasks of two classes in the order of the labels, the tasks themselves in random orders. All test images are judged
+The representation of ``strategy=if2net`` (clbench/learning/parts/random_representation.py, default sizes) with a ridge
+classifier on top, on
+five tasks of two classes in the order of the labels, the tasks themselves in random orders. All test images are judged
 class-incrementally: ten classes compete. What differs is which data the representation is fitted to, in training and at test:
 
 * ``first task``: the first task's training images, for everything. ``strategy.representation=frozen``, the product's default, and
@@ -32,10 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.config import compose
+from clbench.learning.parts.least_squares import ridge
+from clbench.learning.parts.random_representation import Fit
 from clbench.run import set_up
 from clbench.strategies.if2net import SAMPLES_AT_ONCE, IF2Net
-from clbench.strategies.least_squares import ridge
-from clbench.strategies.random_representation import Fit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

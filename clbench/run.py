@@ -24,6 +24,9 @@ from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.metrics import summarise
+from clbench.learning.compilation import Compilation
+from clbench.learning.composition import refuse, refuse_network, refuse_stream
+from clbench.learning.learner import Learner
 from clbench.machine_errors import explanation, in_sentences
 from clbench.models.continual import ContinualModel
 from clbench.models.timm_backbone import write_attention_out
@@ -47,9 +50,6 @@ from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.own_data import refuse_borrowed_name, with_own_note
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import torch_draws_from
-from clbench.strategies.compilation import Compilation
-from clbench.strategies.composition import refuse, refuse_network, refuse_stream
-from clbench.strategies.learner import Learner
 from clbench.training.interruption import signals_noted
 from clbench.training.precision import Precision, allow_tf32
 from clbench.training.trainer import Trainer

@@ -13,8 +13,8 @@ from test_gpu import Killed, on_gpu, options, refuse_syncs, unlike_members
 from clbench.data.store import Store
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.stacked import StackedEvaluation
+from clbench.learning.base import Strategy
 from clbench.scenarios.inputs import InputPipeline
-from clbench.strategies.base import Strategy
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.evaluation.evaluator import COLUMNS, as_table
+from clbench.learning.base import Batch, Strategy
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Batch, Strategy
 from clbench.training.optimizers import flatten_gradients
 from clbench.training.trainer import Trainer
 

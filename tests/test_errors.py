@@ -14,9 +14,9 @@ from clbench.command_line.checks import check_overrides, checked
 from clbench.command_line.help import COMMANDS
 from clbench.config import compose, store_schemas
 from clbench.errors import ConfigError, DataError, TestStreamLocked
+from clbench.learning.base import Needs
 from clbench.registry import STRATEGIES
 from clbench.run import run
-from clbench.strategies.base import Needs
 from clbench.strategies.finetune import Finetune
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from clbench.config import StrategyConfig, option
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Needs, Strategy
+from clbench.learning.base import Needs, Strategy
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.evaluation.refinement import Refinement
 from clbench.evaluation.stacked import Place, StackedEvaluation, share_seconds
-from clbench.strategies.stack import Stack
+from clbench.learning.stack import Stack
 
 LARGEST_WINDOW_BYTES = 2**29
 """Bytes of snapshots a run keeps at most; large networks get shorter windows than ``evaluator.window``."""

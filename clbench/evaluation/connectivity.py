@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from clbench.evaluation.evaluator import ContinualEvaluator
-from clbench.strategies.learner import Learner
+from clbench.learning.learner import Learner
 
 COLUMNS = ["task_learning", "lam", "task_eval", "n", "correct", "loss"]
 """One row per pair, point and task: ``lam`` is λ on the line to the state after ``task_learning``; the others as in the curve."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from clbench.evaluation.evaluator import ContinualEvaluator
-from clbench.strategies.learner import Learner
+from clbench.learning.learner import Learner
 
 
 class Diagnostics:

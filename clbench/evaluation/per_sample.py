@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clbench.errors import BatchDependence
 from clbench.evaluation.evaluator import ContinualEvaluator
-from clbench.strategies.learner import Learner
+from clbench.learning.learner import Learner
 
 IMAGES_PER_TASK = 6
 ALONE = 4

@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 
 from clbench.evaluation.evaluator import ContinualEvaluator
+from clbench.learning.learner import Learner
 from clbench.scenarios.scenario import Samples
 from clbench.seeding import torch_generator
-from clbench.strategies.learner import Learner
 
 COLUMNS = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
 """``probe``: current, earlier, or empty for what concerns weights; ``part``: a layer, or empty for the whole."""

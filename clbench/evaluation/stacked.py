@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clbench.evaluation.evaluator import ContinualEvaluator, scores, sums_per_task
-from clbench.strategies.stack import Stack, row_numbers
+from clbench.learning.stack import Stack, row_numbers
 
 
 class Place(NamedTuple):

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import option
+from clbench.learning.base import Needs
+from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
+from clbench.learning.parts.least_squares import update_ridge
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Needs
-from clbench.strategies.frozen_features import FrozenFeatures, FrozenFeaturesConfig
-from clbench.strategies.least_squares import update_ridge
 
 
 @dataclass

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Plan, Strategy
+from clbench.learning.parts.memory import TaskMemory, draw_uniform
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Plan, Strategy
-from clbench.strategies.memory import TaskMemory, draw_uniform
 
 
 @dataclass

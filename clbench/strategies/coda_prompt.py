@@ -20,12 +20,12 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Needs, Outputs
+from clbench.learning.parts.prompting import Prompting, check_places
 from clbench.models.prompt_pools import PromptComponents
 from clbench.models.prompts import Prompt
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Batch, Needs, Outputs
-from clbench.strategies.prompting import Prompting, check_places
 
 
 @dataclass

@@ -11,7 +11,7 @@ After every step, in every hidden layer (E: mean over the batch's samples, and o
 
 A unit that is replaced gets incoming weights from Kaiming's distribution and bias 0; W_out ĥ is added to the bias of the layer
 that reads it, which so goes on with the unit's mean; then its outgoing weights W_out are set to 0, and so are age, mean and
-utility. See :mod:`clbench.strategies.unit_resets` for the rest of what is reset. Behind a flattening, each pixel's E|h| is
+utility. See :mod:`clbench.learning.parts.unit_resets` for the rest of what is reset. Behind a flattening, each pixel's E|h| is
 multiplied by the weights of that pixel, before the mean over pixels.
 
 Incoming weights are U(±√(6 / fan_in)), and N(0, 2 / fan_in) in layers with BatchNorm, as in the authors' ResNet. There the layer
@@ -34,13 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs
+from clbench.learning.parts.unit_resets import Reset, UnitResets
 from clbench.models.continual import ContinualModel
 from clbench.models.hidden_layers import HiddenLayer
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import hashed_normal, hashed_uniform
-from clbench.strategies.base import Batch, Needs
-from clbench.strategies.unit_resets import Reset, UnitResets
 
 DECAY = 0.99
 """Of the running means."""

@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
+from clbench.learning.parts.exemplars import ExemplarMemory
+from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.models.expandable import ExpandableBackbone
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
-from clbench.strategies.exemplars import ExemplarMemory
-from clbench.strategies.stage import Stage
 
 
 @dataclass

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Needs, Outputs, Plan
+from clbench.learning.parts.teacher import WithTeacher, heads_of_earlier_tasks
 from clbench.models.continual import ContinualModel
 from clbench.models.vae import VAE
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_normal
-from clbench.strategies.base import Batch, Needs, Outputs, Plan
-from clbench.strategies.teacher import WithTeacher, heads_of_earlier_tasks
 
 
 @dataclass

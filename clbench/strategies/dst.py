@@ -2,7 +2,7 @@
 
 Every task t trains a sparse subnetwork θ ⊙ M_t. Weights that an earlier task uses are frozen but may be in M_t (reuse):
 
-    before      M_t random, d Σ N_l weights in all, by layer as ``init`` says (see clbench.strategies.sparsity)
+    before      M_t random, d Σ N_l weights in all, by layer as ``init`` says (see clbench.learning.parts.sparsity)
     a step      θ ← optimizer, where M_t is 1 and no earlier mask is; every other weight keeps its value (0 if it is nobody's)
     every ΔT    in each layer, with ρ annealed over the task:
                 drop   n = ⌈ρ |M_t|⌉ active weights, those of least |θ|
@@ -54,14 +54,9 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
-from clbench.models.continual import ContinualModel
-from clbench.registry import STRATEGIES
-from clbench.scenarios.scenario import Scenario
-from clbench.scenarios.task import Task
-from clbench.seeding import hashed_uniform, stream_seed
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
-from clbench.strategies.masked_layers import fix_norm_layers, flops_by_layer, masked_layers
-from clbench.strategies.sparsity import (
+from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
+from clbench.learning.parts.masked_layers import fix_norm_layers, flops_by_layer, masked_layers
+from clbench.learning.parts.sparsity import (
     GROWTH_RULES,
     INITIALISATIONS,
     SCHEDULES,
@@ -71,7 +66,12 @@ from clbench.strategies.sparsity import (
     ordered,
     update_mask,
 )
-from clbench.strategies.task_statistics import TaskStatistics
+from clbench.learning.parts.task_statistics import TaskStatistics
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
+from clbench.seeding import hashed_uniform, stream_seed
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ where KD_T is the divergence of softmaxes at temperature T over the outputs of o
 stage follows: exemplars are chosen among the new classes, too, and the whole network is fine-tuned on all exemplars, of which
 there are equally many of every class, with a smaller learning rate. Then exemplars are chosen anew, by the network as it then is.
 
-Exemplars are chosen by herding on features divided by their norm, see :mod:`clbench.strategies.exemplars`. The paper augments by
-contrast, brightness, crops and mirrors (``scenario.augment``), adds noise to gradients, which is left out here, and distils the
-new classes, too, while it fine-tunes, from the network before that stage; here the teacher is that before the task, as in FACIL.
+Exemplars are chosen by herding on features divided by their norm, see :mod:`clbench.learning.parts.exemplars`. The paper augments
+by contrast, brightness, crops and mirrors (``scenario.augment``), adds noise to gradients, which is left out here, and distils
+the new classes, too, while it fine-tunes, from the network before that stage; here the teacher is that before the task, as in
+FACIL.
 
 Stores M exemplars (ids, labels and images) with room for M more, and the previous network.
 """
@@ -22,15 +23,15 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Outputs, Plan
+from clbench.learning.parts.exemplars import ExemplarMemory
+from clbench.learning.parts.teacher import WithTeacher, heads_of_earlier_tasks
+from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Plan
-from clbench.strategies.exemplars import ExemplarMemory
 from clbench.strategies.lwf import distillation
-from clbench.strategies.stage import Stage
-from clbench.strategies.teacher import WithTeacher, heads_of_earlier_tasks
 
 
 @dataclass

@@ -26,12 +26,8 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
-from clbench.models.continual import ContinualModel
-from clbench.registry import STRATEGIES
-from clbench.scenarios.scenario import Scenario
-from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Plan, Strategy
-from clbench.strategies.memory import (
+from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
+from clbench.learning.parts.memory import (
     EMPTY,
     check_memory_size,
     draw_balanced,
@@ -39,6 +35,10 @@ from clbench.strategies.memory import (
     notes_of_room,
     reservoir_step,
 )
+from clbench.models.continual import ContinualModel
+from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.task import Task
 
 
 @dataclass

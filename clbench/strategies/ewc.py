@@ -33,11 +33,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Outputs, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Strategy
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 L = CE(f(x), y)   on the new samples
 """
 
+from clbench.learning.base import Needs, Strategy
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Needs, Strategy
 
 
 @STRATEGIES.register("finetune")

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Plan, Strategy
+from clbench.learning.parts.memory import TaskMemory
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Plan, Strategy
-from clbench.strategies.memory import TaskMemory
 
 COLUMNS_AT_ONCE = 2**15
 """Parameters whose memory gradients are turned to double precision at a time: about what a processor caches."""

@@ -49,14 +49,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Measurement, Needs, Outputs, Strategy, buffer_name
+from clbench.learning.parts.task_statistics import TaskStatistics
 from clbench.models.continual import ContinualModel
 from clbench.models.hypernetworks import ChunkedHypernetwork, Hypernetwork, Pieces, RecurrentHypernetwork
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_uniform, stream_seed
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Strategy, buffer_name
-from clbench.strategies.task_statistics import TaskStatistics
 
 DOUBT = 1e-4
 """ε: the probability that is left to all tasks but the inferred one."""

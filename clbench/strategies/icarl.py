@@ -10,8 +10,8 @@ Prediction is by the nearest mean of exemplars, φ the features divided by their
     ŷ = argmin_c ‖ φ(x) − μ_c ‖,    μ_c = Σ φ(p_i), divided by its norm                                     (Algorithm 1)
 
 with the means of the present network at every evaluation; the logits of a prediction are minus the squared distances. Exemplars
-are chosen by herding (Algorithm 4), see :mod:`clbench.strategies.exemplars`, also for how a class is predicted before its task
-is over.
+are chosen by herding (Algorithm 4), see :mod:`clbench.learning.parts.exemplars`, also for how a class is predicted before its
+task is over.
 
 * ``loss=bce_sum`` is the paper's; ``bce_mean`` divides by the number of classes seen, as the authors' code does, which goes with
   their learning rate of 2; ``ce_kd`` is PyCIL's, cross-entropy over the classes seen plus distillation at T = 2.
@@ -31,15 +31,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Outputs, Plan
+from clbench.learning.parts.exemplars import ExemplarMemory
+from clbench.learning.parts.teacher import WithTeacher
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Plan
-from clbench.strategies.exemplars import ExemplarMemory
 from clbench.strategies.lwf import distillation
 from clbench.strategies.predkd import binary_distillation
-from clbench.strategies.teacher import WithTeacher
 
 TEMPERATURE = 2.0
 """Of ``loss=ce_kd``."""

@@ -2,7 +2,7 @@
 
 A classifier that is linear in random features, which are tuned to data and then reused by all tasks:
 
-    G(x)                       (L,) of :mod:`clbench.strategies.random_representation`
+    G(x)                       (L,) of :mod:`clbench.learning.parts.random_representation`
     scores = G(x) β            β (L, n_classes), learned from one-hot labels Y
 
 Reconstruction: abstract + same-author code. The paper's equations, sizes and tables could not be read. Its abstract names
@@ -48,14 +48,14 @@ import torch
 from torch import Tensor
 
 from clbench.config import option
+from clbench.learning.base import Measurement, Needs
+from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
+from clbench.learning.parts.least_squares import update_ridge
+from clbench.learning.parts.random_representation import Fit, RandomRepresentation
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Measurement, Needs
-from clbench.strategies.frozen_features import FrozenFeatures, FrozenFeaturesConfig
-from clbench.strategies.least_squares import update_ridge
-from clbench.strategies.random_representation import Fit, RandomRepresentation
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a task that are looked at together while the representation is fitted."""

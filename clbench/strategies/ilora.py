@@ -33,13 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import option
+from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
+from clbench.learning.parts.memory import EMPTY, check_memory_size, draw_uniform, notes_of_room, reservoir_step
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
 from clbench.strategies.lora import LoRA, LoRAConfig
-from clbench.strategies.memory import EMPTY, check_memory_size, draw_uniform, notes_of_room, reservoir_step
 
 
 @dataclass

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Needs
+from clbench.learning.parts.prompting import KeyedPrompting, check_places
 from clbench.models.prompt_pools import PromptPool
 from clbench.models.prompts import Prompt
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Needs
-from clbench.strategies.prompting import KeyedPrompting, check_places
 
 
 @dataclass

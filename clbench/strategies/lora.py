@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Measurement, Needs, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.models.lora import TARGETS, Adapter, adapters, add_adapters
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Measurement, Needs, Strategy
 
 
 @dataclass

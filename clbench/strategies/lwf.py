@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Outputs
+from clbench.learning.parts.teacher import WithTeacher
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Batch, Needs, Outputs
-from clbench.strategies.teacher import WithTeacher
 
 
 @dataclass

@@ -46,12 +46,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
+from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
-from clbench.strategies.stage import Stage
 
 AT_ONCE = 256
 """Images, or features whose neighbours are looked for, that are held on the device together."""

@@ -6,8 +6,8 @@
 
 from dataclasses import dataclass
 
+from clbench.learning.base import Needs
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Needs
 from clbench.strategies.oneprompt import OnePrompt, OnePromptConfig
 from clbench.strategies.outliers import TRAITS, Outliers, OutliersConfig
 

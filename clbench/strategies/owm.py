@@ -8,7 +8,7 @@ is multiplied by P on the input side, so that the layer's outputs for those inpu
 
 For a convolution r is in turn every patch that its kernel sees of the mean feature map. Together the updates make
 P = α (RᵀR + αI)⁻¹ with the r of all mini-batches as rows of R, where α is constant. The update is that of
-:mod:`clbench.strategies.least_squares`.
+:mod:`clbench.learning.parts.least_squares`.
 
 α = α₀ γ^ρ, with ρ the share of the task's steps that have been taken, so that P hears more of inputs late in a task; α₀ and γ
 of the head are options of their own.
@@ -50,12 +50,12 @@ from torch.func import functional_call
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Measurement, Needs, Plan, Strategy
+from clbench.learning.parts.least_squares import downdate
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Plan, Strategy
-from clbench.strategies.least_squares import downdate
 
 
 @dataclass

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Measurement, Needs, Strategy
+from clbench.learning.parts.masked_layers import masked_layers
+from clbench.learning.parts.task_statistics import TaskStatistics
+from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Measurement, Needs, Strategy
-from clbench.strategies.masked_layers import masked_layers
-from clbench.strategies.stage import Stage
-from clbench.strategies.task_statistics import TaskStatistics
 
 FREE = 0
 """The owner of a weight that belongs to no task; tasks count from 1 here."""

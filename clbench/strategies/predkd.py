@@ -32,12 +32,12 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Needs, Outputs
+from clbench.learning.parts.teacher import WithTeacher
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Batch, Needs, Outputs
 from clbench.strategies.lwf import distillation
-from clbench.strategies.teacher import WithTeacher
 
 WITH_TEACHER = ("bce_kd", "balanced_bce", "softmax_kd")
 """Values of ``loss`` that distil."""

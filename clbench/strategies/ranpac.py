@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from clbench.config import option
+from clbench.learning.base import Measurement, Needs, Plan
+from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
+from clbench.learning.parts.least_squares import ridge
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Measurement, Needs, Plan
-from clbench.strategies.frozen_features import FrozenFeatures, FrozenFeaturesConfig
-from clbench.strategies.least_squares import ridge
 
 CANDIDATES = [10.0**exponent for exponent in range(-8, 9)]
 """Values of λ that are tried."""

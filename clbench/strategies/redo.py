@@ -4,8 +4,8 @@
     s_i ≤ τ                                    dormant: its incoming weights are drawn anew, its outgoing weights become 0
 
 E is the mean over the batch's samples, new and replayed, and over the pixels of a channel. With τ = 0 a ReLU unit is dormant
-that is 0 for every sample. See :mod:`clbench.strategies.unit_resets` for what is reset, and on which activations. What incoming
-weights become:
+that is 0 for every sample. See :mod:`clbench.learning.parts.unit_resets` for what is reset, and on which activations. What
+incoming weights become:
 
 * ``reinit=xavier``: U(±√(6 / (fan_in + fan_out))), the bias 0, as in dopamine, the authors' code;
 * ``reinit=initial``: what they and their biases were when the run began, as in the code of Kumar et al. 2023.
@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs
+from clbench.learning.parts.unit_resets import Reset, UnitResets
 from clbench.models.continual import ContinualModel
 from clbench.models.hidden_layers import HiddenLayer
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import hashed_uniform
-from clbench.strategies.base import Batch, Needs
-from clbench.strategies.unit_resets import Reset, UnitResets
 
 
 @dataclass

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from clbench.config import option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Measurement, Needs, Outputs, buffer_name
 from clbench.models.continual import ContinualModel
 from clbench.models.lora import adapted_layers
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Needs, Outputs, buffer_name
 from clbench.strategies.lora import LoRA, LoRAConfig
 
 

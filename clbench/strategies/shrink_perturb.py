@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_normal, hashed_uniform, stream_seed
-from clbench.strategies.base import Batch, Needs, Strategy
 
 
 @dataclass

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from clbench.config import option
+from clbench.learning.base import Needs
+from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Needs
-from clbench.strategies.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 
 
 @dataclass

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from clbench.config import StrategyConfig, option
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Needs, Outputs, Strategy
+from clbench.learning.parts.masked_layers import NORM_LAYERS
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Needs, Outputs, Strategy
-from clbench.strategies.masked_layers import NORM_LAYERS
 
 WARM_UP = 20
 """Power iterations at the start of a task."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Needs, Outputs, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.base import Batch, Needs, Outputs, Strategy
 
 
 @dataclass

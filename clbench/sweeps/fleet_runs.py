@@ -12,13 +12,13 @@ import torch
 from omegaconf import DictConfig
 
 from clbench.errors import ClbenchError, Diverged
+from clbench.learning.stack import share_frozen
 from clbench.machine_errors import explanation
 from clbench.progress import ProgressDisplay
 from clbench.records.log_file import log_files
 from clbench.records.run_folder import RunFolder
 from clbench.run import Run, recorded, run
 from clbench.scenarios.build import sources_kept
-from clbench.strategies.stack import share_frozen
 from clbench.sweeps.grouping import why_alone
 from clbench.sweeps.ways import n_processes, pool, seconds_per_iteration
 from clbench.training.fleet import Fleet

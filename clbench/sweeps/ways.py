@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 import torch
 from omegaconf import DictConfig, open_dict
 
+from clbench.learning.stack import share_frozen
 from clbench.run import set_up
-from clbench.strategies.stack import share_frozen
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

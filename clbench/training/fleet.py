@@ -2,7 +2,7 @@
 
 R trainers of the same model, strategy and stream shape, which may differ in seed, class order and real-valued options, are
 taken through the stream in lockstep. Their hooks at task boundaries run one trainer after another, as in a run alone; a
-training step and an evaluation are one computation for all (:class:`clbench.strategies.stack.Stack`). Every learner holds
+training step and an evaluation are one computation for all (:class:`clbench.learning.stack.Stack`). Every learner holds
 its row of the stacks as a view, so that its checkpoint and its tables are those of a run alone, which
 ``python -m clbench resume`` continues.
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from clbench.errors import ConfigError, Diverged, Interrupted
 from clbench.evaluation.adaptive import AdaptiveEvaluator, StackedAdaptive
 from clbench.evaluation.stacked import Place, StackedPeriodic
+from clbench.learning.base import Batch
+from clbench.learning.stack import Stack, row_numbers
+from clbench.learning.stage import JointStage
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
-from clbench.strategies.base import Batch
-from clbench.strategies.stack import Stack, row_numbers
-from clbench.strategies.stage import JointStage
 from clbench.training.interruption import noted
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
 from clbench.training.steps import Step

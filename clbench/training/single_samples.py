@@ -11,9 +11,9 @@ from torch.func import functional_call
 
 from clbench.config import TrainerConfig
 from clbench.errors import ConfigError
+from clbench.learning.learner import Learner
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
-from clbench.strategies.learner import Learner
 
 
 def smallest_batch(model: ContinualModel, shape: tuple[int, int, int]) -> int:

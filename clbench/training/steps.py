@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clbench.strategies.base import Plan
+from clbench.learning.base import Plan
 
 
 class Step(NamedTuple):
@@ -15,7 +15,7 @@ class Step(NamedTuple):
         ids: int64 (B,), sample ids, new ones first, then replayed ones.
         n_new: how many are new.
         reference: int64 (B_reference,), ids of the reference samples, or None.
-        reference_sizes, columns: see :class:`clbench.strategies.base.Plan`.
+        reference_sizes, columns: see :class:`clbench.learning.base.Plan`.
     """
 
     ids: Tensor

@@ -24,13 +24,13 @@ from clbench.evaluation.diagnostics import Diagnostics
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS, ContinualEvaluator, as_table
 from clbench.evaluation.per_sample import refuse_batch_dependence
 from clbench.evaluation.plasticity import Plasticity
+from clbench.learning.base import Batch, Outputs, Plan
+from clbench.learning.learner import Learner
+from clbench.learning.stage import JointStage, part_of
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
-from clbench.strategies.base import Batch, Outputs, Plan
-from clbench.strategies.learner import Learner
-from clbench.strategies.stage import JointStage, part_of
 from clbench.training.checkpoint import load_checkpoint, load_weights, position_in, save_checkpoint
 from clbench.training.held import Held
 from clbench.training.interruption import noted

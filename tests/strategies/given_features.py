@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import StrategyConfig
+from clbench.learning.parts.frozen_features import FrozenFeatures
 from clbench.models.continual import ContinualModel
-from clbench.strategies.frozen_features import FrozenFeatures
 
 
 class PassedOn(nn.Flatten):

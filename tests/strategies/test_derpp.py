@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clbench.errors import ConfigError
-from clbench.strategies.base import Plan
+from clbench.learning.base import Plan
 
 DERPP = ["strategy=derpp", "strategy.memory_size=12"]
 

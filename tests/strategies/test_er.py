@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from clbench.errors import ConfigError
-from clbench.strategies.memory import EMPTY
+from clbench.learning.parts.memory import EMPTY
 
 ER = ["strategy=er", "strategy.memory_size=40"]
 RESERVOIR = [*ER, "strategy.selection=reservoir"]

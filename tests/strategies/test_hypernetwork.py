@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch
 from clbench.scenarios.task import Task
 from clbench.seeding import torch_generator
-from clbench.strategies.base import Batch
 
 SMALL = ["strategy=hypernetwork", "strategy.chunk_size=300", "strategy.hidden=[5]", "strategy.embedding_size=4",
          "strategy.chunk_embedding_size=3", "strategy.state_size=6"]  # fmt: skip

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clbench.strategies.exemplars import herding
-from clbench.strategies.memory import EMPTY
+from clbench.learning.parts.exemplars import herding
+from clbench.learning.parts.memory import EMPTY
 
 ICARL = ["strategy=icarl", "strategy.memory_size=40"]
 EEIL = ["strategy=eeil", "strategy.memory_size=40", "strategy.tuning_epochs=2"]

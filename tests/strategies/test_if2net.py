@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from clbench.errors import BatchDependence
+from clbench.learning.parts.least_squares import ridge
+from clbench.learning.parts.random_representation import RandomRepresentation, lasso, standardised
 from clbench.strategies.if2net import IF2Net
-from clbench.strategies.least_squares import ridge
-from clbench.strategies.random_representation import RandomRepresentation, lasso, standardised
 
 SMALL = [
     "strategy=if2net", "strategy.n_windows=3", "strategy.window=4", "strategy.n_expand=20", "strategy.n_out=25",

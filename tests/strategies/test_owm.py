@@ -8,10 +8,10 @@ from double_precision import in_double_precision
 from torch import nn
 
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch
+from clbench.learning.parts.least_squares import update_ridge
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Samples
-from clbench.strategies.base import Batch
-from clbench.strategies.least_squares import update_ridge
 from clbench.strategies.owm import OWM, OWMConfig, mean_rows
 from clbench.training.fleet import Fleet
 

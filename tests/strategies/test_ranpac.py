@@ -6,7 +6,7 @@ import pytest
 import torch
 from given_features import clusters, on_given_features, shuffled
 
-from clbench.strategies.base import Measurement, Plan
+from clbench.learning.base import Measurement, Plan
 from clbench.strategies.ranpac import CANDIDATES, RanPAC, RanPACConfig
 
 

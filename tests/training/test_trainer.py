@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from clbench.errors import ConfigError
+from clbench.learning.stage import Stage
 from clbench.scenarios.task import Task
 from clbench.strategies.finetune import Finetune
-from clbench.strategies.stage import Stage
 from clbench.training.fleet import Fleet
 
 

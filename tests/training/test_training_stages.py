@@ -6,9 +6,9 @@ import torch
 from double_precision import in_double_precision
 from stepping import finish_stage, fit_until
 
+from clbench.learning.stage import Stage, joined
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.l2 import L2
-from clbench.strategies.stage import Stage, joined
 from clbench.training.fleet import Fleet
 from clbench.training.held import flat
 

@@ -11,7 +11,7 @@ from streams import digits_for, small_network, small_options
 from torch._dynamo.backends.common import aot_autograd
 
 from clbench.errors import ConfigError
-from clbench.strategies.compilation import Compilation
+from clbench.learning.compilation import Compilation
 from clbench.training.fleet import Fleet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

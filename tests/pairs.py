@@ -18,12 +18,12 @@ from torch import Tensor
 
 from clbench.config import RunConfig, typed
 from clbench.evaluation.evaluator import ContinualEvaluator
+from clbench.learning.composition import refuse
 from clbench.registry import STRATEGIES
 from clbench.run import added_strategy, learner_of, network_of
 from clbench.scenarios.build import build
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Scenario, Split
-from clbench.strategies.composition import refuse
 from clbench.training.precision import Precision
 from clbench.training.trainer import Trainer
 

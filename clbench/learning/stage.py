@@ -14,7 +14,7 @@ from torch import Tensor
 from clbench.scenarios.task import Task
 
 if TYPE_CHECKING:
-    from clbench.strategies.base import Plan
+    from clbench.learning.base import Plan
 
 TRAINED = ("all", "head", "mask")
 

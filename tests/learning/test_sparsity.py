@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from clbench.seeding import hashed_uniform
-from clbench.strategies.sparsity import (
+from clbench.learning.parts.sparsity import (
     annealed,
     growth_priority,
     layer_counts,
@@ -20,6 +19,7 @@ from clbench.strategies.sparsity import (
     smallest,
     update_mask,
 )
+from clbench.seeding import hashed_uniform
 
 # ---- densities --------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
+from clbench.learning.base import Needs, Strategy
+from clbench.learning.composition import CONFLICTS, TRAITS, refuse, traits_of
 from clbench.registry import STRATEGIES
-from clbench.strategies.base import Needs, Strategy
-from clbench.strategies.composition import CONFLICTS, TRAITS, refuse, traits_of
 
 NAMES = STRATEGIES.names()
 

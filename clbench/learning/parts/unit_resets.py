@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
+from clbench.learning.base import Measurement, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.models.hidden_layers import HiddenLayer
 from clbench.registry import MODELS
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
-from clbench.strategies.base import Measurement, Strategy
 
 
 class Reset(NamedTuple):

@@ -1,7 +1,7 @@
 """A model and the strategies that train it, as one module: its ``state_dict()`` is the checkpoint.
 
 Strategies compose: penalties add up, plans fill different columns, gradient edits and data losses may come from one
-strategy each. Which may be combined is decided before they are built, see :mod:`clbench.strategies.composition`.
+strategy each. Which may be combined is decided before they are built, see :mod:`clbench.learning.composition`.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clbench.learning.base import Batch, Measurement, Outputs, Plan, Strategy
+from clbench.learning.compilation import Compilation
+from clbench.learning.composition import EXCLUSIVE, overrides, predicts_by_itself
+from clbench.learning.stage import JointStage, joined
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Outputs, Plan, Strategy
-from clbench.strategies.compilation import Compilation
-from clbench.strategies.composition import EXCLUSIVE, overrides, predicts_by_itself
-from clbench.strategies.stage import JointStage, joined
 
 
 class Learner(nn.Module):
@@ -267,5 +267,5 @@ def _overrides(strategy: Strategy, hook: str) -> bool:
 def _owner(strategies: Sequence[Strategy], hook: str) -> Strategy:
     """The one strategy that defines ``hook``, or the first where none does."""
     owners = [s for s in strategies if _overrides(s, hook)]
-    assert len(owners) <= 1, f"{hook} has several owners, which clbench.strategies.composition.refuse has let pass"
+    assert len(owners) <= 1, f"{hook} has several owners, which clbench.learning.composition.refuse has let pass"
     return owners[0] if owners else strategies[0]

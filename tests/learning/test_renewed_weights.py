@@ -8,8 +8,8 @@ from pairs import options_of, trainer_of
 from torch import Tensor
 
 from clbench.config import StrategyConfig
-from clbench.strategies.base import Needs, Strategy
-from clbench.strategies.learner import Learner
+from clbench.learning.base import Needs, Strategy
+from clbench.learning.learner import Learner
 from clbench.training.trainer import Trainer
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clbench.strategies.least_squares import downdate, ridge, update_ridge
+from clbench.learning.parts.least_squares import downdate, ridge, update_ridge
 
 
 def problem(seed: int, n: int, d: int, c: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig, option
+from clbench.learning.base import Batch, Plan, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Plan, Strategy
 
 
 @dataclass
@@ -54,7 +54,7 @@ class FrozenFeatures(Strategy):
     def absorb(self, features: Tensor, labels: Tensor) -> Tensor:
         """Take in features, float64 (B, n_features), and labels (B,), in place; returns a loss (scalar) for the record.
 
-        Pure in the sense of :mod:`clbench.strategies.base`.
+        Pure in the sense of :mod:`clbench.learning.base`.
         """
         raise NotImplementedError
 

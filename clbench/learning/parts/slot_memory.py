@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.learning.base import Plan
+from clbench.learning.parts.memory import EMPTY
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Plan
-from clbench.strategies.memory import EMPTY
 
 
 class SlotMemory(nn.Module):

@@ -4,12 +4,12 @@ import pytest
 import torch
 from resets_by_hand import batch_of, begun, network
 
+from clbench.learning.base import Batch
+from clbench.learning.learner import Learner
+from clbench.learning.stack import Stack
 from clbench.scenarios.scenario import Samples
-from clbench.strategies.base import Batch
 from clbench.strategies.continual_backprop import ContinualBackprop, ContinualBackpropConfig
-from clbench.strategies.learner import Learner
 from clbench.strategies.redo import ReDo, ReDoConfig
-from clbench.strategies.stack import Stack
 
 STRATEGIES = {
     "redo": lambda model: ReDo(ReDoConfig("redo", [], {}, 2, "steps", 0.9, "xavier"), model, None),

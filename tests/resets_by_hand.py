@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from clbench.learning.base import Batch, Strategy
 from clbench.models.cnn import CNN, CNNConfig
 from clbench.models.continual import ContinualModel
 from clbench.models.mlp import MLP, MLPConfig
 from clbench.models.resnet18 import ResNet18, ResNet18Config
 from clbench.scenarios.scenario import Samples
-from clbench.strategies.base import Batch, Strategy
 
 SHAPE = (1, 8, 8)
 CONVOLUTIONS = {"channels": [5, 6], "kernel_sizes": [3, 2], "hidden": [7]}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch, Measurement, Outputs, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.models.prompts import Prompt, PromptedTransformer
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Batch, Measurement, Outputs, Strategy
 
 
 class Prompting(Strategy):

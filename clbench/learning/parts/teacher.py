@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig
+from clbench.learning.base import Strategy
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Strategy
 
 
 class WithTeacher(Strategy):

@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from clbench.config import RunConfig, StrategyConfig, TrainerConfig
 from clbench.errors import ConfigError
+from clbench.learning.base import Strategy
 from clbench.models.continual import ContinualModel
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import EXAMPLES, Scenario
-from clbench.strategies.base import Strategy
 
 EXCLUSIVE = {
     "outputs": "the weights of the network",

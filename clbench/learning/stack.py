@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from clbench.strategies.base import Batch, Outputs
-from clbench.strategies.learner import Learner
+from clbench.learning.base import Batch, Outputs
+from clbench.learning.learner import Learner
 
 
 def row_numbers(rows: Sequence[int], device: torch.device) -> Tensor:

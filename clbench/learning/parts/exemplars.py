@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clbench.learning.base import Plan
+from clbench.learning.parts.memory import EMPTY, check_memory_size
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.base import Plan
-from clbench.strategies.memory import EMPTY, check_memory_size
 
 AT_ONCE = 256
 """Images that go through the network together when exemplars are chosen."""

@@ -31,7 +31,7 @@ Strategies compose (``strategy.plus``), and a hook runs in the order in which th
 drawn anew by the model (rows of the head, as their classes come), by ``begin_task`` (a task's prompts, a fresh adapter) and by
 ``after_step`` (units that are reset). Whoever does it returns which, and the core tells all strategies at once by
 ``weights_renewed``: so none of them has to know of the others. What may not be combined is written down in
-:mod:`clbench.strategies.composition`, from what each strategy overrides and from the traits that its :class:`Needs` declare.
+:mod:`clbench.learning.composition`, from what each strategy overrides and from the traits that its :class:`Needs` declare.
 
 A strategy may have parameters of its own, which are trained beside the model's (a hypernetwork); those that are not to be
 trained (a teacher) say ``requires_grad_(False)``.
@@ -49,10 +49,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
+from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Needs:
             with methods that make or mask the weights.
         transformer: it acts within a vision transformer.
         traits: what decides with which other strategies it goes together, keys of
-            :data:`clbench.strategies.composition.TRAITS`; see :meth:`Strategy.traits`.
+            :data:`clbench.learning.composition.TRAITS`; see :meth:`Strategy.traits`.
         optimizers: the values of ``trainer.optimizer`` with which it is what it says.
         weight_decay: whether it is so with ``trainer.weight_decay`` above 0.
         alone: why runs of it cannot be trained as one stack (:mod:`clbench.training.fleet`), a clause that completes "they
@@ -223,7 +223,7 @@ class Strategy(nn.Module):
         return plan
 
     def stages(self, task: Task, n_steps: int) -> list[Stage]:
-        """The task's stages beside the main one, see :mod:`clbench.strategies.stage`; ``n_steps`` is the length of the plan.
+        """The task's stages beside the main one, see :mod:`clbench.learning.stage`; ``n_steps`` is the length of the plan.
 
         Asked after ``plan``, also when a killed run resumes within the task: it may not change state.
         """

@@ -10,7 +10,7 @@ from scipy.stats import chi2, chisquare
 from streams import small_network, small_options
 
 from clbench.errors import ConfigError
-from clbench.strategies.memory import EMPTY, draw_balanced, draw_uniform, reservoir_step
+from clbench.learning.parts.memory import EMPTY, draw_balanced, draw_uniform, reservoir_step
 
 
 def stream_into_reservoir(size, n, batch, rng):
