@@ -24,8 +24,8 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from clbench.config import compose
-from clbench.run import set_up
 from clbench.scenarios.build import sources_kept
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from clbench.config import compose
 from clbench.learning.parts.least_squares import ridge
 from clbench.learning.parts.random_representation import Fit
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.strategies.if2net import SAMPLES_AT_ONCE, IF2Net
 
 RESULTS = Path(__file__).resolve().parent / "results"

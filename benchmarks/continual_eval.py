@@ -59,7 +59,7 @@ from clbench.config import DataConfig, compose, group_choices
 from clbench.data.images import ImageSet, SourceData
 from clbench.evaluation.evaluator import as_table
 from clbench.registry import SOURCES
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.trainer import Trainer
 
 BATCH, CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 128, 10, 1280, 1000

@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 
 from clbench.config import compose
 from clbench.evaluation.evaluator import as_table
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

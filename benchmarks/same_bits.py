@@ -31,7 +31,7 @@ from streams import STREAMS, small_network, small_options
 
 from clbench.errors import ConfigError, Diverged
 from clbench.registry import STRATEGIES
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from clbench.config import compose
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

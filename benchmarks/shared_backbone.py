@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from clbench.config import compose
 from clbench.learning.stack import share_frozen, state_of
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

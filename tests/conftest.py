@@ -18,8 +18,8 @@ from clbench import config
 from clbench.__main__ import status_of
 from clbench.config import compose
 from clbench.learning.base import Batch
-from clbench.run import Setup, set_up
 from clbench.scenarios.task import Task
+from clbench.set_up import Setup, set_up
 from clbench.training.trainer import Trainer
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -16,14 +16,15 @@ from omegaconf import OmegaConf
 from streams import setting_of, small_options
 from torch import Tensor
 
+from clbench.added_strategies import added_strategy
 from clbench.config import RunConfig, typed
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.learning.composition import refuse
 from clbench.registry import STRATEGIES
-from clbench.run import added_strategy, learner_of, network_of
 from clbench.scenarios.build import build
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Scenario, Split
+from clbench.set_up import learner_of, network_of
 from clbench.training.precision import Precision
 from clbench.training.trainer import Trainer
 

@@ -7,7 +7,7 @@ from composed import composed
 from clbench.config import check_fields, conf_dir, group_choices, to_dataclass
 from clbench.errors import DataError
 from clbench.models.hypernetworks import ChunkedHypernetwork, Pieces, RecurrentHypernetwork
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.trainer import Trainer
 
 NAMES = group_choices("experiment")

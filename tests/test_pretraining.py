@@ -11,7 +11,8 @@ from clbench.config import compose
 from clbench.errors import ConfigError
 from clbench.models.weights import SEEN_IMAGES, read_weights
 from clbench.pretraining import class_numbers, pretrain
-from clbench.run import Run, set_up
+from clbench.run import Run
+from clbench.set_up import set_up
 
 SMALL = ["model.width=16", "model.depth=2", "model.heads=2"]
 STREAM = ["scenario=split_digits", "scenario.frozen=null", "strategy=finetune", "model=small_vit", *SMALL, "device=cpu"]

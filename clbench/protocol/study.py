@@ -33,8 +33,8 @@ from clbench.protocol.streams import Compose, Streams, classes_of, plan_streams,
 from clbench.protocol.tuned_values import write_tuned_values
 from clbench.protocol.tuning import ENDED, RunRequest, TrialResult, Tuning, run_record
 from clbench.records.run_folder import RunFolder
-from clbench.run import set_up
 from clbench.scenarios.build import sources_kept
+from clbench.set_up import set_up
 
 log = logging.getLogger(__name__)
 

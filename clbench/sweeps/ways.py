@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from clbench.learning.stack import share_frozen
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

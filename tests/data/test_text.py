@@ -10,7 +10,7 @@ from composed import composed
 from clbench.config import DataConfig
 from clbench.data.text import library, model_folder, text_set, tokens
 from clbench.errors import ConfigError
-from clbench.run import network_of, set_up
+from clbench.set_up import network_of, set_up
 from clbench.training.trainer import Trainer
 
 TEXTS = {

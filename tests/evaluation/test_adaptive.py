@@ -10,7 +10,7 @@ from clbench.errors import ConfigError
 from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.refinement import allowance
 from clbench.registry import STRATEGIES
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 
 STEPS = 100

@@ -14,7 +14,7 @@ from clbench.config import to_dataclass
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
 from clbench.registry import MODELS
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.training.trainer import Trainer
 
 NETWORKS = {

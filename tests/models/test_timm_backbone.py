@@ -10,7 +10,7 @@ from clbench.config import compose, to_dataclass
 from clbench.errors import ConfigError
 from clbench.models.weights import load_backbone
 from clbench.registry import MODELS
-from clbench.run import set_up
+from clbench.set_up import set_up
 
 VIT = "model.name=vit_tiny_patch16_224"
 

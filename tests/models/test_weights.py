@@ -8,7 +8,7 @@ from clbench.config import compose, to_dataclass
 from clbench.errors import ConfigError
 from clbench.models.weights import load_backbone, read_weights
 from clbench.registry import MODELS
-from clbench.run import set_up
+from clbench.set_up import set_up
 
 SLIM = ["model=slim_resnet18", "model.width=2", "strategy=finetune", "device=cpu"]
 

@@ -14,10 +14,10 @@ from clbench.errors import ConfigError, TestStreamLocked
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.streams import classes_of, halves, overlap, plan_streams, refuse_leak, scenario_of
 from clbench.registry import SOURCES
-from clbench.run import set_up
 from clbench.scenarios.class_incremental import ClassIncrementalConfig
 from clbench.scenarios.frozen import stream_content
 from clbench.scenarios.scenario import Scenario, Split
+from clbench.set_up import set_up
 
 TINY = ["scenario=split_digits", "scenario.source=tiny", "scenario.frozen=null", "model.hidden=[4]"]
 SUPERCLASSES_AS_TASKS = ["scenario=omniglot", "scenario.source=tiny", "scenario.image_size=null", "model=mlp"]

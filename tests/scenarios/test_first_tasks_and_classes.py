@@ -6,9 +6,9 @@ import torch
 
 from clbench.config import check_fields, compose, to_dataclass
 from clbench.errors import ConfigError
-from clbench.run import set_up
 from clbench.scenarios.build import build
 from clbench.scenarios.scenario import Scenario, Split
+from clbench.set_up import set_up
 
 KINDS = {
     "class_incremental": {"increment": 2},

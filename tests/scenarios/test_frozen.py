@@ -168,7 +168,7 @@ def test_a_definition_is_whole(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", definitions())
 def test_real_data_match_their_definition(real_data, name):
-    from clbench.run import set_up
+    from clbench.set_up import set_up
 
     scenario = name.split("/")[0]
     setup = set_up(

@@ -8,7 +8,8 @@ from PIL import Image
 
 from clbench.config import compose
 from clbench.errors import ConfigError
-from clbench.run import run, set_up
+from clbench.run import run
+from clbench.set_up import set_up
 
 FEW = ["strategy=finetune", "trainer.max_steps_per_task=1", "trainer.batch_size=4", "record.figure=false", "progress=false",
        "model.hidden=[4]", "scenario.increment=2"]  # fmt: skip

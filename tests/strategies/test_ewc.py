@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clbench.config import compose
 from clbench.errors import ConfigError
-from clbench.run import set_up
+from clbench.set_up import set_up
 from clbench.strategies.ewc import fisher_diagonal
 
 

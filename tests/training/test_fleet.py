@@ -227,7 +227,7 @@ class Dropout(nn.Module):
 
 def test_dropout_draws_for_every_member_by_itself(small_trainer, monkeypatch):
     """Members that are equal in everything drop different units, half of them."""
-    monkeypatch.setattr("clbench.run.MODELS", {"mlp": lambda config, shape: Dropout()})
+    monkeypatch.setattr("clbench.set_up.MODELS", {"mlp": lambda config, shape: Dropout()})
     together = make(small_trainer, "fleet", [["strategy=finetune", "trainer.batch_size=64"]] * 2)
     fleet = Fleet(together)
     for member in together:

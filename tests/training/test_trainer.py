@@ -139,7 +139,7 @@ class NormalisedBackbone(nn.Module):
     [("train", [True, True]), ("freeze_after_first_task", [True, False]), ("frozen", [False, False])],
 )
 def test_batch_norm_policy(policy, moves_in_task, small_trainer, monkeypatch):
-    monkeypatch.setattr("clbench.run.MODELS", {"mlp": lambda config, shape: NormalisedBackbone()})
+    monkeypatch.setattr("clbench.set_up.MODELS", {"mlp": lambda config, shape: NormalisedBackbone()})
     trainer = small_trainer("strategy=finetune", f"trainer.batch_norm={policy}", "scenario.increment=5")
     means = [trainer.learner.model.backbone.layers[2].running_mean.clone()]
     trainer.on_task_end = lambda _task: means.append(trainer.learner.model.backbone.layers[2].running_mean.clone())
@@ -149,7 +149,7 @@ def test_batch_norm_policy(policy, moves_in_task, small_trainer, monkeypatch):
 
 
 def test_evaluation_does_not_move_batch_norm(small_trainer, monkeypatch):
-    monkeypatch.setattr("clbench.run.MODELS", {"mlp": lambda config, shape: NormalisedBackbone()})
+    monkeypatch.setattr("clbench.set_up.MODELS", {"mlp": lambda config, shape: NormalisedBackbone()})
     states = []
     for index, every in enumerate(["1", "0"]):
         trainer = small_trainer(
