@@ -140,6 +140,11 @@ class TrainerConfig:
         "optimizer's state of them is kept unless reset_optimizer",
     )
     clip_grad_norm: float | None = option(None, help="largest L2 norm of the applied gradient", above=0)
+    backbone_rate: float = option(
+        1.0,
+        help="factor of the learning rate for all weights but the head's, e.g. 0.01 for a pretrained backbone",
+        above=0,
+    )
     batch_norm: str = option(
         "train",
         help="BatchNorm layers: train as usual, keep their statistics after the first task, or never update them",

@@ -11,6 +11,7 @@ A strategy overrides only what it needs of
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
 ``penalty``               a further loss term (regularisation, distillation)
 ``edit_gradients``        change the gradient before the optimizer sees it (projection, masks)
+``rate_factor``           a factor of the learning rate for single parameters
 ``after_step``            update buffers after the optimizer's step, or draw weights anew
 ``learn``                 learn from a batch without a gradient, in place of loss and optimizer, in tasks where the method
                           does not ``learns_by_gradient``
@@ -262,6 +263,14 @@ class Strategy(nn.Module):
     def looks_ahead(self) -> bool:
         """Whether ``edit_gradients`` wants ``batch.update`` in the task being learned."""
         return False
+
+    def rate_factor(self, parameter: str) -> float:
+        """The factor of the learning rate for a trained parameter, by its name, e.g. ``backbone.layers.0.weight``.
+
+        Factors of several strategies multiply; 0 holds the parameter. Asked when a task or a stage begins. A strategy's own
+        parameters are called ``<place>.<name>``, where the main strategy has place 0.
+        """
+        return 1.0
 
     @property
     def fewest_looked_at(self) -> int | None:

@@ -4,6 +4,7 @@ Strategies compose: penalties add up, plans fill different columns, gradient edi
 strategy each. Which may be combined is decided before they are built, see :mod:`clbench.learning.composition`.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -93,6 +94,19 @@ class Learner(nn.Module):
             elif part.mask is not None:
                 masks.append(part.mask())
         return torch.stack(masks).all(0) if masks else None
+
+    def rate_factors(self, backbone_rate: float = 1.0) -> Tensor | None:
+        """(P,): the factor of the learning rate for every trained weight; None where all are 1.
+
+        ``backbone_rate`` is that of all weights of the network but the head's, before the strategies' own factors.
+        """
+        factors = {}
+        for name in self.trainable():
+            own = backbone_rate if name.startswith("backbone.") else 1.0
+            factors[name] = math.prod([own, *(strategy.rate_factor(name) for strategy in self)])
+        if all(factor == 1 for factor in factors.values()):
+            return None
+        return torch.cat([p.new_full((p.numel(),), factors[name]) for name, p in self.trainable().items()])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms by name: the data terms, and one per strategy with a penalty."""

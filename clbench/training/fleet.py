@@ -25,6 +25,7 @@ from clbench.learning.stack import Stack, row_numbers
 from clbench.learning.stage import JointStage
 from clbench.scenarios.scenario import Samples
 from clbench.scenarios.stacked_inputs import StackedInputs
+from clbench.training.held import slowed
 from clbench.training.interruption import noted
 from clbench.training.stacked_optimizer import StackedOptimizer, clip_rows
 from clbench.training.steps import Step
@@ -198,11 +199,13 @@ class Fleet:
     ) -> dict[str, Tensor]:
         """One optimizer step of the rows ``index`` (None for all), which are ``members``; returns their loss terms."""
         precision, learner = self._living[0].precision, self._stacked.learner
+        factors = _rate_factors(members, stack.weights)
         with precision.autocast():
             terms, outputs, gradients = stack.losses_and_gradients(batch)
             if learner.edits_gradients:
                 if learner.looks_ahead:
-                    batch = batch._replace(update=self._optimizer.next_update(stack.weights, gradients, step, index))
+                    update = self._optimizer.next_update(stack.weights, gradients, step, index)
+                    batch = batch._replace(update=update if factors is None else factors * update)
                 gradients = stack.edited(gradients, batch)
         held = [member.held for member in members if member.held is not None]
         if held:
@@ -210,7 +213,10 @@ class Fleet:
             gradients = gradients.masked_fill(~trained, 0)  # nor do they count when gradients are clipped
         if self._clip is not None:
             gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
+        before = None if factors is None else stack.weights.clone()
         self._optimizer.step(stack.weights, gradients, step, index)
+        if before is not None:
+            stack.weights.copy_(slowed(before, stack.weights, factors))
         if held:
             stack.weights.copy_(torch.where(trained, stack.weights, kept))
         if learner.acts_after_steps:
@@ -309,3 +315,11 @@ class Fleet:
         accuracies = [member.evaluator.latest() for member in self._living]
         mean = [sum(of_task) / len(of_task) for of_task in zip(*accuracies, strict=True)]
         self.on_progress(self._task, self.step, self._n_steps, mean)
+
+
+def _rate_factors(members: list[Trainer], weights: Tensor) -> Tensor | None:
+    """The factors of the learning rate (R, P) of the members' weights (R, P); None where all are 1."""
+    if all(member.slowed is None for member in members):
+        return None
+    nothing = torch.ones_like(weights[0])
+    return torch.stack([nothing if m.slowed is None else m.slowed.factors for m in members])

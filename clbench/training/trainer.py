@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from clbench.config import RunConfig
+from clbench.config import RunConfig, TrainerConfig
 from clbench.errors import Diverged, Interrupted
 from clbench.evaluation.connectivity import Connectivity
 from clbench.evaluation.diagnostics import Diagnostics
@@ -32,7 +32,7 @@ from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
 from clbench.training.checkpoint import load_checkpoint, load_weights, position_in, save_checkpoint
-from clbench.training.held import Held
+from clbench.training.held import Held, Slowed
 from clbench.training.interruption import noted
 from clbench.training.loss_record import LossRecord
 from clbench.training.optimizers import (
@@ -99,6 +99,8 @@ class Trainer:
         self._after: list[JointStage] = []
         self.held: Held | None = None
         """The weights that the present stage does not train."""
+        self.slowed: Slowed | None = None
+        """The learning-rate factors of the weights, where any differs from 1."""
         self._begun = False  # whether the checkpoint lies within a task
         self.seconds_before = 0.0  # spent before a resume
         self.share_of_time = 1.0
@@ -221,7 +223,7 @@ class Trainer:
     def _lay_out_stage(self) -> None:
         """Make the optimizer and plan the steps of a stage after the task's plan."""
         stage = self.learner.stage
-        self.options = dataclasses.replace(self.config.trainer, **stage.trainer)
+        self.options = self._options_of(stage)
         self._optimizer_of_plan = self._optimizer_of_plan or self.optimizer
         self.optimizer = make_optimizer(self.options, self.parameters, self.learner.renews_weights)
         task = dataclasses.replace(self._task, budget=self.options, stage=self.n_stages_after)
@@ -229,6 +231,10 @@ class Trainer:
         self.learning_rates = learning_rates(self.options, len(self.steps))
         self.train_mode()
         self.evaluator.compute_prefix()
+
+    def _options_of(self, stage: JointStage) -> TrainerConfig:
+        """The options of ``trainer`` in a stage."""
+        return dataclasses.replace(self.config.trainer, **stage.trainer)
 
     def _go_on_after_plan(self) -> None:
         """Be in the stage after the task's plan in which a killed run has stopped."""
@@ -249,6 +255,8 @@ class Trainer:
             self.steps[stage.start : end] = self._placed(stage.plan(self._task, part_of(self._plan, stage.start, end)))
         trained = self.learner.trained_in_stage()
         self.held = None if trained is None else Held(self.parameters, trained)
+        factors = self.learner.rate_factors(self._options_of(stage).backbone_rate)
+        self.slowed = None if factors is None else Slowed(self.parameters, factors)
 
     def _smallest_batch(self) -> int:
         """The fewest samples that the network can be trained on at a time in the present task."""
@@ -385,7 +393,8 @@ class Trainer:
         if self.learner.edits_gradients:
             gradient = self.precision.finite(flatten_gradients(self.parameters))
             if self.learner.looks_ahead:
-                batch = batch._replace(update=next_update(self.optimizer, gradient))
+                update = next_update(self.optimizer, gradient)
+                batch = batch._replace(update=update if self.slowed is None else self.slowed.factors * update)
             with self.precision.autocast():
                 edited = self.learner.edit_gradients(gradient, batch)
             if look:
@@ -395,7 +404,11 @@ class Trainer:
             self.held.leave_out()
         if self.options.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad_norm)
+        if self.slowed is not None:
+            self.slowed.before_step()
         self.precision.step(self.optimizer)
+        if self.slowed is not None:
+            self.slowed.after_step()
         if self.held is not None:
             self.held.put_back()
         if self.learner.acts_after_steps:
