@@ -114,6 +114,35 @@ class ScenarioConfig:
 
 
 @dataclass
+class FirstTaskConfig:
+    """What differs in the first task, which recipes of class-incremental learning train longer, or with another weight decay.
+
+    null: as in the other tasks.
+    """
+
+    epochs: int | None = option(None, help="passes over the first task's data", at_least=1)
+    max_steps_per_task: int | None = option(None, help="optimizer steps of the first task at most", at_least=1)
+    batch_size: int | None = option(None, help="new samples per step in the first task", at_least=1)
+    optimizer: str | None = option(None, help="optimizer in the first task", choices=(None, "sgd", "adam", "adamw"))
+    lr: float | None = option(None, help="learning rate in the first task", above=0)
+    momentum: float | None = option(None, help="momentum of SGD in the first task", at_least=0, at_most=1)
+    weight_decay: float | None = option(None, help="weight decay in the first task", at_least=0)
+    scheduler: str | None = option(
+        None, help="learning-rate schedule in the first task", choices=(None, "constant", "cosine", "step")
+    )
+    milestones: list[float] | None = option(None, help="fractions of the first task's steps at which lr drops")
+    gamma: float | None = option(None, help="factor by which lr drops in the first task", above=0)
+    clip_grad_norm: float | None = option(None, help="largest L2 norm of the gradient in the first task", above=0)
+    backbone_rate: float | None = option(None, help="factor of the backbone's learning rate in the first task", above=0)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are set, by name."""
+        values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass
 class TrainerConfig:
     """The training loop. Scenario files set these to the published schedule."""
 
@@ -150,6 +179,7 @@ class TrainerConfig:
         help="BatchNorm layers: train as usual, keep their statistics after the first task, or never update them",
         choices=("train", "freeze_after_first_task", "frozen"),
     )
+    first_task: FirstTaskConfig = field(default_factory=FirstTaskConfig)
     compile: str = option(
         "auto",
         help="torch.compile: on GPUs (auto), never (off), or anywhere with kernels tuned and CUDA graphs (max)",
@@ -162,6 +192,10 @@ class TrainerConfig:
     )
     tf32: bool = option(False, help="let NVIDIA GPUs round the inputs of fp32 products and convolutions to TF32")
     threads: int | None = option(None, help="CPU threads of torch; null leaves torch's choice", at_least=1)
+
+    def of_task(self, task: int) -> "TrainerConfig":
+        """The options in a task: in the first one those of ``first_task`` where they are set."""
+        return dataclasses.replace(self, **self.first_task.given) if task == 0 else self
 
 
 @dataclass

@@ -56,6 +56,13 @@ def set_up(composed: DictConfig) -> Setup:
     config = configuration.typed(composed)
     if config.trainer.epochs is None and config.trainer.max_steps_per_task is None:
         raise ConfigError("trainer.epochs and trainer.max_steps_per_task are both null: one of them has to be set")
+    if not config.trainer.reset_optimizer:
+        for name in ("optimizer", "momentum", "weight_decay"):
+            if name in config.trainer.first_task.given:
+                raise ConfigError(
+                    f"trainer.first_task.{name} has no end with trainer.reset_optimizer=false, where the optimizer of the first "
+                    "task goes on: set trainer.reset_optimizer=true"
+                )
     if config.evaluator.split == "validation" and not config.scenario.validation:
         raise ConfigError("evaluator.split=validation needs scenario.validation above 0, e.g. scenario.validation=0.1")
     if config.evaluator.kind == "adaptive" and config.evaluator.every != 1:

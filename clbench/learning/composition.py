@@ -268,6 +268,10 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, trainer:
                 f"{option}={str(given).lower()} begins anew with every task, of which {scenario.name} does not tell: set "
                 f"{option}={str(has_to_be).lower()}"
             )
+    if trainer.first_task.given:
+        raise ConfigError(
+            f"trainer.first_task has no meaning in {scenario.name}, which does not tell where a task ends: leave it empty"
+        )
     if trainer.batch_norm == "freeze_after_first_task":
         raise ConfigError(
             f"trainer.batch_norm=freeze_after_first_task has no meaning in {scenario.name}, which does not tell where a task ends"

@@ -247,6 +247,9 @@ def _evaluation_kind(leaves: Leaves) -> str:
     return f"every={every}" if every else "task switches"
 
 
+FIRST_TASK = "trainer.first_task."
+
+
 def _budget(leaves: Leaves) -> str:
     epochs, steps = leaves.get("trainer.epochs"), leaves.get("trainer.max_steps_per_task")
     parts = []
@@ -254,7 +257,10 @@ def _budget(leaves: Leaves) -> str:
         parts.append(f"{epochs} epochs")
     if steps is not None:
         parts.append(f"{steps} steps a task" if epochs is None else f"at most {steps} steps a task")
-    return ", ".join([*parts, f"batch {leaves.get('trainer.batch_size')}"])
+    parts.append(f"batch {leaves.get('trainer.batch_size')}")
+    of_first = {name.removeprefix(FIRST_TASK): value for name, value in leaves.items() if name.startswith(FIRST_TASK)}
+    given = [f"{name}={value}" for name, value in of_first.items() if value is not None]
+    return ", ".join([*parts, *(["first task: " + " ".join(given)] if given else [])])
 
 
 def _read_environment(folder: Path) -> dict[str, Any]:

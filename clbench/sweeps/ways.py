@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from clbench.config import FirstTaskConfig
 from clbench.learning.stack import share_frozen
 from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
@@ -110,6 +111,7 @@ def _trainer(config: DictConfig, folder: Path) -> Trainer:
     with open_dict(config):
         config.evaluator.kind, config.evaluator.every = "periodic", 0
         config.trainer.epochs, config.trainer.max_steps_per_task = None, 1 + WARM_UP_STEPS + 2 * TIMED_STEPS
+        config.trainer.first_task = OmegaConf.structured(FirstTaskConfig)
     setup = set_up(config)
     return Trainer(
         setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, folder / "checkpoint" / "state.pt"

@@ -44,8 +44,9 @@ def refuse_single_samples(scenario: Scenario, learner: Learner, config: TrainerC
         "is too few for this network, in which BatchNorm sees one value per channel of a single sample. Valid choices: at least "
         "2, or trainer.batch_norm=frozen"
     )
-    if config.batch_size < 2:
-        raise ConfigError(f"trainer.batch_size={config.batch_size} {why}")
+    for where, size in (("", config.batch_size), ("first_task.", config.of_task(0).batch_size)):
+        if size < 2:
+            raise ConfigError(f"trainer.{where}batch_size={size} {why}")
     for task in (0, *trained_later):
         if len(scenario.arriving(task)) < 2:
             raise ConfigError(f"one training sample, all that task {scenario.task_names[task]!r} has, {why}")
@@ -58,7 +59,10 @@ def refuse_single_samples(scenario: Scenario, learner: Learner, config: TrainerC
 def notes_of_joined(scenario: Scenario, learner: Learner, config: TrainerConfig) -> list[str]:
     """What a reader has to know where the last sample of an epoch joins the batch before it."""
     sizes = [len(scenario.arriving(task)) for task in range(scenario.n_tasks)]
-    left_over = any(size % config.batch_size == 1 for size in sizes) or any(s.needs.all_data for s in learner)
+    batches = [config.of_task(task).batch_size for task in range(scenario.n_tasks)]
+    left_over = any(size % batch == 1 for size, batch in zip(sizes, batches, strict=True)) or any(
+        s.needs.all_data for s in learner
+    )
     if not left_over or config.batch_norm == "frozen":
         return []
     smallest = smallest_batch(learner.model.train(), scenario.input_shape)

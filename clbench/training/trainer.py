@@ -84,7 +84,7 @@ class Trainer:
         self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
         self.connectivity = Connectivity(learner, evaluator, config.evaluator.connectivity_points)
         self.parameters = list(learner.trainable().values())
-        self.optimizer = make_optimizer(config.trainer, self.parameters, learner.renews_weights)
+        self.optimizer = make_optimizer(config.trainer.of_task(0), self.parameters, learner.renews_weights)
         self.options = config.trainer
         """The options of ``trainer`` in the present stage."""
         self._optimizer_of_plan: torch.optim.Optimizer | None = None  # while that of a stage after the plan is in use
@@ -176,7 +176,8 @@ class Trainer:
 
     def begin_task(self) -> None:
         """Call the learner's hooks and lay out the task's steps."""
-        config, index = self.config.trainer, self.task
+        index = self.task
+        config = self.config.trainer.of_task(index)
         self.options = config
         self.learner.enter(self.learner.main_stage)  # hooks are not to see the last stage of the task before
         self._task = Task(index, self.scenario.n_tasks, self.scenario.classes_arriving(index), config, self.config.seed,
@@ -234,7 +235,7 @@ class Trainer:
 
     def _options_of(self, stage: JointStage) -> TrainerConfig:
         """The options of ``trainer`` in a stage."""
-        return dataclasses.replace(self.config.trainer, **stage.trainer)
+        return dataclasses.replace(self.config.trainer.of_task(self.task), **stage.trainer)
 
     def _go_on_after_plan(self) -> None:
         """Be in the stage after the task's plan in which a killed run has stopped."""
@@ -519,7 +520,9 @@ class Trainer:
         self.learner.resume_at(self.task, begun=self._begun)
         load_weights(self.learner, state["learner"], self.checkpoint)
         self.parameters = list(self.learner.trainable().values())
-        self.optimizer = make_optimizer(self.config.trainer, self.parameters, self.learner.renews_weights)
+        last = self.task if self._begun else max(self.task - 1, 0)  # task whose optimizer is saved
+        options = self.config.trainer.of_task(last)
+        self.optimizer = make_optimizer(options, self.parameters, self.learner.renews_weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self._optimizer_state = state.get("optimizer_of_stage")  # not in older checkpoints
         self.precision.load_state_dict(state["loss_scale"])
