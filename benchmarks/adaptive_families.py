@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from omegaconf import DictConfig
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.scenarios.build import sources_kept
 from clbench.set_up import set_up
 from clbench.training.fleet import Fleet

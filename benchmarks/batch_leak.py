@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.learning.parts.least_squares import ridge
 from clbench.learning.parts.random_representation import Fit
 from clbench.set_up import set_up

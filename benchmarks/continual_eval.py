@@ -55,7 +55,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from clbench.config import DataConfig, compose, group_choices
+from clbench.compose import compose
+from clbench.conf_files import group_choices
+from clbench.config import DataConfig
 from clbench.data.images import ImageSet, SourceData
 from clbench.evaluation.evaluator import as_table
 from clbench.registry import SOURCES

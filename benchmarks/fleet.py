@@ -36,7 +36,7 @@ from continual_eval import describe, now, origin
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.evaluation.evaluator import as_table
 from clbench.set_up import set_up
 from clbench.training.fleet import Fleet

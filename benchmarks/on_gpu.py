@@ -23,7 +23,7 @@ import torch
 import torch._dynamo
 from continual_eval import now  # the import registers sources of random images
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer

@@ -27,7 +27,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.set_up import set_up
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer

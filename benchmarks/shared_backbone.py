@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.learning.stack import share_frozen, state_of
 from clbench.set_up import set_up
 from clbench.training.fleet import Fleet

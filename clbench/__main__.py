@@ -115,7 +115,7 @@ def _dispatch(command: str | None, words: list[str], commands: list[str]) -> int
 def _with_config_dirs(words: list[str]) -> list[str]:
     """The words of a sub-command without ``--config-dir``, which is taken note of."""
     from clbench.command_line.arguments import config_dirs_of
-    from clbench.config import add_config_dirs
+    from clbench.conf_files import add_config_dirs
 
     left, folders = config_dirs_of(words)
     add_config_dirs(folders)

@@ -1,42 +1,12 @@
-"""The configuration: one dataclass per group, stored where Hydra validates YAML files and the command line.
+"""The configuration of a run: one dataclass per group."""
 
-A field made with :func:`option` carries its help text, its valid choices and its bounds; the same metadata checks a run
-before it starts and is printed by ``python -m clbench describe``.
-"""
-
-import dataclasses
-import math
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, open_dict
 
-from clbench.errors import ConfigError, DamagedRecord, choose_from
-
-
-def option(
-    default: Any = MISSING,
-    *,
-    help: str,
-    choices: tuple[str | None, ...] | None = None,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """A documented, checked field of a config dataclass.
-
-    Without ``default`` the value has to come from the group's YAML file, which is where paper values and their sources
-    are written down.
-    """
-    metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from clbench.options import check_fields, option, to_dataclass
+from clbench.protocol.options import ProtocolConfig
 
 
 @dataclass
@@ -335,152 +305,11 @@ class RunConfig:
     record: RecordConfig = field(default_factory=RecordConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
-    protocol: Any = None
+    protocol: ProtocolConfig | None = None
     plus: dict[str, Any] = option({}, help="options of the strategies in strategy.plus, by name")
     seed: int = option(0, help="seed of every random stream of the run", at_least=0)
     device: str = option("auto", help="auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
     progress: bool = option(True, help="show the progress bar")
-
-
-def conf_dir() -> Path:
-    """The Hydra tree: the checkout's ``conf/`` where there is one, else the copy inside the installed wheel."""
-    return _shipped("conf", "_conf")
-
-
-_added_dirs: list[Path] = []
-
-
-def add_config_dirs(folders: list[Path]) -> None:
-    """Let choices be looked for in these folders as well, as ``--config-dir`` and ``hydra.searchpath`` ask for."""
-    _added_dirs.extend(folder for folder in folders if folder not in _added_dirs)
-
-
-def added_config_dirs() -> list[Path]:
-    """Folders with YAML files beside clbench's own: those that were added, and those of packages with an entry point."""
-    from clbench.registry import plug_in_folders
-
-    return [*_added_dirs, *plug_in_folders()]
-
-
-def config_file(group: str, name: str) -> Path | None:
-    """The YAML file of ``group=name`` in the first folder that has one, or None: code can be registered without a file."""
-    for folder in (conf_dir(), *added_config_dirs()):
-        file = folder / group / f"{name}.yaml"
-        if file.is_file():
-            return file
-    return None
-
-
-def catalogue_dir() -> Path:
-    """The frozen scenario definitions: the checkout's ``scenarios/``, else the copy inside the installed wheel."""
-    return _shipped("scenarios", "_catalogue")
-
-
-def _shipped(in_checkout: str, in_wheel: str) -> Path:
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / in_checkout
-    is_checkout = (package.parent / "pyproject.toml").is_file() and checkout.is_dir()
-    return checkout if is_checkout else package / in_wheel
-
-
-def store_schemas() -> None:
-    """Put the dataclass of every group, and of every registered name, into Hydra's ConfigStore.
-
-    ``conf/strategy/ewc.yaml`` then begins with ``- schema/ewc@_here_`` in its defaults list, and a misspelt or mistyped
-    option fails while the configuration is composed.
-    """
-    from clbench.protocol.options import ProtocolConfig
-    from clbench.registry import MODELS, SCENARIOS, STRATEGIES
-    from hydra_plugins.clbench_sweep import use_as_basic
-
-    use_as_basic()
-    _store(None, "run_schema", RunConfig)
-    _store("protocol", "schema", ProtocolConfig)
-    for group, registry in (("strategy", STRATEGIES), ("scenario", SCENARIOS), ("model", MODELS)):
-        for name in registry.names():
-            schema = registry[name].config
-            _store(f"{group}/schema", name, schema)
-            if group != "scenario" and config_file(group, name) is None:
-                # Code of the user's, without a YAML file here: its dataclass has to have all defaults.
-                named = {"name": name} if group == "strategy" else {"kind": name, "name": name}
-                _store(group, name, schema(**named))
-
-
-_STORED: dict[tuple[str | None, str], Any] = {}
-
-
-def _store(group: str | None, name: str, node: Any) -> None:
-    """Put a schema into the ConfigStore, once: that takes a third of the time of composing a configuration."""
-    if _STORED.get((group, name)) != node:
-        _STORED[group, name] = node
-        ConfigStore.instance().store(group=group, name=name, node=node)
-
-
-def compose(overrides: list[str], with_hydra: bool = False) -> DictConfig:
-    """The configuration that ``python -m clbench <overrides>`` would run, for tests, tools and notebooks.
-
-    Args:
-        overrides: as on the command line.
-        with_hydra: keep Hydra's own part.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    store_schemas()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        return hydra_compose("config", overrides=overrides, return_hydra_config=with_hydra)
-
-
-def load_run_config(path: Path) -> DictConfig:
-    """The configuration in a run folder's ``config.yaml``, typed and checked like a composed one.
-
-    Raises:
-        DamagedRecord: it is cut off, or not what a run has written.
-    """
-    from clbench.registry import MODELS, SCENARIOS, STRATEGIES
-
-    try:
-        saved = OmegaConf.load(path)
-        typed = OmegaConf.structured(RunConfig)
-        typed.scenario = OmegaConf.structured(SCENARIOS[saved.scenario.kind].config)
-        typed.strategy = OmegaConf.structured(STRATEGIES[saved.strategy.name].config)
-        typed.model = OmegaConf.structured(MODELS[saved.model.kind].config)
-        return OmegaConf.merge(typed, saved)  # type: ignore[return-value]
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise DamagedRecord(f"{path} is damaged, or not of this version of clbench: {first}") from error
-
-
-def group_choices(group: str) -> list[str]:
-    """The names that may follow ``group=`` on the command line."""
-    from clbench.registry import MODELS, STRATEGIES
-
-    registry = {"strategy": STRATEGIES, "model": MODELS}.get(group)
-    names = {path.stem for folder in (conf_dir(), *added_config_dirs()) for path in (folder / group).glob("*.yaml")}
-    return sorted(names | set(registry.names() if registry is not None else []))
-
-
-def require_choice(group: str, name: str) -> None:
-    """Raise ConfigError, with the nearest match and all choices, where ``group=name`` is not possible."""
-    from clbench.registry import broken_plug_ins
-
-    choices = group_choices(group)
-    if name not in choices:
-        raise ConfigError(choose_from(group, name, choices) + broken_plug_ins())
-
-
-def override_value(value: Any) -> str:
-    """A value as it is written in an override on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{','.join(override_value(part) for part in value)}]"
-    text = str(value)
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return text
 
 
 def typed(composed: DictConfig) -> RunConfig:
@@ -500,51 +329,3 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     with open_dict(own):
         own.pop("hydra", None)
     return own
-
-
-def to_dataclass(config: DictConfig) -> Any:
-    """A typed dataclass instance of a composed config, every field checked by :func:`check_fields`.
-
-    Raises:
-        ConfigError: a value is missing, out of bounds or not among the choices.
-    """
-    _refuse_unknown(config, "")
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        raise ConfigError(f"no value for {', '.join(sorted(missing))}: set it on the command line")
-    return OmegaConf.to_object(config)
-
-
-def _refuse_unknown(config: DictConfig, prefix: str) -> None:
-    """Refuse keys that ``+key=value`` has added to a group and that nothing would read."""
-    schema = OmegaConf.get_type(config)
-    if not dataclasses.is_dataclass(schema):
-        return
-    known = [spec.name for spec in dataclasses.fields(schema)]
-    for key in config:
-        if key not in known:
-            raise ConfigError(choose_from("option", f"{prefix}{key}", [f"{prefix}{name}" for name in known]))
-        if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
-            _refuse_unknown(config[key], f"{prefix}{key}.")
-
-
-def check_fields(config: Any, prefix: str) -> None:
-    """Check every field of a config dataclass against the metadata given to :func:`option`, recursively."""
-    for spec in dataclasses.fields(config):
-        value, where = getattr(config, spec.name), f"{prefix}{spec.name}"
-        if dataclasses.is_dataclass(value):
-            check_fields(value, f"{where}.")
-            continue
-        choices = spec.metadata.get("choices")
-        if choices and value not in choices:
-            raise ConfigError(choose_from(f"value for {where}", value, [override_value(choice) for choice in choices]))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        bounds = {
-            "at least": (spec.metadata.get("at_least"), lambda v, b: v >= b),
-            "above": (spec.metadata.get("above"), lambda v, b: v > b),
-            "at most": (spec.metadata.get("at_most"), lambda v, b: v <= b),
-        }
-        for words, (bound, holds) in bounds.items():
-            if bound is not None and not (math.isfinite(value) and holds(value, bound)):
-                raise ConfigError(f"{where}={value} is out of range: it has to be {words} {bound:g}")

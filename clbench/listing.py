@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clbench import config as configuration
+from clbench.conf_files import config_file, group_choices
 from clbench.config import DataConfig, EvaluatorConfig
 from clbench.errors import ConfigError, choose_from, nearest
 from clbench.protocol.options import ProtocolConfig
@@ -44,7 +44,7 @@ def list_everything(kind: str | None = None) -> None:
             table.add_column("settings", no_wrap=True)
             table.add_column("memory", no_wrap=True)
         table.add_column("what it is")
-        for name in SOURCES.names() if group == "source" else configuration.group_choices(group):
+        for name in SOURCES.names() if group == "source" else group_choices(group):
             needs = _needs_columns(name) if group == "strategy" else ()
             table.add_row(name, *needs, escape(one_line(group, name)))
         console.print(table, "")
@@ -77,7 +77,7 @@ def describe(name: str) -> None:
         ConfigError: nothing has this name.
     """
     console = Console()
-    found = [group for group in GROUPS if name in configuration.group_choices(group)]
+    found = [group for group in GROUPS if name in group_choices(group)]
     if not found and name not in SOURCES.names():
         metric = definition_of(name)
         if metric is None:
@@ -135,7 +135,7 @@ def describe(name: str) -> None:
         console.rule(f"scenario.source={name}", align="left")
         console.print(escape(inspect.getdoc(SOURCES[name]) or ""), "", sep="\n", highlight=False)
         _print_options(console, DataConfig, Path(), "data")
-        streams = [scenario for scenario in configuration.group_choices("scenario") if _source_of(scenario) == name]
+        streams = [scenario for scenario in group_choices("scenario") if _source_of(scenario) == name]
         own = " scenario.name=<a name for it> data.folder=<its folder>" if name == "folder" else ""
         commands = [f"python -m clbench scenario={scenario}" for scenario in streams] or [
             f"python -m clbench scenario.source={name}{own} scenario.frozen=null scenario.increment=<classes per task>"
@@ -177,7 +177,7 @@ def _plain(name: str) -> str:
 
 def _unknown(name: str) -> str:
     """The sentence for a name that nothing has, with the nearest ones."""
-    known = {n for group in GROUPS for n in configuration.group_choices(group)} | set(SOURCES.names())
+    known = {n for group in GROUPS for n in group_choices(group)} | set(SOURCES.names())
     known |= {metric for names, _ in _metrics() for metric in names.values()}
     near = nearest(name, sorted(known), n=3)
     hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
@@ -186,7 +186,7 @@ def _unknown(name: str) -> str:
 
 def _file(group: str, name: str) -> Path:
     """The YAML file of a name; the empty path where it has none."""
-    return configuration.config_file(group, name) or Path()
+    return config_file(group, name) or Path()
 
 
 def strategies_markdown() -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from clbench.command_line.checks import check_overrides
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.errors import ConfigError, Diverged
 from clbench.models.weights import SEEN_IMAGES
 from clbench.progress import ProgressDisplay

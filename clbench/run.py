@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config import load_run_config
+from clbench.compose import load_run_config
 from clbench.errors import ConfigError, Diverged, Interrupted
 from clbench.machine_errors import explanation, in_sentences
 from clbench.progress import ProgressDisplay

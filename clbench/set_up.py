@@ -8,9 +8,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from clbench import config as configuration
-from clbench.added_strategies import added_strategies
-from clbench.config import RunConfig
+from clbench.compose import added_strategies
+from clbench.config import RunConfig, typed
 from clbench.data.text import refuse_foreign_tokens
 from clbench.errors import ConfigError
 from clbench.evaluation.adaptive import AdaptiveEvaluator
@@ -53,7 +52,7 @@ def set_up(composed: DictConfig) -> Setup:
         ConfigError: a value or a combination of values cannot be run.
         DataError: data are missing or not those the scenario was defined on.
     """
-    config = configuration.typed(composed)
+    config = typed(composed)
     if config.trainer.epochs is None and config.trainer.max_steps_per_task is None:
         raise ConfigError("trainer.epochs and trainer.max_steps_per_task are both null: one of them has to be set")
     if not config.trainer.reset_optimizer:

@@ -46,7 +46,7 @@ class ProtocolSweeper(Sweeper):
         self._study(arguments).run()
 
     def _study(self, arguments: list[str]) -> Any:
-        from clbench.config import check_fields, to_dataclass
+        from clbench.options import check_fields, to_dataclass
         from clbench.protocol.methods import methods_of
         from clbench.protocol.study import Study
         from clbench.records.run_folder import command_line
@@ -82,7 +82,7 @@ class ProtocolSweeper(Sweeper):
         return config
 
     def _launch(self, requests: list[Any]) -> None:
-        from clbench.config import override_value
+        from clbench.options import override_value
 
         folder = override_value(str(Path(str(self.config.hydra.sweep.dir)).absolute()))  # a worker may work elsewhere
         jobs = [

@@ -1,4 +1,4 @@
-"""Adds the folders with YAML files that are not clbench's own to Hydra's search path; see :func:`clbench.config.config_file`.
+"""Adds the folders with YAML files that are not clbench's own to Hydra's search path; see :func:`clbench.conf_files.config_file`.
 
 Hydra finds plugins by importing every module of this package, also in other applications, whose search paths are left alone.
 """
@@ -14,9 +14,9 @@ class ClbenchSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra before it looks for anything."""
-        if "clbench.config" not in sys.modules:
+        if "clbench.conf_files" not in sys.modules:
             return
-        from clbench.config import added_config_dirs, conf_dir
+        from clbench.conf_files import added_config_dirs, conf_dir
 
         if not any(element.path.endswith(str(conf_dir())) for element in search_path.get_path() if element.path):
             return

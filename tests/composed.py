@@ -6,7 +6,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from clbench.config import compose
+from clbench.compose import compose
 
 GROUPS = (
     "strategy",
@@ -25,7 +25,7 @@ GROUPS = (
 
 @functools.cache
 def composed(*overrides: str) -> DictConfig:
-    """The configuration of overrides, as :func:`clbench.config.compose` makes it. It is made once: nobody may change it.
+    """The configuration of overrides, as :func:`clbench.compose.compose` makes it. It is made once: nobody may change it.
 
     Composing takes longer than a small run, so that files are composed once for every choice of them; setting single values
     is what Hydra does last.

@@ -14,9 +14,8 @@ from composed import composed
 from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
-from clbench import config
 from clbench.__main__ import status_of
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.learning.base import Batch
 from clbench.scenarios.task import Task
 from clbench.set_up import Setup, set_up
@@ -120,7 +119,7 @@ def clb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     In this process, and in an empty folder: starting another takes seconds.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "_added_dirs", [])
+    monkeypatch.setattr("clbench.conf_files._added_dirs", [])
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.argv", ["clbench"])
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from streams import setting_of, small_options
 from torch import Tensor
 
-from clbench.added_strategies import added_strategy
+from clbench.compose import added_strategy
 from clbench.config import RunConfig, typed
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.learning.composition import refuse

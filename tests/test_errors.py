@@ -12,7 +12,7 @@ from small_commands import SMALL
 from clbench.command_line.arguments import taken_apart
 from clbench.command_line.checks import check_overrides, checked
 from clbench.command_line.help import COMMANDS
-from clbench.config import compose, store_schemas
+from clbench.compose import compose, store_schemas
 from clbench.errors import ConfigError, DataError, TestStreamLocked
 from clbench.learning.base import Needs
 from clbench.registry import STRATEGIES

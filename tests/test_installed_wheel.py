@@ -28,7 +28,7 @@ def test_runs_from_the_wheel_outside_the_checkout(tmp_path):
         return done.stdout
 
     where = python(
-        "-c", "import clbench, clbench.config as c; print(clbench.__file__, c.conf_dir(), c.catalogue_dir())"
+        "-c", "import clbench, clbench.conf_files as c; print(clbench.__file__, c.conf_dir(), c.catalogue_dir())"
     )
     assert all(path.startswith(str(tmp_path)) for path in where.split())
     python("-m", "clbench", "debug=fast", "strategy=finetune", "hydra.run.dir=run")

@@ -3,7 +3,7 @@
 import pytest
 
 from clbench import listing
-from clbench.config import group_choices
+from clbench.conf_files import group_choices
 from clbench.errors import ConfigError
 from clbench.registry import MODELS, SOURCES, STRATEGIES
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.models.weights import SEEN_IMAGES, read_weights
 from clbench.pretraining import class_numbers, pretrain

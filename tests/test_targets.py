@@ -6,7 +6,8 @@ import csv
 import pytest
 from streams import digits_for
 
-from clbench.config import catalogue_dir, compose
+from clbench.compose import compose
+from clbench.conf_files import catalogue_dir
 from clbench.registry import STRATEGIES
 from clbench.run import run
 

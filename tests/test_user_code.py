@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import clbench
 
 MODULE = '''
 """Noise: adds random noise to nothing; a method for this test.
@@ -12,7 +15,8 @@ MODULE = '''
 """
 from dataclasses import dataclass
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.learning.base import Needs, Strategy
 
@@ -47,7 +51,8 @@ def test_entry_point(tmp_path):
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 0.1\n")
     (information / "entry_points.txt").write_text("[clbench]\nmine = my_package\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "160"}
+    places = os.pathsep.join([str(tmp_path), str(Path(clbench.__file__).parents[1])])  # whichever clbench is installed
+    environment = {**os.environ, "PYTHONPATH": places, "COLUMNS": "160"}
     # In a process of its own, which finds the entry point, and in one for all: starting it takes seconds.
     command = [sys.executable, "-c", RUN_DESCRIBE_AND_MISUSE]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)

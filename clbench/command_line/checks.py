@@ -14,7 +14,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench import config as configuration
 from clbench.command_line.arguments import Arguments
 from clbench.command_line.explanations import (
     explained,
@@ -24,6 +23,9 @@ from clbench.command_line.explanations import (
     refuse_unknown_name,
     refuse_wrong_options_of_added,
 )
+from clbench.compose import compose
+from clbench.conf_files import group_choices
+from clbench.config import typed
 from clbench.errors import ConfigError
 
 GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "debug", "protocol", "search_space")
@@ -183,7 +185,7 @@ def _choices(override: Override) -> list[str]:
     prefix = text[: len(text) - len(text.lstrip("+"))]
     value = override.value()
     if isinstance(value, Glob):
-        values = value.filter(configuration.group_choices(override.key_or_group))
+        values = value.filter(group_choices(override.key_or_group))
     elif isinstance(value, IntervalSweep):
         values = [str(value.start), str(value.end)]
     else:
@@ -196,7 +198,7 @@ def _choices(override: Override) -> list[str]:
 def _composed(overrides: list[str]) -> DictConfig:
     """The configuration of one run with Hydra's part."""
     try:
-        return configuration.compose(overrides, with_hydra=True)
+        return compose(overrides, with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explained(overrides, error) from error
 
@@ -206,7 +208,7 @@ def _check_config(composed: DictConfig, overrides: list[str]) -> None:
     from clbench.protocol.tuned_values import with_tuned_values
 
     own, _ = with_tuned_values(composed, overrides)
-    config = configuration.typed(own)
+    config = typed(own)
     refuse_wrong_options_of_added(config, own)
 
 
@@ -217,7 +219,7 @@ def _for_each_job(overrides: list[Override]) -> list[str]:
     ``memory_size``. Swept options are applied to each job.
     """
     fixed_names = [o.input_line or "" for o in overrides if _is_group(o) and not o.is_sweep_override()]
-    without_swept = configuration.compose(fixed_names, with_hydra=True)
+    without_swept = compose(fixed_names, with_hydra=True)
     texts = []
     for override in overrides:
         text = override.input_line or ""

@@ -13,8 +13,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench import config as configuration
+from clbench.compose import compose
+from clbench.conf_files import conf_dir, group_choices, require_choice
+from clbench.config import RunConfig
 from clbench.errors import ConfigError, choose_from
+from clbench.options import override_value
 from clbench.registry import STRATEGIES
 
 LAUNCHERS = ("joblib", "ray", "submitit")
@@ -39,11 +42,11 @@ def refuse_unknown_name(override: Override) -> None:
         )
     for value in values:
         if isinstance(value, str | int | float) and str(value) != "" and not isinstance(value, bool):
-            configuration.require_choice(group, str(value))
+            require_choice(group, str(value))
         elif value is not None and not isinstance(value, str):
-            raise ConfigError(choose_from(group, value, configuration.group_choices(group)))
+            raise ConfigError(choose_from(group, value, group_choices(group)))
         elif value == "":
-            raise ConfigError(f"{group}= has no value. Valid choices: {', '.join(configuration.group_choices(group))}")
+            raise ConfigError(f"{group}= has no value. Valid choices: {', '.join(group_choices(group))}")
 
 
 NEEDED = ("strategy", "scenario", "model", "evaluator")
@@ -60,7 +63,7 @@ def refuse_sign_before_name(override: Override) -> None:
     if override.is_delete() and group in NEEDED:
         raise ConfigError(
             f"{text}: every run has a {group}, so that it cannot be left out: choose another with {group}=… from "
-            f"{', '.join(configuration.group_choices(group))}"
+            f"{', '.join(group_choices(group))}"
         )
     is_chosen_by_default = (group in NAMED and group != "search_space") or group.startswith("hydra/")
     if (override.is_add() or override.is_force_add()) and is_chosen_by_default:
@@ -74,9 +77,9 @@ def refuse_unknown_key(override: Override) -> None:
         ConfigError: with the nearest match and all choices.
     """
     first = override.key_or_group.partition(".")[0]
-    known = {field.name for field in dataclasses.fields(configuration.RunConfig)} | set(NAMED) - {"training"}
+    known = {field.name for field in dataclasses.fields(RunConfig)} | set(NAMED) - {"training"}
     is_added = override.is_add() or override.is_force_add()
-    if not is_added and first != "hydra" and first not in known and not configuration.group_choices(first):
+    if not is_added and first != "hydra" and first not in known and not group_choices(first):
         raise ConfigError(choose_from("option", first, known))
 
 
@@ -87,7 +90,7 @@ def explained(overrides: list[str], error: Exception) -> ConfigError:
         override for override in parsed if override.key_or_group in NAMED or override.key_or_group.startswith("hydra/")
     ]
     try:
-        config = configuration.compose([override.input_line or "" for override in files], with_hydra=True)
+        config = compose([override.input_line or "" for override in files], with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError) as of_files:
         return _about_files(of_files, parsed)
     for override in parsed:
@@ -191,7 +194,7 @@ def _wrong_value(parent: DictConfig | None, text: str, key: str, error: Exceptio
         if field is not None and dataclasses.is_dataclass(field.type):
             return f"{text}: {key} is a group of options, each set as {key}.<option>=…"
         if field is not None:
-            choices = [configuration.override_value(c) for c in field.metadata.get("choices") or ()]
+            choices = [override_value(c) for c in field.metadata.get("choices") or ()]
             expected = f"one of {', '.join(choices)}" if choices else _in_words(typing.get_type_hints(schema)[name])
             return f"{text}: the value has to be {expected}{_for_example(text, choices)}"
     if parent is not None and OmegaConf.is_dict(parent._get_node(name)):
@@ -241,7 +244,7 @@ def _hydra_choices(group: str) -> list[str]:
     from hydra.core.object_type import ObjectType
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(configuration.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         return loader.get_group_options(group, ObjectType.CONFIG, config_name="config", overrides=[])
 

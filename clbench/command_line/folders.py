@@ -8,8 +8,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config import override_value
 from clbench.errors import ClbenchError, ConfigError
+from clbench.options import override_value
 from clbench.records.run_folder import RunFolder
 
 WITHOUT_TRAINING = (

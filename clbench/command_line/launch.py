@@ -11,10 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from clbench import config as configuration
 from clbench.command_line.arguments import Arguments, taken_apart
 from clbench.command_line.folders import NewFolder, folder_of
+from clbench.compose import load_run_config, store_schemas
+from clbench.conf_files import add_config_dirs, conf_dir
 from clbench.errors import ConfigError, Interrupted, RunFailed
+from clbench.options import override_value
 
 DIVERGED = 3
 """Exit status of a single run that has diverged."""
@@ -32,8 +34,8 @@ def launch(words: list[str], commands: list[str]) -> int:
     from clbench.command_line.checks import checked
 
     arguments = taken_apart(words, commands)
-    configuration.add_config_dirs(arguments.config_dirs)
-    configuration.store_schemas()
+    add_config_dirs(arguments.config_dirs)
+    store_schemas()
     if arguments.is_hydras:
         _call_hydra(arguments, arguments.overrides, train)
         return 0
@@ -99,7 +101,7 @@ def _call_hydra(arguments: Arguments, overrides: list[str], task: Callable[[Dict
     sys.argv = [sys.argv[0], *arguments.flags, *overrides]
     os.environ[FULL_ERRORS] = "1"
     try:
-        hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
     finally:
         sys.argv = words  # what a program records of itself afterwards
         if before is None:
@@ -163,7 +165,7 @@ def resume(name: str, commands: list[str]) -> int:
     if status in ("finished", "diverged"):
         raise ConfigError(f"the run in {name} is finished; nothing to resume" if status == "finished" else
                           f"the run in {name} has diverged; nothing to resume")  # fmt: skip
-    summary = run_one(configuration.load_run_config(folder / "config.yaml"), folder, [])
+    summary = run_one(load_run_config(folder / "config.yaml"), folder, [])
     return DIVERGED if summary["status"] == "diverged" else 0
 
 
@@ -177,4 +179,4 @@ def _command_of_sweep(folder: Path) -> list[str]:
         if source.provider == "command line or plug-in" and Path(source.path).is_dir()
         for word in ("--config-dir", source.path)
     ]
-    return ["-m", *added, *own, *saved.overrides.task, f"hydra.sweep.dir={configuration.override_value(str(folder))}"]
+    return ["-m", *added, *own, *saved.overrides.task, f"hydra.sweep.dir={override_value(str(folder))}"]

@@ -15,7 +15,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, read_write
 
 from clbench.command_line.folders import NewFolder
-from clbench.config import conf_dir
+from clbench.conf_files import conf_dir
 
 
 def run_alone(composed: DictConfig, folder: NewFolder, task: Callable[[DictConfig], Any]) -> Any:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import ModelConfig
+from clbench.options import option
 
 HEAD = "head"
 """What a backbone writes for ``outgoing`` where the network's head, which is outside the backbone, reads the units."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clbench.config import option
 from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer, HiddenLayersConfig
+from clbench.options import option
 from clbench.registry import MODELS
 
 

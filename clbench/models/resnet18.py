@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import ModelConfig
 from clbench.models.hidden_layers import HiddenLayer, residual_layers
 from clbench.models.stages import Stage, numbered
+from clbench.options import option
 from clbench.registry import MODELS
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import ModelConfig
 from clbench.errors import ConfigError
 from clbench.models.hidden_layers import HiddenLayer, residual_layers
 from clbench.models.stages import Stage, numbered
+from clbench.options import option
 from clbench.registry import MODELS
 
 

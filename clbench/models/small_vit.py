@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import ModelConfig
 from clbench.errors import ConfigError
 from clbench.models.timm_backbone import TimmBackbone
+from clbench.options import option
 from clbench.registry import MODELS
 
 

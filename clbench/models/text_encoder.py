@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import ModelConfig
 from clbench.data.text import library, model_folder
 from clbench.errors import ConfigError
+from clbench.options import option
 from clbench.registry import MODELS
 
 

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.config import ModelConfig, option
+from clbench.config import ModelConfig
 from clbench.errors import ConfigError
 from clbench.models.stages import Stage, numbered
+from clbench.options import option
 from clbench.registry import MODELS
 
 if TYPE_CHECKING:

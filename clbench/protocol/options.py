@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from clbench.config import option
 from clbench.errors import ConfigError, choose_from
+from clbench.options import option
 
 KINDS = ("two_phase", "conventional", "first_task", "first_k")
 """How the values are tuned that are then evaluated; see :mod:`clbench.protocol.streams`."""

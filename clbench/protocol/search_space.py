@@ -25,8 +25,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, GridSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from clbench import config as configuration
+from clbench.conf_files import config_file
+from clbench.config import typed
 from clbench.errors import ConfigError
+from clbench.options import override_value
 from clbench.protocol.options import ProtocolConfig
 from clbench.registry import STRATEGIES
 from clbench.seeding import numpy_generator, stream_seed
@@ -114,7 +116,7 @@ def with_values(composed: DictConfig, values: Values) -> DictConfig:
             OmegaConf.update(changed, name, parsed, force_add=name.startswith("plus."))
         except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
             raise ConfigError(f"{name}={value} cannot be set: {str(error).splitlines()[0]}") from error
-    configuration.typed(changed)
+    typed(changed)
     return changed
 
 
@@ -127,9 +129,7 @@ def distribution(name: str, values: Any) -> BaseDistribution:
     if OmegaConf.is_config(values):
         values = OmegaConf.to_container(values, resolve=True)
     if isinstance(values, list) and values:
-        return CategoricalDistribution(
-            [v if not isinstance(v, list) else configuration.override_value(v) for v in values]
-        )
+        return CategoricalDistribution([v if not isinstance(v, list) else override_value(v) for v in values])
     if isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log"}:
         low, high, log = values["low"], values["high"], bool(values.get("log", False))
         if low < high and (low > 0 or not log):
@@ -252,7 +252,7 @@ def refuse_unlisted(space: SearchSpace, options: ProtocolConfig) -> None:
 
 def as_overrides(values: Values) -> list[str]:
     """The values as overrides of the command line."""
-    written = {name: v if _is_list(v) else configuration.override_value(v) for name, v in values.items()}
+    written = {name: v if _is_list(v) else override_value(v) for name, v in values.items()}
     return [f"{'++' if name.startswith('plus.') else ''}{name}={value}" for name, value in written.items()]
 
 
@@ -262,7 +262,7 @@ def frozen_trial(values: Values, space: SearchSpace) -> FrozenTrial:
 
 
 def _search_of(strategy: str) -> dict[str, Any]:
-    file = configuration.config_file("strategy", strategy)
+    file = config_file("strategy", strategy)
     if file is not None:
         return dict(OmegaConf.load(file).get("search") or {})
     return dict(STRATEGIES[strategy].config(name=strategy).search)

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clbench import config as configuration
-from clbench.config import ScenarioConfig
+from clbench.conf_files import require_choice
+from clbench.config import ScenarioConfig, typed
 from clbench.data.images import SourceData
 from clbench.errors import ConfigError
+from clbench.options import override_value
 from clbench.protocol.options import CHEAP_METRICS, ProtocolConfig
 from clbench.scenarios.build import build, read_source
 from clbench.scenarios.scenario import Scenario, Split
@@ -70,7 +71,7 @@ def plan_streams(overrides: list[str], options: ProtocolConfig, compose: Compose
     note = ""
     tuning_half, evaluation_half = list(order), list(order)
     if options.halves is not None:
-        config = configuration.typed(composed)
+        config = typed(composed)
         data, _ = read_source(config.scenario, config.data)
         first, second, note = halves(config.scenario, data, options)
         tuning_half = _only(first, scenario, order)
@@ -154,7 +155,7 @@ def _only(classes: list[int], scenario: DictConfig, order: list[str]) -> list[st
 
 def _on_scenario(name: str, overrides: list[str], composed: DictConfig, compose: Compose) -> list[str]:
     """Overrides that exchange the scenario and keep network, schedule and evaluation as they are with the evaluated one."""
-    configuration.require_choice("scenario", name)
+    require_choice("scenario", name)
     model = composed.hydra.runtime.choices["model"]
     exchanged = [f"scenario={name}", f"model={model}"]
     other = compose([*(o for o in overrides if not o.startswith("scenario=")), *exchanged])
@@ -171,7 +172,7 @@ def _leaves(node: DictConfig) -> dict[str, str]:
     """Option → value as it is written on the command line."""
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
-    return {str(key): configuration.override_value(value) for key, value in values.items()}
+    return {str(key): override_value(value) for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def refuse_leak(tuning: Scenario, evaluation: Scenario) -> Overlap:
 
 def scenario_of(composed: DictConfig, seed: int) -> Scenario:
     """The stream of a configuration, held by the processor."""
-    config = configuration.typed(composed)
+    config = typed(composed)
     return build(config.scenario, config.data, seed, torch.device("cpu"))
 
 

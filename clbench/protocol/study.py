@@ -23,8 +23,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from clbench.config import override_value, without_hydra
+from clbench.config import without_hydra
 from clbench.errors import ConfigError, RunFailed
+from clbench.options import override_value
 from clbench.protocol.journal import TrialLog, open_journal
 from clbench.protocol.methods import Method
 from clbench.protocol.options import ProtocolConfig

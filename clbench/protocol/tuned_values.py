@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config import conf_dir
+from clbench.conf_files import conf_dir
 from clbench.errors import ConfigError
 from clbench.records.run_folder import RunFolder
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clbench.config import option
 from clbench.data.images import SourceData
+from clbench.options import option
 from clbench.registry import SCENARIOS
 from clbench.scenarios.build import StreamPlan
 from clbench.scenarios.class_incremental import ClassIncremental, ClassIncrementalConfig

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from clbench.config import ScenarioConfig, option
+from clbench.config import ScenarioConfig
 from clbench.data.images import SourceData
 from clbench.errors import ConfigError
+from clbench.options import option
 from clbench.registry import SCENARIOS
 from clbench.scenarios.build import Part, StreamPlan
 from clbench.seeding import numpy_generator

@@ -15,9 +15,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from clbench.config import ScenarioConfig, option
+from clbench.config import ScenarioConfig
 from clbench.data.images import SourceData
 from clbench.errors import ConfigError, choose_from
+from clbench.options import option
 from clbench.registry import SCENARIOS
 from clbench.scenarios.build import Part, StreamPlan
 from clbench.scenarios.class_incremental import range_of_names, used_classes

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from clbench import config as configuration
-from clbench.config import catalogue_dir, compose
+from clbench.compose import compose
+from clbench.conf_files import catalogue_dir
 from clbench.errors import ClbenchError, ConfigError
+from clbench.options import to_dataclass
 from clbench.scenarios.build import build
 from clbench.scenarios.frozen import definitions, load_definition, stream_content, stream_options
 
@@ -38,7 +39,7 @@ def freeze(name: str) -> Path:
         ConfigError: the scenario names no frozen version or has no citation, its stream depends on the run's seed, or the
             version exists and says something else.
     """
-    config = configuration.to_dataclass(compose([f"scenario={name}"]))
+    config = to_dataclass(compose([f"scenario={name}"]))
     scenario_config = config.scenario
     if scenario_config.frozen is None:
         raise ConfigError(

@@ -12,7 +12,8 @@ import dataclasses
 import json
 from typing import Any
 
-from clbench.config import ScenarioConfig, catalogue_dir
+from clbench.conf_files import catalogue_dir
+from clbench.config import ScenarioConfig
 from clbench.errors import ConfigError, DataError, choose_from
 from clbench.scenarios.scenario import Scenario
 

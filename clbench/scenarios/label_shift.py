@@ -13,8 +13,8 @@ from functools import partial
 
 import numpy as np
 
-from clbench.config import option
 from clbench.data.images import SourceData
+from clbench.options import option
 from clbench.registry import SCENARIOS
 from clbench.scenarios.build import Part, StreamPlan
 from clbench.scenarios.class_incremental import used_classes

@@ -4,7 +4,8 @@ import dataclasses
 
 from omegaconf import OmegaConf
 
-from clbench.config import RunConfig, conf_dir
+from clbench.conf_files import conf_dir
+from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.scenarios.scenario import Scenario
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clbench.config import option
 from clbench.learning.base import Needs
 from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.learning.parts.least_squares import update_ridge
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

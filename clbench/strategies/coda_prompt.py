@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs
 from clbench.learning.parts.prompting import Prompting, check_places
 from clbench.models.prompt_pools import PromptComponents
 from clbench.models.prompts import Prompt
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

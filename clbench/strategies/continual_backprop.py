@@ -33,11 +33,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs
 from clbench.learning.parts.unit_resets import Reset, UnitResets
 from clbench.models.continual import ContinualModel
 from clbench.models.hidden_layers import HiddenLayer
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import hashed_normal, hashed_uniform

@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
 from clbench.learning.parts.exemplars import ExemplarMemory
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.models.expandable import ExpandableBackbone
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task

@@ -24,12 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs, Plan
 from clbench.learning.parts.teacher import WithTeacher, heads_of_earlier_tasks
 from clbench.models.continual import ContinualModel
 from clbench.models.vae import VAE
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

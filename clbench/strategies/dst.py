@@ -52,7 +52,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
 from clbench.learning.parts.masked_layers import fix_norm_layers, flops_by_layer, masked_layers
@@ -68,6 +68,7 @@ from clbench.learning.parts.sparsity import (
 )
 from clbench.learning.parts.task_statistics import TaskStatistics
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -17,12 +17,13 @@ current task's prompts as well. In task-incremental streams the prompt is found 
 
 from dataclasses import dataclass
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Needs
 from clbench.learning.parts.prompting import KeyedPrompting, check_places
 from clbench.models.prompt_pools import TaskPrompts
 from clbench.models.prompts import Prefix, Prompt
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan
 from clbench.learning.parts.exemplars import ExemplarMemory
 from clbench.learning.parts.teacher import WithTeacher, heads_of_earlier_tasks
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
 from clbench.learning.parts.memory import (
@@ -36,6 +36,7 @@ from clbench.learning.parts.memory import (
     reservoir_step,
 )
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -47,12 +47,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Strategy, buffer_name
 from clbench.learning.parts.task_statistics import TaskStatistics
 from clbench.models.continual import ContinualModel
 from clbench.models.hypernetworks import ChunkedHypernetwork, Hypernetwork, Pieces, RecurrentHypernetwork
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -30,11 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan
 from clbench.learning.parts.exemplars import ExemplarMemory
 from clbench.learning.parts.teacher import WithTeacher
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -47,12 +47,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import option
 from clbench.learning.base import Measurement, Needs
 from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.learning.parts.least_squares import update_ridge
 from clbench.learning.parts.random_representation import Fit, RandomRepresentation
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

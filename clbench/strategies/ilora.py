@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.config import option
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
 from clbench.learning.parts.memory import EMPTY, check_memory_size, draw_uniform, notes_of_room, reservoir_step
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

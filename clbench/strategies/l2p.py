@@ -17,12 +17,13 @@ length 5) in front of the tokens, which is another method than this one.
 
 from dataclasses import dataclass
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Needs
 from clbench.learning.parts.prompting import KeyedPrompting, check_places
 from clbench.models.prompt_pools import PromptPool
 from clbench.models.prompts import Prompt
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

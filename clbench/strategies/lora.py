@@ -12,10 +12,11 @@ Reported after every task: ``adapter_parameters``, the number of entries of all 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Measurement, Needs, Strategy
 from clbench.models.continual import ContinualModel
 from clbench.models.lora import TARGETS, Adapter, adapters, add_adapters
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

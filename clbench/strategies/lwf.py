@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs
 from clbench.learning.parts.teacher import WithTeacher
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 
 

@@ -16,11 +16,12 @@ found out.
 
 from dataclasses import dataclass
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Needs
 from clbench.learning.parts.prompting import Prompting
 from clbench.models.prompts import Prefix, Prompt
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

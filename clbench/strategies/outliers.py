@@ -45,10 +45,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, Strategy
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -48,11 +48,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Plan, Strategy
 from clbench.learning.parts.least_squares import downdate
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Measurement, Needs, Strategy
 from clbench.learning.parts.masked_layers import masked_layers
 from clbench.learning.parts.task_statistics import TaskStatistics
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

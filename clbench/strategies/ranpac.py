@@ -29,11 +29,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import option
 from clbench.learning.base import Measurement, Needs, Plan
 from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.learning.parts.least_squares import ridge
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

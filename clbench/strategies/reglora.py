@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import option
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, buffer_name
 from clbench.models.continual import ContinualModel
 from clbench.models.lora import adapted_layers
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

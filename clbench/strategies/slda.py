@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import option
 from clbench.learning.base import Needs
 from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 

@@ -24,11 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs, Strategy
 from clbench.learning.parts.masked_layers import NORM_LAYERS
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task

@@ -5,7 +5,7 @@ import pytest
 import torch
 from double_precision import in_double_precision
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.refinement import allowance

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from clbench.config import compose, load_run_config, to_dataclass
+from clbench.compose import compose, load_run_config
 from clbench.errors import ConfigError
 from clbench.models.cnn import CNN, CNNConfig
 from clbench.models.continual import ContinualModel
@@ -18,6 +18,7 @@ from clbench.models.hidden_layers import CReLU
 from clbench.models.mlp import MLP, MLPConfig
 from clbench.models.resnet18 import ResNet18, ResNet18Config
 from clbench.models.resnet32 import ResNet32, ResNet32Config
+from clbench.options import to_dataclass
 
 SHAPE = (2, 14, 14)
 

@@ -10,12 +10,14 @@ from timm.layers.attention import Attention
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clbench.config import compose, conf_dir, to_dataclass
+from clbench.compose import compose
+from clbench.conf_files import conf_dir
 from clbench.models.continual import ContinualModel
 from clbench.models.prompt_pools import PromptComponents, PromptPool, TaskPrompts, orthogonal_to
 from clbench.models.prompts import Prefix, PromptedTransformer, attend
 from clbench.models.small_vit import SmallViT, SmallViTConfig
 from clbench.models.timm_backbone import TimmBackbone
+from clbench.options import to_dataclass
 from clbench.registry import STRATEGIES
 
 WIDTH, BATCH = 12, 5

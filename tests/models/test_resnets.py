@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clbench.config import compose, to_dataclass
+from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.models.weights import load_backbone
+from clbench.options import to_dataclass
 from clbench.registry import MODELS
 
 

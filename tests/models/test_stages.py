@@ -10,9 +10,9 @@ from composed import composed
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from clbench.config import to_dataclass
 from clbench.errors import ConfigError
 from clbench.models.continual import ContinualModel
+from clbench.options import to_dataclass
 from clbench.registry import MODELS
 from clbench.set_up import set_up
 from clbench.training.trainer import Trainer

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clbench.config import compose, to_dataclass
+from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.models.weights import load_backbone, read_weights
+from clbench.options import to_dataclass
 from clbench.registry import MODELS
 from clbench.set_up import set_up
 

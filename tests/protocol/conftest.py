@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from clbench.config import conf_dir, store_schemas
+from clbench.compose import store_schemas
+from clbench.conf_files import conf_dir
 from clbench.protocol.options import ProtocolConfig
 from clbench.records.run_folder import RunFolder
 

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from clbench.config import check_fields, conf_dir, to_dataclass, typed
+from clbench.conf_files import conf_dir
+from clbench.config import typed
 from clbench.errors import ConfigError
 from clbench.evaluation.metrics import summarise
+from clbench.options import check_fields, to_dataclass
 from clbench.protocol.options import CHEAP_METRICS, ProtocolConfig
 from clbench.protocol.search_space import distribution
 

@@ -13,7 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from scipy import stats
 
-from clbench.config import conf_dir, typed
+from clbench.conf_files import conf_dir
+from clbench.config import typed
 from clbench.errors import ConfigError
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import (

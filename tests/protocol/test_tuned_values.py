@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config import conf_dir, typed
+from clbench.conf_files import conf_dir
+from clbench.config import typed
 from clbench.errors import ConfigError
 from clbench.protocol.tuned_values import with_tuned_values, write_tuned_values
 

@@ -12,7 +12,7 @@ from composed import composed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clbench.config import load_run_config
+from clbench.compose import load_run_config
 from clbench.errors import ConfigError, DamagedRecord, DataError
 from clbench.records.run_folder import RunFolder
 from clbench.run import run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from composed import composed
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.errors import ConfigError, DataError, MachineError
 from clbench.machine_errors import ADVICE, explanation, in_sentences
 from clbench.records.run_folder import RunFolder

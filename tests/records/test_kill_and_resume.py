@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clbench.config import compose, load_run_config
+from clbench.compose import compose, load_run_config
 from clbench.records.run_folder import RunFolder
 
 OPTIONS = [

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from clbench.config import compose, load_run_config
+from clbench.compose import compose, load_run_config
 from clbench.errors import DamagedRecord, MachineError
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS
 from clbench.records.run_folder import RunFolder

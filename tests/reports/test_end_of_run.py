@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.evaluation.evaluator import COLUMNS
 from clbench.evaluation.metrics import summarise
 from clbench.reports.end_of_run import accuracy_matrix_table, end_of_run, end_of_sweep

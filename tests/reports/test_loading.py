@@ -29,7 +29,7 @@ def test_a_row_holds_what_the_folder_says(tmp_path):
 
 
 def test_a_real_run_is_read(tmp_path):
-    from clbench.config import compose
+    from clbench.compose import compose
     from clbench.run import run
 
     options = [

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from clbench.config import check_fields, compose, to_dataclass
+from clbench.compose import compose
 from clbench.errors import ConfigError
+from clbench.options import check_fields, to_dataclass
 from clbench.scenarios.build import build
 from clbench.scenarios.scenario import Scenario, Split
 from clbench.set_up import set_up

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clbench import config as configuration
-from clbench.config import DataConfig, catalogue_dir, compose
+from clbench.compose import compose
+from clbench.conf_files import catalogue_dir
+from clbench.config import DataConfig
 from clbench.data.images import ImageSet
 from clbench.errors import ConfigError, DataError
+from clbench.options import to_dataclass
 from clbench.registry import SOURCES
 from clbench.scenarios import freeze as freezing
 from clbench.scenarios import frozen as freezer
@@ -160,7 +162,7 @@ def test_a_definition_is_whole(name):
     content = {key: definition[key] for key in ("setting", "tasks", "recipe")}
     text = json.dumps(content, sort_keys=True)
     assert definition["hash"] == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    config = configuration.to_dataclass(compose([f"scenario={scenario}", "model=mlp"])).scenario
+    config = to_dataclass(compose([f"scenario={scenario}", "model=mlp"])).scenario
     if config.frozen == name:
         assert definition["options"] == stream_options(config)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.run import run
 from clbench.set_up import set_up

@@ -7,8 +7,9 @@ import pytest
 import torch
 from composed import composed
 
-from clbench.config import check_fields, conf_dir, to_dataclass
+from clbench.conf_files import conf_dir
 from clbench.data.images import SourceData
+from clbench.options import check_fields, to_dataclass
 from clbench.registry import SOURCES
 from clbench.scenarios.build import build
 

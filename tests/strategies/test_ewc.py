@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clbench.config import compose
+from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.set_up import set_up
 from clbench.strategies.ewc import fisher_diagonal

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clbench.config import compose, load_run_config, to_dataclass
+from clbench.compose import compose, load_run_config
 from clbench.models.small_vit import SmallViT
+from clbench.options import to_dataclass
 from clbench.run import run
 from clbench.strategies.finetune import Finetune
 from clbench.sweeps import fleet_runs, ways

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clbench.config import StrategyConfig, option
+from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Plan, Strategy
 from clbench.models.continual import ContinualModel
+from clbench.options import option
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
 
