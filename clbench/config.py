@@ -1,5 +1,6 @@
 """The configuration of a run: one dataclass per group."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
