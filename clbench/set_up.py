@@ -163,7 +163,7 @@ def _refuse_one_logit(scenario: Scenario, config: RunConfig, learner: Learner) -
     of_task = f"task {scenario.task_names[alone]!r} of {scenario.name} has one class"
     if scenario.setting == "task" or scenario.n_classes == 1:
         raise ConfigError(f"{of_task}, so that every answer is right: set scenario.increment to at least 2")
-    if config.scenario.logit_scope == "current" and learner.learns_by_gradient:
+    if config.scenario.logit_scope == "current" and learner.main_stage.by_gradient:
         raise ConfigError(
             f"{of_task}, and with scenario.logit_scope=current the loss over its one logit is always 0: set "
             "scenario.logit_scope=seen, or scenario.increment to at least 2"

@@ -176,6 +176,8 @@ class Strategy(nn.Module):
     """Whether it puts modules into the network, which strategies beside it have to find there."""
     learns_at_task_end: ClassVar[bool] = False
     """Whether it learns nothing of a task until the task is over, so that how learning goes on within a task has no meaning."""
+    takes_over_at_task_end: ClassVar[bool] = False
+    """Whether it predicts otherwise once a task is over, even where it does nothing in ``end_task``."""
     model: ContinualModel
 
     def __init__(self, config: StrategyConfig, model: ContinualModel, scenario: Scenario) -> None:
@@ -289,7 +291,7 @@ class Strategy(nn.Module):
 
     @property
     def learns_by_gradient(self) -> bool:
-        """Whether the task being learned is: where not, :meth:`learn` takes the place of losses and optimizer."""
+        """Whether the plan of the task being learned is: where not, :meth:`learn` takes the place of losses and optimizer."""
         return True
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:

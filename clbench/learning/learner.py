@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clbench.learning.base import Batch, Measurement, Outputs, Plan, Strategy
 from clbench.learning.compilation import Compilation
 from clbench.learning.composition import EXCLUSIVE, overrides, predicts_by_itself
-from clbench.learning.stage import JointStage, joined
+from clbench.learning.stage import JointStage, Stage, joined
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
 
@@ -36,8 +36,6 @@ class Learner(nn.Module):
         self.compilation = compilation or Compilation("off", torch.device("cpu"))
         self.model = model
         self.strategies = nn.ModuleList(strategies)
-        self.main_stage = joined([[]] * len(strategies))[0][0]
-        """All strategies train everything with the task's plan."""
         self.stage = self.main_stage
         self._owner = {hook: _owner(strategies, hook) for hook in EXCLUSIVE}
         # Counted once: under functional_call plain tensors, which cannot say whether they are trained, stand in for parameters.
@@ -68,9 +66,15 @@ class Learner(nn.Module):
             plan = strategy.plan(task, plan)
         return plan
 
+    @property
+    def main_stage(self) -> JointStage:
+        """What a task begins with: everything is trained with the task's plan, by gradients or by :meth:`learn`."""
+        parts = tuple(Stage(by_gradient=strategy.learns_by_gradient) for strategy in self)
+        return JointStage(0, parts, (True,) * len(parts))
+
     def stages(self, task: Task, n_steps: int) -> tuple[list[JointStage], list[JointStage]]:
         """The stages within the task's plan of ``n_steps``, and those after it."""
-        return joined([strategy.stages(task, n_steps) for strategy in self])
+        return joined([strategy.stages(task, n_steps) for strategy in self], self.main_stage)
 
     def enter(self, stage: JointStage) -> None:
         """Let every strategy be in its part of ``stage``."""
@@ -185,8 +189,8 @@ class Learner(nn.Module):
 
     @property
     def learns_by_gradient(self) -> bool:
-        """Whether the task being learned is learned by gradients; if not, by :meth:`learn`."""
-        return self._owner["learn"].learns_by_gradient
+        """Whether the present stage is trained by gradients; if not, by :meth:`learn`."""
+        return self.stage.by_gradient
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from the batch without a gradient; named losses for the record."""
@@ -201,8 +205,8 @@ class Learner(nn.Module):
 
     @property
     def consolidates(self) -> bool:
-        """Whether a strategy acts at the end of a task, and may predict otherwise from then on."""
-        return any(_overrides(strategy, "end_task") for strategy in self)
+        """Whether a strategy may predict otherwise once a task is over."""
+        return any(_overrides(strategy, "end_task") or strategy.takes_over_at_task_end for strategy in self)
 
     @property
     def learns_at_task_end(self) -> bool:

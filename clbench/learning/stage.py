@@ -28,6 +28,8 @@ class Stage:
         start: the step of the task's plan before which it begins; None: after the plan, with one of its own.
         trains: ``all`` weights, the ``head`` alone, with features computed in evaluation mode and without a gradient, or those of
             a ``mask``. What is not trained is held exactly: neither momentum nor weight decay moves it.
+        by_gradient: whether losses, gradients and the optimizer train it. Where not, :meth:`Strategy.learn` takes its batches,
+            without augmentation and with the network in evaluation mode.
         mask: with ``trains=mask``: gives boolean (P,), which weights are trained, when the stage is entered or gone on with.
         trainer: for a stage after the plan: options of ``trainer`` that differ in it, e.g. ``{"epochs": 20, "lr": 0.05}``.
         begin: called once before its first step, in evaluation mode; may change buffers and weights, and read the host. Returns
@@ -39,6 +41,7 @@ class Stage:
     name: str = "main"
     start: int | None = 0
     trains: str = "all"
+    by_gradient: bool = True
     mask: Callable[[], Tensor] | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     begin: Callable[[Task], Tensor | None] | None = None
@@ -80,9 +83,14 @@ class JointStage:
         return any(part.trains != "all" for part in self.parts)
 
     @property
+    def by_gradient(self) -> bool:
+        """Whether it is trained by gradients: no strategy learns from the batches by itself."""
+        return all(part.by_gradient for part in self.parts)
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What has to be equal for runs to step together: what decides which operations a step takes."""
-        return tuple((part.name, part.trains) for part in self.parts)
+        return tuple((part.name, part.trains, part.by_gradient) for part in self.parts)
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -107,10 +115,16 @@ class JointStage:
         return any(part.plan is not None for part in self.parts)
 
 
-def joined(of_strategies: Sequence[Sequence[Stage]]) -> tuple[list[JointStage], list[JointStage]]:
-    """The stages within the plan and those after it, of strategies that have these each."""
+def joined(of_strategies: Sequence[Sequence[Stage]], main: JointStage) -> tuple[list[JointStage], list[JointStage]]:
+    """The stages within the plan and those after it, of strategies that have these each.
+
+    A strategy that names none for the plan's first step is in its part of ``main`` there.
+    """
     within = [[stage for stage in stages if stage.start is not None] for stages in of_strategies]
-    within = [stages if any(s.start == 0 for s in stages) else [Stage(), *stages] for stages in within]
+    within = [
+        stages if any(s.start == 0 for s in stages) else [part, *stages]
+        for stages, part in zip(within, main.parts, strict=True)
+    ]
     of_plan = []
     for start in sorted({stage.start for stages in within for stage in stages}):
         parts = tuple(max((s for s in stages if s.start <= start), key=lambda s: s.start) for stages in within)

@@ -142,12 +142,14 @@ class IF2Net(FrozenFeatures):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """Learn the task that the extractor was trained on, and protect what the task uses."""
-        if self.learns_by_gradient:
-            self._fit(task)
-        super().end_task(task)
+        """Protect what the task uses."""
         if self.options.output_update == "nullspace":
             self._protect()
+
+    @torch.no_grad()
+    def before_absorbing(self, task: Task) -> None:
+        """Fit the representation to features that have been trained."""
+        self._fit(task)
 
     def _fit(self, task: Task) -> None:
         """Fit the representation to the task's training data."""

@@ -107,7 +107,6 @@ class RanPAC(FrozenFeatures):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        super().end_task(task)
         candidates = self._best_first() if self.options.lam is None else [self.options.lam]
         self.G.add_(self.G_task.sum(0))
         self.Q.add_(self.Q_task.sum(0))

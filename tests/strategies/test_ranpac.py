@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from given_features import clusters, on_given_features, shuffled
+from stepping import finish_stage
 
 from clbench.learning.base import Measurement, Plan
 from clbench.strategies.ranpac import CANDIDATES, RanPAC, RanPACConfig
@@ -112,10 +113,15 @@ def test_the_parts_of_the_task_that_trains_the_extractor(small_trainer, task_of)
     """Four fifths of all its samples, in the order in which the classifier gets them."""
     trainer = small_trainer("strategy=ranpac", "strategy.projection=null", "strategy.extractor=first_task",
                             "trainer.lr=0.05", "evaluator.every=0")  # fmt: skip
-    trainer.fit_task()
+    trainer.begin_task()
+    finish_stage(trainer)
+    trainer.begin_stage()
+    order = torch.cat([step.ids for step in trainer.steps])
+    finish_stage(trainer)
+    trainer.end_task()
     task, strategy = task_of(trainer, 0), trainer.learner.strategies[0]
-    order = torch.randperm(len(task.ids), generator=task.torch_generator("absorb"))
-    samples = task.samples(task.ids[order])
+    assert torch.equal(order.sort().values, task.ids)
+    samples = task.samples(order)
     with torch.no_grad():
         H = trainer.learner.model.features(samples.x).double()
     assert int(strategy.n_absorbed) == len(order)

@@ -6,7 +6,7 @@ import torch
 from double_precision import in_double_precision
 from stepping import finish_stage, fit_until
 
-from clbench.learning.stage import Stage, joined
+from clbench.learning.stage import JointStage, Stage, joined
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.l2 import L2
 from clbench.training.fleet import Fleet
@@ -173,7 +173,8 @@ def test_strategies_enter_each_others_stages(staged, small_trainer):
 def test_stages_of_several_strategies_are_cut_where_one_of_them_begins():
     first = [Stage("a", 3), Stage("b", None)]
     second = [Stage("c", 0), Stage("d", 5), Stage("e", None)]
-    within, after = joined([first, second])
+    main = JointStage(0, (Stage(), Stage()), (True, True))
+    within, after = joined([first, second], main)
     assert [(s.start, [p.name for p in s.parts], s.beginning) for s in within] == [
         (0, ["main", "c"], (True, True)),
         (3, ["a", "c"], (True, False)),
@@ -191,3 +192,42 @@ def test_stages_of_several_strategies_are_cut_where_one_of_them_begins():
 def test_a_stage_that_means_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match="stage"):
         Stage(**wrong)
+
+
+# ---- stages without gradients -----------------------------------------------------------------------------------------
+
+AFTER_FIRST_TASK = ["strategy.extractor=first_task", "scenario.tasks=2", "scenario.frozen=null"]
+
+
+@pytest.mark.parametrize("name", ["slda", "acil", "ranpac", "if2net"])
+def test_a_classifier_takes_in_the_task_of_its_extractor_in_a_stage_of_its_own(name, small_trainer):
+    trainer = small_trainer(f"strategy={name}", *AFTER_FIRST_TASK)
+    trainer.fit()
+    of_first = trainer.curve.query("task_learning == 0 and task_eval == 0")
+    n_samples, size = len(trainer.scenario.train.ids(0)), trainer.config.trainer.batch_size
+    assert of_first.iteration.max() == 4 + -(-n_samples // size)  # the plan's four steps, and one pass over the task
+    absorbing = of_first[(of_first.iteration >= 4) & ~of_first.consolidated]
+    assert absorbing.correct.nunique() == 1 and len(absorbing) > 30  # the network, which stands still, predicts until the task is over
+    assert of_first.consolidated.any()
+
+
+@pytest.mark.parametrize("name", ["slda", "ranpac", "if2net"])
+def test_killed_while_a_classifier_takes_in_the_first_task(name, small_trainer):
+    options = [f"strategy={name}", *AFTER_FIRST_TASK]
+    whole = small_trainer(*options, checkpoint="whole")
+    whole.fit()
+    fit_until(small_trainer(*options, "record.checkpoint_seconds=0", checkpoint="killed"), 9)
+    resumed = small_trainer(*options, checkpoint="killed")
+    resumed.fit()
+    pd.testing.assert_frame_equal(whole.curve, resumed.curve)
+
+
+def test_a_fleet_in_a_stage_without_gradients(small_trainer):
+    options = [["strategy=slda", *AFTER_FIRST_TASK, f"seed={seed}"] for seed in (0, 1)]
+    alone = [in_double_precision(small_trainer(*o, checkpoint=f"a{n}")) for n, o in enumerate(options)]
+    together = [in_double_precision(small_trainer(*o, checkpoint=f"f{n}")) for n, o in enumerate(options)]
+    for trainer in alone:
+        trainer.fit()
+    Fleet(together).fit()
+    for one, other in zip(alone, together, strict=True):
+        pd.testing.assert_frame_equal(one.curve, other.curve, atol=1e-6, rtol=0)

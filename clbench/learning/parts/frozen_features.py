@@ -7,8 +7,8 @@
 ``extractor`` says where the backbone comes from:
 
 * ``frozen``       as the run starts: pretrained (``model.checkpoint``, ``model.pretrained``), or random;
-* ``first_task``   trained on the first task by gradient, with the network's own head, as finetuning is; then frozen. The
-                   classifier gets the first task's features when its training has ended.
+* ``first_task``   trained on the first task by gradient, with the network's own head, as finetuning is; then frozen. In a
+                   second stage of that task the classifier takes its features in, and from the next task on it predicts.
 
 Only the statistics are kept of earlier data.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Plan, Strategy
+from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.scenarios.scenario import Scenario
@@ -39,6 +40,7 @@ class FrozenFeaturesConfig(StrategyConfig):
 class FrozenFeatures(Strategy):
     """Base of methods that learn a classifier on frozen features: they override ``absorb`` and ``scores``."""
 
+    takes_over_at_task_end = True
     options: FrozenFeaturesConfig
 
     @classmethod
@@ -78,14 +80,15 @@ class FrozenFeatures(Strategy):
         """Take in the batch."""
         return {"new": self.absorb(self.features(batch.samples.x), batch.samples.y)}
 
-    def end_task(self, task: Task) -> None:
-        """Give the classifier the task on which the extractor was trained, in an order of its own."""
+    def stages(self, task: Task, n_steps: int) -> list[Stage]:
+        """After the extractor's training on the first task, one pass in which the classifier takes that task in."""
         if not self.learns_by_gradient:
-            return
-        order = torch.randperm(len(task.ids), generator=task.torch_generator("absorb"))
-        with torch.no_grad():
-            for samples in task.batches(task.ids[order], task.budget.batch_size):
-                self.absorb(self.features(samples.x), samples.y)
+            return []
+        one_pass = {"epochs": 1, "max_steps_per_task": None}
+        return [Stage("absorb", None, by_gradient=False, trainer=one_pass, begin=self.before_absorbing)]
+
+    def before_absorbing(self, task: Task) -> None:
+        """Called where the extractor is trained, before the first batch is taken in."""
 
     def targets(self, labels: Tensor) -> Tensor:
         """One-hot float64 (B, n_classes) of labels (B,)."""
@@ -98,7 +101,7 @@ class FrozenFeatures(Strategy):
         return self.model.features(x).double()
 
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
-        """The classifier's scores; while the extractor is trained, the network's logits."""
+        """The classifier's scores; until the task is over on which the extractor is trained, the network's logits."""
         if self.learns_by_gradient:
             return super().predict(x, task)
         scores = self.scores(self.features(x), task).to(self.model.head.weight.dtype)
