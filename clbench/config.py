@@ -122,6 +122,12 @@ class TrainerConfig:
         None, help="optimizer steps per task at most; with epochs=null, exactly", at_least=1
     )
     batch_size: int = option(128, help="new samples per step (replayed ones come on top)", at_least=1)
+    microbatch: int | None = option(
+        None,
+        help="samples of a batch (and of a run) that pass through the network at a time; the step is that of the whole batch, "
+        "for one more forward pass; what strategies send through a network by themselves is not cut; null: all",
+        at_least=1,
+    )
     optimizer: str = option("sgd", help="optimizer", choices=("sgd", "adam", "adamw"))
     lr: float = option(0.01, help="learning rate", above=0)
     momentum: float = option(0.9, help="momentum of SGD", at_least=0, at_most=1)

@@ -233,7 +233,11 @@ class Strategy(nn.Module):
         return []
 
     def outputs(self, batch: Batch) -> Outputs:
-        """One forward pass over the batch's samples."""
+        """One forward pass over the batch's samples.
+
+        What it makes of a sample depends on that sample alone: with ``trainer.microbatch`` it is called for pieces of a batch,
+        which have ``samples``, ``ids`` and ``n_new`` of their own and neither columns nor reference samples.
+        """
         features = self.model.features(batch.samples.x)
         return Outputs(features, self.model.head(features))
 

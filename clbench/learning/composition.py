@@ -64,6 +64,7 @@ TRAITS = {
     "reads current task": "it takes the new samples for those of the current task",
     "one task a class": "it takes a class for one that arrives with a single task",
     "virtual outliers": "it trains the head against virtual outliers",
+    "reads the forward pass": "its losses look at what a forward pass leaves within the network, beside its outputs",
 }
 """What decides with which others a strategy goes together."""
 
@@ -368,6 +369,8 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
             f"evaluator.connectivity_points={config.evaluator.connectivity_points} looks between two networks of the same "
             f"weights, and {main.name} adds weights with every task: set evaluator.connectivity_points=0"
         )
+    if trainer.microbatch is not None:
+        _refuse_microbatch(strategies, config)
     for strategy in strategies:
         _refuse_optimizer(strategy, config)
         if strategy is not main:
@@ -382,6 +385,27 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
                 f"trainer.zero_head=true has no meaning with {strategy.name}, which gives the head its initial weights at every "
                 "task's start: set trainer.zero_head=false"
             )
+
+
+def _refuse_microbatch(strategies: list[Chosen], config: RunConfig) -> None:
+    """Refuse pieces of a batch where more is wanted of a forward pass than its outputs."""
+    given = f"trainer.microbatch={config.trainer.microbatch} sends a batch through the network in pieces"
+    for strategy in strategies:
+        if "reads the forward pass" in strategy.traits:
+            raise ConfigError(
+                f"{given}, and {strategy.name} looks at what the whole batch leaves within the network: set "
+                "trainer.microbatch=null"
+            )
+    if config.evaluator.diagnostics_every:
+        raise ConfigError(
+            f"{given}, and evaluator.diagnostics_every={config.evaluator.diagnostics_every} differentiates every loss term for "
+            "the whole of it: set evaluator.diagnostics_every=0, or trainer.microbatch=null"
+        )
+    if config.trainer.compile == "max":
+        raise ConfigError(
+            f"{given}, whose gradients add up from one CUDA graph's replay to the next, which trainer.compile=max does not "
+            "allow: set trainer.compile=auto or off, or trainer.microbatch=null"
+        )
 
 
 def _refuse_optimizer(strategy: Chosen, config: RunConfig) -> None:

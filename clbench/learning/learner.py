@@ -118,19 +118,27 @@ class Learner(nn.Module):
 
     def loss_and_outputs(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs | None]:
         """All loss terms by name, and what the batch's samples gave, detached, or None where no strategy ``keeps_outputs``."""
+        outputs = self.outputs(batch)
+        terms = self.terms(batch, outputs)
+        kept = Outputs(outputs.features.detach(), outputs.logits.detach()) if self.keeps_outputs else None
+        return terms, kept
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The forward pass over the batch's samples, see :meth:`Strategy.outputs`."""
         if self.stage.trains_head_only:
             with torch.no_grad():
                 features = self.model.features(batch.samples.x)
-            outputs = Outputs(features, self.model.head(features))
-        else:
-            outputs = self._owner["outputs"].outputs(batch)
+            return Outputs(features, self.model.head(features))
+        return self._owner["outputs"].outputs(batch)
+
+    def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """All loss terms by name, from the ``outputs`` of the batch's samples."""
         terms = dict(self._owner["data_loss"].data_loss(batch, outputs))
         for strategy in self:
             penalty = strategy.penalty(batch, outputs)
             if penalty is not None:
                 terms[strategy.name] = penalty
-        kept = Outputs(outputs.features.detach(), outputs.logits.detach()) if self.keeps_outputs else None
-        return terms, kept
+        return terms
 
     def forward(self, hook: str, *arguments: Any) -> Any:
         """Call the method ``hook``: what ``torch.func.functional_call`` needs to call it with another state."""

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from clbench.learning.base import Batch, Outputs
 from clbench.learning.learner import Learner
+from clbench.learning.microbatch import backward_in_pieces
 
 
 def row_numbers(rows: Sequence[int], device: torch.device) -> Tensor:
@@ -88,15 +89,33 @@ class Stack:
 
     # ---- the learner's methods ----------------------------------------------------------------------------------------
 
-    def losses_and_gradients(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs | None, Tensor]:
+    def losses_and_gradients(
+        self, batch: Batch, microbatch: int | None = None
+    ) -> tuple[dict[str, Tensor], Outputs | None, Tensor]:
         """All loss terms (R,) by name, the outputs (R, B, ...) where they are kept, and the gradients (R, P) of the terms' sums.
 
-        The batch's tensors, here and below, are (R, B, ...).
+        The batch's tensors, here and below, are (R, B, ...). With ``microbatch`` so many samples of each run pass through the
+        network at a time, see :mod:`clbench.learning.microbatch`.
         """
         compilation = self.learner.compilation
         weights = self.weights.detach().requires_grad_()
 
+        def in_pieces(size: int) -> tuple[dict[str, Tensor], Outputs, Tensor]:
+            weights.grad = None
+
+            def outputs_of(piece: Batch) -> Outputs:
+                return self._run("stacked outputs", _outputs, self, weights, self.rest, piece)
+
+            def terms_of(batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+                return self._run("stacked terms", _terms, self, weights, self.rest, batch, outputs)
+
+            terms, outputs = backward_in_pieces(batch, size, outputs_of, terms_of, dim=1)
+            assert weights.grad is not None
+            return terms, outputs, weights.grad
+
         def differentiate() -> tuple[dict[str, Tensor], Outputs | None, Tensor]:
+            if microbatch is not None and batch.ids.shape[1] > microbatch:
+                return in_pieces(microbatch)
             terms, outputs = self._run("stacked losses", _losses, self, weights, self.rest, batch)
             # The rows do not touch each other, so the sum's gradient holds each row's own; a NaN stays in its row.
             total = torch.stack([term.sum() for term in terms.values()]).sum()
@@ -163,6 +182,20 @@ def _losses(
 
     terms, *outputs = _over_rows(losses, weights, rest, batch)
     return terms, outputs[0] if outputs else None
+
+
+def _outputs(stack: Stack, weights: Tensor, rest: dict[str, Tensor], batch: Batch) -> Outputs:
+    def outputs(weights: Tensor, rest: dict[str, Tensor], batch: Batch) -> Outputs:
+        return stack.call("outputs", weights, rest, batch)
+
+    return _over_rows(outputs, weights, rest, batch)
+
+
+def _terms(stack: Stack, weights: Tensor, rest: dict[str, Tensor], batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+    def terms(weights: Tensor, rest: dict[str, Tensor], batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        return stack.call("terms", weights, rest, batch, outputs)
+
+    return _over_rows(terms, weights, rest, batch, outputs)
 
 
 def _predictions(

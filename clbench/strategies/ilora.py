@@ -68,6 +68,10 @@ class ILoRA(LoRA):
     memory: Tensor
     n_seen: Tensor
 
+    @classmethod
+    def traits(cls, options: ILoRAConfig) -> frozenset[str]:  # type: ignore[override]
+        return cls.needs.traits | ({"reads the forward pass"} if options.layers == "all" else frozenset())
+
     def __init__(self, config: ILoRAConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         check_memory_size(config.memory_size, scenario)

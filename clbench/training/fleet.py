@@ -201,7 +201,7 @@ class Fleet:
         precision, learner = self._living[0].precision, self._stacked.learner
         factors = _rate_factors(members, stack.weights)
         with precision.autocast():
-            terms, outputs, gradients = stack.losses_and_gradients(batch)
+            terms, outputs, gradients = stack.losses_and_gradients(batch, members[0].options.microbatch)
             if learner.edits_gradients:
                 if learner.looks_ahead:
                     update = self._optimizer.next_update(stack.weights, gradients, step, index)

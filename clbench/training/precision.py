@@ -31,11 +31,17 @@ class Precision:
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Differentiate ``loss``; gradients come out unscaled."""
-        if self._scaler is None:
-            loss.backward()
-            return
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(optimizer)
+        self.scaled(loss).backward()
+        self.unscale(optimizer)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to differentiate in place of ``loss``."""
+        return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make of the gradients of what is :meth:`scaled` those of the loss."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
 
     def finite(self, gradient: Tensor) -> Tensor:
         """``gradient`` (P,), or zeros where it has overflowed, so that nothing infinite gets into what a strategy remembers."""

@@ -8,7 +8,9 @@ instead. Nothing in a step reads a device tensor on the host.
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from clbench.evaluation.per_sample import refuse_batch_dependence
 from clbench.evaluation.plasticity import Plasticity
 from clbench.learning.base import Batch, Outputs, Plan
 from clbench.learning.learner import Learner
+from clbench.learning.microbatch import backward_in_pieces, refuse_batch_norm
 from clbench.learning.stage import JointStage, part_of
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario
@@ -165,11 +168,14 @@ class Trainer:
         """Load the checkpoint where there is one, or evaluate the untrained network.
 
         Raises:
-            ConfigError: the network cannot be trained on a single sample, and would have to be.
+            ConfigError: the network cannot be trained on a single sample, and would have to be; or not in pieces of a batch.
         """
         self._started = time.perf_counter()
         if self._smallest_batch() > 1:
             refuse_single_samples(self.scenario, self.learner, self.config.trainer)
+        if self.config.trainer.microbatch is not None:
+            with self._in_training_mode():
+                refuse_batch_norm(self.learner.model, self.config.trainer.microbatch)
         self._resume()
         if self.task == self.step == 0 and not self._begun and self.scenario.setting != "class":
             self._task_tables.append(self.evaluator.evaluate_full(-1, 0))  # accuracy at initialisation, for FWT
@@ -263,12 +269,17 @@ class Trainer:
         """The fewest samples that the network can be trained on at a time in the present task."""
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.learner.modules()):
             return 1
+        with self._in_training_mode():
+            return smallest_batch(self.learner.model, self.scenario.input_shape)
+
+    @contextmanager
+    def _in_training_mode(self) -> Iterator[None]:
+        """Within, modules are in the modes in which the present task trains them."""
         modes = [(module, module.training) for module in self.learner.modules()]
         self.train_mode()
-        smallest = smallest_batch(self.learner.model, self.scenario.input_shape)
+        yield
         for module, training in modes:
             module.training = training
-        return smallest
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know of how it was trained."""
@@ -378,6 +389,9 @@ class Trainer:
         look = self.diagnostics.due(self.step)
 
         def differentiate() -> tuple[dict[str, Tensor], Outputs | None]:
+            size = self.options.microbatch
+            if size is not None and len(batch.ids) > size:
+                return self._differentiate_in_pieces(batch, size)
             with self.precision.autocast():
                 terms, outputs = self.learner.compilation.run("losses", self.learner.loss_and_outputs, batch)
                 total = sum(terms.values())
@@ -422,6 +436,24 @@ class Trainer:
         if look:
             self.diagnostics.after_step()
         return terms
+
+    def _differentiate_in_pieces(self, batch: Batch, size: int) -> tuple[dict[str, Tensor], Outputs]:
+        """The loss terms and outputs of the batch, and its gradient, from pieces of at most ``size`` samples."""
+
+        def run(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+            with self.precision.autocast():
+                return self.learner.compilation.run(name, function, *arguments)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        found = backward_in_pieces(
+            batch,
+            size,
+            partial(run, "outputs", self.learner.outputs),
+            partial(run, "terms", self.learner.terms),
+            self.precision.scaled,
+        )
+        self.precision.unscale(self.optimizer)
+        return found
 
     def _placed(self, plan: Plan) -> list[Step]:
         return steps_of(plan, self.scenario.train.store.index_device, self.device)

@@ -63,6 +63,7 @@ class KeyedPrompting(Prompting):
     pull · mean over blocks of the prompts' matching loss.
     """
 
+    TRAITS = frozenset({"reads the forward pass"})  # of the queries of the batch
     pull: Tensor
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
