@@ -24,6 +24,7 @@ from clbench.records.continuity import (
 from clbench.records.log_file import log_files
 from clbench.records.peak_memory import PeakMemory
 from clbench.records.run_folder import RunFolder
+from clbench.records.summary import Summary
 from clbench.records.wandb_log import WandbLog
 from clbench.set_up import device_of, set_up
 from clbench.training.interruption import signals_noted
@@ -32,7 +33,7 @@ from clbench.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]:
+def run(composed: DictConfig, path: Path, reuse: bool = False) -> Summary:
     """Train and evaluate, writing everything to the folder ``path``; continues from a checkpoint found there.
 
     Args:
@@ -55,7 +56,7 @@ def run(composed: DictConfig, path: Path, reuse: bool = False) -> dict[str, Any]
             return _run(job)
 
 
-def _run(job: "Run") -> dict[str, Any]:
+def _run(job: "Run") -> Summary:
     with job.recording_failure():
         trainer = job.begin(live=True)
         try:
@@ -67,13 +68,13 @@ def _run(job: "Run") -> dict[str, Any]:
         return job.finish()
 
 
-def recorded(composed: DictConfig, path: Path) -> dict[str, Any] | None:
+def recorded(composed: DictConfig, path: Path) -> Summary | None:
     """The content of ``summary.json`` where ``path`` holds a run of this very configuration that came to its end."""
     folder = RunFolder(path)
     if folder.status not in ("finished", "diverged"):
         return None
     same = _recorded_configuration(path) == with_absolute_paths(composed, _working_directory())
-    return folder.read_json("summary.json") if same else None
+    return folder.read_summary() if same else None
 
 
 def _recorded_configuration(path: Path) -> DictConfig | None:
@@ -130,7 +131,7 @@ class Run:
             earlier = surroundings_before(folder.path, recorded_environment, now)
         folder.write_json("scenario.json", stream)
         folder.write_json("environment.json", now | {"earlier": earlier} | own_record(setup, fleet))
-        folder.write_json("summary.json", {"status": "running"})
+        folder.write_summary({"status": "running"})
         if live and setup.config.wandb.mode != "disabled":
             self._wandb_log = self._open_wandb()
         self.trainer = Trainer(
@@ -144,7 +145,7 @@ class Run:
         )
         return self.trainer
 
-    def finish(self, diverged: Diverged | None = None) -> dict[str, Any]:
+    def finish(self, diverged: Diverged | None = None) -> Summary:
         """Write what is known after the last step; returns the content of ``summary.json``."""
         config, scenario, trainer = self.setup.config, self.setup.scenario, self.trainer
         write_tables(self.folder, trainer)
@@ -161,7 +162,7 @@ class Run:
             log = self._wandb_log or self._open_wandb()
             log.log_curve(trainer.curve)
             log.finish(summary, figure)
-        self.folder.write_json("summary.json", summary)
+        summary = self.folder.write_summary(summary)
         if diverged is None:  # after the record, so that a run that is killed between the two is still finished
             trainer.keep_what_is_asked_for()
         return summary
@@ -184,7 +185,7 @@ class Run:
             said = explanation(error) or error
             reason = f"{type(said).__name__}: {said}"
             try:
-                self.folder.write_json("summary.json", {"status": "failed", "reason": reason})
+                self.folder.write_summary({"status": "failed", "reason": reason})
             except OSError as unwritable:  # the disk that made it fail may be full for this as well
                 log.error("%s cannot be marked as failed: %s", self.folder.path, unwritable)
             raise
@@ -197,7 +198,7 @@ class Run:
         except KeyboardInterrupt as error:
             signal = getattr(error, "signal", None)
             reason = "SIGTERM" if signal == SIGTERM else "Ctrl-C"
-            self.folder.write_json("summary.json", {"status": "interrupted", "reason": reason})
+            self.folder.write_summary({"status": "interrupted", "reason": reason})
             raise Interrupted(str(self.folder.path), signal) from error
 
     def _recorded_is_this_run(self) -> bool:

@@ -17,6 +17,7 @@ from clbench.compose import load_run_config, store_schemas
 from clbench.conf_files import add_config_dirs, conf_dir
 from clbench.errors import ConfigError, Interrupted, RunFailed
 from clbench.options import override_value
+from clbench.records.summary import Summary
 
 DIVERGED = 3
 """Exit status of a single run that has diverged."""
@@ -120,7 +121,7 @@ def train(composed: DictConfig) -> float | None:
     return summary["metrics"]["ACC"] if summary["status"] == "finished" else None
 
 
-def run_one(composed: DictConfig, folder: Path, overrides: list[str], in_sweep: bool = False) -> dict[str, Any]:
+def run_one(composed: DictConfig, folder: Path, overrides: list[str], in_sweep: bool = False) -> Summary:
     """Train, and show what came of it: all of it for a run alone, a line in a sweep, nothing in a study.
 
     Returns:

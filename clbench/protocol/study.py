@@ -252,8 +252,10 @@ class Study:
     def _is_given_up(self, folder: str) -> bool:
         """Whether a run that has not come to its end is not tried again: its options are wrong, or it was tried often enough."""
         launched = self._launched[folder]
-        summary = RunFolder(self.folder / folder).read_json("summary.json") or {}
-        at_fault = str(summary.get("reason") or "").startswith(("ConfigError", "DataError", "DamagedRecord"))
+        summary = RunFolder(self.folder / folder).read_summary()
+        at_fault = str((summary and summary.get("reason")) or "").startswith(
+            ("ConfigError", "DataError", "DamagedRecord")
+        )
         return launched > 0 and (at_fault or launched > self.options.retries)
 
     def _write(self, status: str) -> None:

@@ -200,12 +200,12 @@ class Tuning:
 
 def run_record(study: Path, folder: str) -> dict[str, Any]:
     """What study.json says about a run."""
-    summary = RunFolder(study / folder).read_json("summary.json") or {"status": "missing", "reason": "it never began"}
-    costs = summary.get("costs", {})
+    summary = RunFolder(study / folder).read_summary()
+    costs = {} if summary is None else summary.get("costs", {})
     return {
         "folder": folder,
-        "status": summary["status"],
-        "reason": summary.get("reason"),
+        "status": "missing" if summary is None else summary["status"],
+        "reason": "it never began" if summary is None else summary.get("reason"),
         "seconds": costs.get("seconds"),
         "iterations": costs.get("iterations"),
     }
@@ -214,7 +214,7 @@ def run_record(study: Path, folder: str) -> dict[str, Any]:
 def score(folder: Path, metric: str) -> float | None:
     """A run's score: the metric, chance level where training diverged, None where the run has not come to its end."""
     files = RunFolder(folder)
-    summary = files.read_json("summary.json")
+    summary = files.read_summary()
     if summary is None or summary["status"] not in ENDED:
         return None
     if summary["status"] == "diverged":

@@ -19,6 +19,7 @@ import pandas as pd
 
 from clbench.errors import DamagedRecord
 from clbench.machine_errors import naming
+from clbench.records.summary import FORMAT, Summary, readable
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,21 @@ class RunFolder:
             return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         except ValueError as error:  # of JSON or of UTF-8
             raise DamagedRecord(f"{file} is damaged ({error}): restore it, or choose another folder") from error
+
+    def write_summary(self, summary: Summary) -> Summary:
+        """Write ``summary.json`` atomically, with the number of its format; returns what it says."""
+        written: Summary = {"format": FORMAT, **summary}
+        self.write_json("summary.json", written)
+        return written
+
+    def read_summary(self) -> Summary | None:
+        """The content of ``summary.json``, or None where no run has begun.
+
+        Raises:
+            DamagedRecord: it is no JSON, of a newer format, or not what a run writes.
+        """
+        content = self.read_json("summary.json")
+        return None if content is None else readable(content, self.path / "summary.json")
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a parquet file atomically."""
@@ -116,7 +132,7 @@ class RunFolder:
     @property
     def status(self) -> str | None:
         """``running`` (or killed), ``finished``, ``diverged``, ``failed``, ``interrupted``; None where no run has begun."""
-        summary = self.read_json("summary.json")
+        summary = self.read_summary()
         return None if summary is None else summary["status"]
 
 

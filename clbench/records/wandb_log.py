@@ -8,6 +8,7 @@ import pandas as pd
 
 from clbench.config import WandbConfig
 from clbench.evaluation.metrics import last_of_iteration
+from clbench.records.summary import Summary
 
 
 class WandbLog:
@@ -45,7 +46,7 @@ class WandbLog:
             self._run.log({"iteration": int(iteration), "accuracy/mean": accuracy.mean(), **values})
             self._last_iteration = int(iteration)
 
-    def finish(self, summary: dict[str, Any], figure: Path) -> None:
+    def finish(self, summary: Summary, figure: Path) -> None:
         """Log the summary and the picture, and close the run."""
         self._run.summary.update({"status": summary["status"], **summary["metrics"], **summary["costs"]})
         if figure.exists():

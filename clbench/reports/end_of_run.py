@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clbench.evaluation.metrics import POOLED
+from clbench.records.summary import Summary
 
 FULL, SUBSET = "all samples, at task ends", "subsets, at every evaluation"
 
@@ -36,7 +37,7 @@ ROWS: list[tuple[str, str, str]] = [
 """Metric, what it is called in the table, and what it was measured on. All are shown in percent."""
 
 
-def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Group:
+def end_of_run(summary: Summary, tasks: pd.DataFrame, folder: Path) -> Group:
     """The closing display of a run.
 
     Args:
@@ -60,7 +61,7 @@ def end_of_run(summary: dict[str, Any], tasks: pd.DataFrame, folder: Path) -> Gr
     return Group(*parts)
 
 
-def line_of_run(summary: dict[str, Any], folder: Path) -> Text:
+def line_of_run(summary: Summary, folder: Path) -> Text:
     """What is shown when a run of a sweep ends: one line.
 
     Args:
@@ -74,9 +75,7 @@ def line_of_run(summary: dict[str, Any], folder: Path) -> Text:
     return Text(line, style="" if is_finished else "bold red")
 
 
-def end_of_sweep(
-    summaries: list[dict[str, Any]], folders: list[Path], options: list[dict[str, str]] | None = None
-) -> Table:
+def end_of_sweep(summaries: list[Summary], folders: list[Path], options: list[dict[str, str]] | None = None) -> Table:
     """The closing display of runs that were trained together: a line for each.
 
     Args:
@@ -114,7 +113,7 @@ def end_of_sweep(
     return table
 
 
-def metrics_table(summary: dict[str, Any], reported: pd.DataFrame) -> Table:
+def metrics_table(summary: Summary, reported: pd.DataFrame) -> Table:
     """Metrics in percent with what they were measured on, recovery time and costs.
 
     Args:
@@ -193,7 +192,7 @@ def _last_measurements(folder: Path) -> pd.DataFrame:
     return table[(table.task_learning == table.task_learning.max()) & (table.part == "")]
 
 
-def _notes(summary: dict[str, Any]) -> list[str]:
+def _notes(summary: Summary) -> list[str]:
     """What has to be known of the stream and of the method; a failed run says nothing, nor does one of an older version."""
     of_stream = summary.get("scenario_note")
     return [*([f"{summary['scenario']}: {of_stream}"] if of_stream else []), *(summary.get("notes") or [])]

@@ -14,6 +14,7 @@ import yaml
 
 from clbench.errors import ConfigError
 from clbench.evaluation.metrics import in_order
+from clbench.records.summary import STATUSES, readable
 from clbench.reports.labels import flat_leaves, method_labels
 
 try:
@@ -33,7 +34,7 @@ MEASUREMENT_COLUMNS = ["task_learning", "strategy", "quantity", "part", "value"]
 PLASTICITY_COLUMNS = ["task_learning", "iteration", "probe", "quantity", "part", "value"]
 CONNECTIVITY_COLUMNS = ["task_learning", "lam", "task_eval", "n", "correct", "loss"]
 
-STATUSES = ("finished", "diverged", "failed", "interrupted", "running", "unreadable")
+READ_STATUSES = (*STATUSES, "unreadable")
 
 Leaves = dict[str, Any]
 """A configuration as a flat dict: dotted name → value; lists are values."""
@@ -61,7 +62,7 @@ class Runs:
 
     table: pd.DataFrame
     """Columns :data:`IDENTITY`, every metric of ``summary.json`` (fractions), every cost, :data:`PROVENANCE`; NaN or None where
-    a run has no such value. ``status`` is one of :data:`STATUSES`. ``notes``, lists of sentences, only where a run has some."""
+    a run has no such value. ``status`` is one of :data:`READ_STATUSES`. ``notes``, lists of sentences, where a run has some."""
 
     studies: list[Study]
 
@@ -193,14 +194,14 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], Leaves]:
     try:
         leaves = _read_config(folder)
         row |= _from_config(leaves)
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        if summary["status"] not in STATUSES:
-            raise ValueError(f"summary.json has the status {summary['status']!r}")
-        metrics, costs = _with_present_names(summary.pop("metrics", {})), summary.pop("costs", {})
+        file = folder / "summary.json"
+        summary = readable(json.loads(file.read_text(encoding="utf-8")), file)
+        metrics, costs = _with_present_names(summary.get("metrics", {})), summary.get("costs", {})
+        apart = {"format", "metrics", "costs"}
         if not summary.get("notes"):  # an empty list, or a run folder from before there were notes
-            summary.pop("notes", None)
-        environment = _read_environment(folder)
-        row |= metrics | costs | environment | summary
+            apart.add("notes")
+        rest = {name: value for name, value in summary.items() if name not in apart}
+        row |= {**metrics, **costs, **_read_environment(folder), **rest}
     except FileNotFoundError as error:
         row |= {"status": "unreadable", "reason": f"{Path(error.filename).name} is missing"}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:

@@ -6,7 +6,6 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -17,6 +16,7 @@ from clbench.machine_errors import explanation
 from clbench.progress import ProgressDisplay
 from clbench.records.log_file import log_files
 from clbench.records.run_folder import RunFolder
+from clbench.records.summary import Summary
 from clbench.run import Run, recorded, run
 from clbench.scenarios.build import sources_kept
 from clbench.sweeps.grouping import why_alone
@@ -39,7 +39,7 @@ class Job:
 class Outcome:
     """What became of a job: the content of its ``summary.json``, or why there is no result."""
 
-    summary: dict[str, Any] | None = None
+    summary: Summary | None = None
     failure: str | None = None
 
 

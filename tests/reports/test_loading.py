@@ -105,7 +105,13 @@ def test_a_run_that_failed_before_it_wrote_its_configuration_is_known_from_hydra
         ("summary.json", '{"status": "fini', "JSONDecodeError"),
         ("summary.json", None, "summary.json is missing"),
         ("summary.json", '{"status": "asleep"}', "'asleep'"),
-        ("summary.json", "[]", "TypeError"),
+        ("summary.json", "[]", "its status is a list"),
+        (
+            "summary.json",
+            '{"status": "finished", "format": 2}',
+            "has format 2, and this version of",
+        ),
+        ("summary.json", '{"status": "finished", "format": "1"}', "its format is '1'"),
         ("config.yaml", "a: [", "Error"),
         ("config.yaml", "just words", "not a configuration"),
         ("environment.json", "{", "JSONDecodeError"),
@@ -120,6 +126,14 @@ def test_an_unreadable_folder_is_a_row_with_the_reason(tmp_path, file, content, 
     table = load([tmp_path]).table
     assert table.status.tolist() == ["finished", "unreadable"]
     assert reason in table.reason[1]
+
+
+def test_a_record_with_a_format_is_the_row_that_one_without_is(tmp_path):
+    file = write_run(tmp_path / "a") / "summary.json"
+    without = load([tmp_path]).table
+    assert "format" not in json.loads(file.read_text())
+    file.write_text(json.dumps({"format": 1} | json.loads(file.read_text())))
+    pd.testing.assert_frame_equal(load([tmp_path]).table, without)
 
 
 def test_labels_name_the_options_that_differ(tmp_path):
