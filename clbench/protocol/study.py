@@ -253,9 +253,8 @@ class Study:
         """Whether a run that has not come to its end is not tried again: its options are wrong, or it was tried often enough."""
         launched = self._launched[folder]
         summary = RunFolder(self.folder / folder).read_summary()
-        at_fault = str((summary and summary.get("reason")) or "").startswith(
-            ("ConfigError", "DataError", "DamagedRecord")
-        )
+        reason = "" if summary is None else summary.get("reason") or ""
+        at_fault = reason.startswith(("ConfigError", "DataError", "DamagedRecord"))
         return launched > 0 and (at_fault or launched > self.options.retries)
 
     def _write(self, status: str) -> None:
