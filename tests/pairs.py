@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from composed import composed
 from omegaconf import OmegaConf
+from stepping import finish_stage
 from streams import setting_of, small_options
 from torch import Tensor
 
@@ -160,10 +161,11 @@ def trained(*options: Any, setting: str, network: str, **trainer_options: Any) -
     for task in range(trainer.scenario.n_tasks):
         trainer.task = task
         trainer.begin_task()
-        while trainer.step < len(trainer.steps):
-            trainer.advance()
+        finish_stage(trainer)
+        while trainer.begin_stage():
+            finish_stage(trainer)
         trainer.learner.end_task(trainer._task)
-        trainer.step = 0
+        trainer.step = trainer.n_stages_after = trainer.steps_before = 0
     return Result(predictions(trainer), trainer.training.loss.tolist(), trainer.learner.state_dict())
 
 

@@ -6,6 +6,7 @@ A strategy overrides only what it needs of
 ``begin_task``            new teacher, anchors; the model already has the new task's outputs. May draw weights anew
 ``weights_renewed``       weights have been drawn anew: what was kept of the old ones is of no use any more
 ``plan``                  which samples every step of the task sees: replayed and reference samples are named here
+``recall``                which samples a memory's slots hold, where only training finds out
 ``stages``                further parts of the task's training: with the head alone, with a plan and a budget of their own, …
 ``outputs``               how a training batch passes through the network; default: through the model as it is
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
@@ -98,6 +99,8 @@ class Plan(NamedTuple):
         replay: ids of earlier samples, trained on beside the new ones, or None.
         reference: ids of earlier samples that are not trained on but looked at by ``edit_gradients``, or None.
         reference_sizes: how many of the reference samples belong to each of the groups that follow one another in them.
+        replay_slots, reference_slots: int64 (n,), slots of a memory, where what it holds is found out while training; the ids are
+            asked of :meth:`Strategy.recall` at the step, and stand after those of ``replay`` or in place of ``reference``.
         columns: what else a strategy has planned for every step, by a name that begins with the strategy's own: slots of a
             memory, draws, weights. Tensors of any type, whose shapes do not depend on what the network computes.
     """
@@ -106,6 +109,8 @@ class Plan(NamedTuple):
     replay: list[Tensor] | None = None
     reference: list[Tensor] | None = None
     reference_sizes: tuple[int, ...] = ()
+    replay_slots: list[Tensor] | None = None
+    reference_slots: list[Tensor] | None = None
     columns: dict[str, list[Tensor]] = {}  # noqa: RUF012 - never changed in place, see with_columns
 
     def with_columns(self, **columns: list[Tensor]) -> "Plan":
@@ -224,6 +229,14 @@ class Strategy(nn.Module):
         reads.
         """
         return plan
+
+    def recall(self, slots: Tensor) -> Tensor:
+        """Sample ids, int64 (n,), that the memory holds in ``slots`` (n,) before the step; for a plan that names slots.
+
+        For memories whose content depends on the network. Pure, so that no step waits for the device; where images lie in the
+        host's memory, the ids have to be read there all the same.
+        """
+        raise NotImplementedError(f"{self.name} plans ids, not slots")
 
     def stages(self, task: Task, n_steps: int) -> list[Stage]:
         """The task's stages beside the main one, see :mod:`clbench.learning.stage`; ``n_steps`` is the length of the plan.

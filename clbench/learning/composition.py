@@ -29,6 +29,7 @@ from clbench.scenarios.scenario import EXAMPLES, Scenario
 
 EXCLUSIVE = {
     "outputs": "the weights of the network",
+    "recall": "what the planned slots of a memory hold",
     "data_loss": "the loss on the batch's samples",
     "edit_gradients": "the gradient's projection",
     "learn": "what is learned without gradients",
@@ -63,6 +64,7 @@ TRAITS = {
     "holds features": "in a part of each task all that features depend on stands still",
     "reads current task": "it takes the new samples for those of the current task",
     "one task a class": "it takes a class for one that arrives with a single task",
+    "looks at stored samples": "its plan names reference samples",
     "virtual outliers": "it trains the head against virtual outliers",
     "reads the forward pass": "its losses look at what a forward pass leaves within the network, beside its outputs",
 }
@@ -185,6 +187,11 @@ CONFLICTS = (
         "grows",
         "holds features",
         "{one} grows further features with every task, and {other} keeps some of a fixed number",
+    ),
+    Conflict(
+        "looks at stored samples",
+        "looks at stored samples",
+        "each of them decides which stored samples a step looks at",
     ),
     Conflict("virtual outliers", "virtual outliers", "each of them trains the head against virtual outliers"),
 )

@@ -66,6 +66,10 @@ class Learner(nn.Module):
             plan = strategy.plan(task, plan)
         return plan
 
+    def recall(self, slots: Tensor) -> Tensor:
+        """Sample ids (n,) in the planned slots (n,) of a memory, see :meth:`Strategy.recall`."""
+        return self._owner["recall"].recall(slots)
+
     @property
     def main_stage(self) -> JointStage:
         """What a task begins with: everything is trained with the task's plan, by gradients or by :meth:`learn`."""

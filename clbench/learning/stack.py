@@ -6,6 +6,7 @@ run over the rows by ``torch.vmap``, through ``torch.func.functional_call``; of 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,6 +134,10 @@ class Stack:
             return self.call("edit_gradients", weights, rest, gradient, batch)
 
         return _over_rows(edit, self.weights, self.rest, gradients, batch).detach()
+
+    def recall(self, slots: Tensor) -> Tensor:
+        """Sample ids (R, n) in the planned slots (R, n) of the learners' memories."""
+        return _over_rows(partial(self.call, "recall"), self.weights, self.rest, slots)
 
     def after_step(self, step: int, batch: Batch) -> Tensor | None:
         """Every strategy's hook, which changes weights and buffers in place; which weights (R, P) were drawn anew, or None."""

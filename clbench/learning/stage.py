@@ -145,5 +145,7 @@ def part_of(plan: "Plan", start: int, end: int) -> "Plan":
         return None if steps is None else steps[start:end]
 
     columns = {name: steps[start:end] for name, steps in plan.columns.items()}
-    lists = {name: cut(getattr(plan, name)) for name in ("new", "replay", "reference")}
+    lists = {
+        name: cut(getattr(plan, name)) for name in ("new", "replay", "reference", "replay_slots", "reference_slots")
+    }
     return plan._replace(**lists, columns=columns)

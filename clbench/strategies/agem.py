@@ -38,7 +38,7 @@ class AGEM(Strategy):
     """Projects the gradient so that the average memory loss does not rise."""
 
     config = AGEMConfig
-    needs = Needs(memory=True)
+    needs = Needs(memory=True, traits=frozenset({"looks at stored samples"}))
     options: AGEMConfig
 
     def __init__(self, config: AGEMConfig, model: ContinualModel, scenario: Scenario) -> None:

@@ -170,6 +170,8 @@ class Fleet:
         steps = [member.steps[step] for member in members]
         index = self._index(rows)
         stack = self._stacked if index is None else self._stacked.select(index)
+        if steps[0].replay_slots is not None or steps[0].reference_slots is not None:
+            steps = self._recalled(stack, steps)
         ids = [s.ids for s in steps]
         columns = {name: torch.stack([s.columns[name] for s in steps]) for name in steps[0].columns}
         batch = partial(
@@ -227,6 +229,19 @@ class Fleet:
             if renewed is not None:
                 self._optimizer.forget(renewed, index)
         return terms
+
+    @staticmethod
+    def _recalled(stack: Stack, steps: list[Step]) -> list[Step]:
+        """The steps with the ids of what their slots hold at present."""
+        held = {}
+        for name in ("replay_slots", "reference_slots"):
+            if getattr(steps[0], name) is not None:
+                with torch.no_grad():
+                    held[name] = stack.recall(torch.stack([getattr(step, name) for step in steps]))
+        return [
+            step._replace(**{name: ids[row] for name, ids in held.items()}).recalled(lambda ids: ids)
+            for row, step in enumerate(steps)
+        ]
 
     def _index(self, rows: list[int]) -> Tensor | None:
         """``rows`` on the device; None for all."""

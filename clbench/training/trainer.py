@@ -367,6 +367,7 @@ class Trainer:
         return self.step < len(self.steps) and self.evaluator.settled
 
     def _train_step(self, task: int, step: Step) -> None:
+        step = self._recalled(step)
         ids = step.ids.to(self.device, non_blocking=True)
         if not self.scenario.boundaries:
             self.learner.model.see(self.scenario.train.labels[ids])
@@ -381,6 +382,13 @@ class Trainer:
                 terms = self.learner.learn(Batch(samples, ids, step.n_new, columns=step.columns))
         kept = self.learner.compilation.kept
         self.losses.add(task, self.iteration + 1, {name: kept(term) for name, term in terms.items()})
+
+    def _recalled(self, step: Step) -> Step:
+        """The step with the ids of what its slots hold at present."""
+        if step.replay_slots is None and step.reference_slots is None:
+            return step
+        with torch.no_grad():
+            return step.recalled(self.learner.recall)
 
     def _follow_gradient(self, task: int, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step for the batch; returns its loss terms."""

@@ -23,7 +23,7 @@ NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet"}
 RESETS = {"continual_backprop", "redo"}
 OUTLIERS = {"outliers", "ovor"}
 OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
-OWN_LOSS = {"der_expandable", "derpp", "dgr", "eeil", "er", "icarl", "ilora", "joint", "predkd"}
+OWN_LOSS = {"der_expandable", "derpp", "dgr", "eeil", "er", "gss", "icarl", "ilora", "joint", "predkd"}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
 MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
@@ -37,7 +37,7 @@ REFUSED = [
     ({"predkd"}, {"dst", "packnet"}, "the second for"),
     (
         {"hypernetwork"},
-        {"der_expandable", "derpp", "dgr", "eeil", "er", "joint", "predkd"},
+        {"der_expandable", "derpp", "dgr", "eeil", "er", "gss", "joint", "predkd"},
         "each of them decides the loss",
     ),
     ({"hypernetwork"}, OF_WEIGHTS | MOVES | {"ewc"}, "leaves none that are trained"),
@@ -48,6 +48,7 @@ REFUSED = [
     (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
     (OWN_LOSS, OWN_LOSS, "each of them decides the loss"),
     ({"agem", "gem", "owm"}, {"agem", "gem", "owm"}, "each of them decides the gradient's projection"),
+    ({"gss"}, {"agem", "gem"}, "which stored samples a step looks at"),
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
     ({"der_expandable"}, LORA | PROMPTS, "adds to a network that"),
