@@ -40,6 +40,16 @@ class ModelConfig:
         choices=("all", "attention"),
     )
 
+    head: str = option(
+        "linear",
+        help="layer that makes logits: linear; cosine to every class's weights; or cosine to the fixed corners of a simplex",
+        choices=("linear", "cosine", "fixed"),
+    )
+    head_scale: float | None = option(
+        None, help="head=cosine or fixed: factor of the cosines; null: learned, from 1 on", above=0
+    )
+    head_proxies: int = option(1, help="head=cosine: rows of weights for every class", at_least=1)
+
 
 @dataclass
 class AugmentConfig:

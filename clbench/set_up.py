@@ -138,6 +138,9 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
             config.trainer.zero_head,
             config.model.trained,
             scenario.first_seen,
+            config.model.head,
+            config.model.head_scale,
+            config.model.head_proxies,
         )
 
 

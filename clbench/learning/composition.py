@@ -55,6 +55,7 @@ TRAITS = {
     "trains first task": "it learns without gradients, but for the first task",
     "grows": "the network gets further modules with every task",
     # what is declared of what it relies on
+    "linear head": "it acts on the weights of the head as those of a linear layer",
     "reads weights": "it acts on trained weights of the network",
     "remembers weights": "it keeps, from task to task, what single weights are worth or have been",
     "remembers outputs": "it keeps the network of the task before, to be like it",
@@ -371,6 +372,17 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
             f"model.{option} has no meaning with strategy={main.name}, which freezes the network and trains what it puts "
             f"into it: leave it at {left_at}"
         )
+    if model.head != "linear":
+        if trainer.zero_head:
+            raise ConfigError(
+                f"trainer.zero_head=true has no meaning with model.head={model.head}: weights of 0 have no direction"
+            )
+        for strategy in strategies:
+            if "linear head" in strategy.traits:
+                raise ConfigError(
+                    f"strategy {strategy.name} acts on the weights of a linear head, and model.head={model.head} is none: set "
+                    "model.head=linear"
+                )
     if "grows" in main.traits and config.evaluator.connectivity_points:
         raise ConfigError(
             f"evaluator.connectivity_points={config.evaluator.connectivity_points} looks between two networks of the same "

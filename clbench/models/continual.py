@@ -1,6 +1,7 @@
 """Backbone and head as one network.
 
-The head is always one linear layer with an output for every class of the stream, so that tensor shapes never change.
+The head (:mod:`clbench.models.heads`) is always one layer with an output for every class of the stream, so that tensor shapes
+never change.
 What differs between scenarios is which outputs a sample sees (:meth:`ContinualModel.restrict`):
 
 * class-incremental: those of all classes seen so far, which is a growing head; in training only those of the sample's own
@@ -29,12 +30,12 @@ from functools import partial
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from clbench.errors import ConfigError
+from clbench.models.heads import make_head
 from clbench.models.hidden_layers import HEAD, HiddenLayer
 
 ATTENTION = re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.(weight|bias)$")
@@ -54,6 +55,7 @@ class ContinualModel(nn.Module):
         trained: what is trained in the stages that are not frozen: ``all``, or ``attention``, see :meth:`train_only_attention`.
         first_seen: for every label the task with which its first sample arrives; None: the one task that it belongs to. Where
             methods are not told of tasks, a number beyond the last one, until :meth:`see` has met the label.
+        head, head_scale, head_proxies: see :mod:`clbench.models.heads`.
 
     Raises:
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
@@ -73,11 +75,14 @@ class ContinualModel(nn.Module):
         zero_head: bool = False,
         trained: str = "all",
         first_seen: list[int] | None = None,
+        head: str = "linear",
+        head_scale: float | None = None,
+        head_proxies: int = 1,
     ) -> None:
         super().__init__()
         n_classes = 1 + max(label for labels in task_classes for label in labels)
         self.backbone = backbone
-        self.head = nn.Linear(int(backbone.n_features), n_classes)  # type: ignore[arg-type]
+        self.head = make_head(head, int(backbone.n_features), n_classes, head_scale, head_proxies)  # type: ignore[arg-type]
         self.setting = setting
         self.logit_scope = logit_scope
         class_task = torch.zeros(n_classes, dtype=torch.int64)
@@ -121,8 +126,8 @@ class ContinualModel(nn.Module):
         """
         of_backbone = {n.removeprefix("backbone."): t for n, t in weights.items() if n.startswith("backbone.")}
         features = functional_call(self.backbone, of_backbone, (x,), tie_weights=False)
-        head = {name: weights.get(f"head.{name}", own) for name, own in self.head.named_parameters()}
-        return features, F.linear(features, head["weight"], head["bias"])
+        of_head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
+        return features, functional_call(self.head, of_head, (features,))
 
     # ---- hidden layers ----------------------------------------------------------------------------------------------
 
@@ -281,11 +286,13 @@ class ContinualModel(nn.Module):
         if task == 0 or (self.head_is_fixed and n_before == self.head.in_features):
             return None
         rows = torch.zeros_like(self.class_task, dtype=torch.bool) if self.head_is_fixed else self.first_seen == task
-        new = {f"head.{name}": _expanded(rows, parameter).clone() for name, parameter in self.head.named_parameters()}
-        new["head.weight"][:, n_before:] = True
+        new = {f"head.{name}": _expanded(rows, parameter).clone() for name, parameter in self._rows_by_name()}
+        if not new:
+            return None
+        new["head.weight"][..., n_before:] = True
         bound = 1 / math.sqrt(self.head.in_features)
         with torch.no_grad():
-            for name, tensor in self.head.named_parameters():
+            for name, tensor in self._rows_by_name():
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 tensor.copy_(torch.where(new[f"head.{name}"], drawn.to(tensor), tensor))
         return self.flat_mask(new)
@@ -294,10 +301,14 @@ class ContinualModel(nn.Module):
         """Let the classes of ``labels`` (B,) be seen from now on, as samples of them have arrived."""
         self.first_seen[labels] = torch.minimum(self.first_seen[labels], self.current_task)
 
+    def _rows_by_name(self) -> list[tuple[str, nn.Parameter]]:
+        """The head's trained parameters that have rows of every class, which a factor of all cosines has not."""
+        return [(name, p) for name, p in self.head.named_parameters() if p.requires_grad and p.dim() > 0]
+
     def _rows_of_head(self, chosen: Tensor) -> Tensor | None:
         """Boolean (P,) of the trained weights: some rows of the head, chosen by a boolean (n_classes,)."""
         return self.flat_mask(
-            {f"head.{name}": _expanded(chosen, parameter) for name, parameter in self.head.named_parameters()}
+            {f"head.{name}": _expanded(chosen, parameter) for name, parameter in self._rows_by_name()}
         )
 
     def flat_mask(self, of_parameters: dict[str, Tensor]) -> Tensor | None:

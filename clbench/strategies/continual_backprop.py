@@ -68,7 +68,7 @@ class ContinualBackprop(UnitResets):
     config = ContinualBackpropConfig
     needs = Needs(
         boundaries=False,
-        traits=frozenset({"reads weights", "remembers weights", "resets units", "moves weights"}),
+        traits=frozenset({"linear head", "reads weights", "remembers weights", "resets units", "moves weights"}),
     )
     options: ContinualBackpropConfig
     replacement_rate: Tensor

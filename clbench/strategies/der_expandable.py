@@ -59,7 +59,7 @@ class DERExpandable(Strategy):
         memory=True,
         settings=("class", "task"),
         cost_grows=True,
-        traits=frozenset({"grows", "one task a class"}),
+        traits=frozenset({"linear head", "grows", "one task a class"}),
         alone="the network gets another extractor with every task",
     )
     options: DERExpandableConfig

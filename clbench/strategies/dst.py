@@ -120,7 +120,7 @@ class DST(Strategy):
     """A sparse subnetwork for each task, its connections found while it trains."""
 
     config = DSTConfig
-    needs = Needs(settings=("task",))
+    needs = Needs(settings=("task",), traits=frozenset({"linear head"}))
     options: DSTConfig
     drop_fraction: Tensor
     drop_fraction_end: Tensor

@@ -141,7 +141,7 @@ class GSS(Strategy):
             gradients = torch.vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, *samples)
         for module, training in modes:
             module.training = training
-        return torch.cat([g.flatten(1) for g in gradients.values()], 1)
+        return torch.cat([g.reshape(len(samples.y), -1) for g in gradients.values()], 1)
 
     def end_task(self, task: Task) -> None:
         self.n_seen.fill_(self._n_seen_after)

@@ -104,7 +104,7 @@ class OWM(Strategy):
 
     config = OWMConfig
     needs = Needs(
-        traits=frozenset({"reads weights", "remembers weights", "projects layers"}),
+        traits=frozenset({"linear head", "reads weights", "remembers weights", "projects layers"}),
         optimizers=("sgd",),
         weight_decay=False,
     )

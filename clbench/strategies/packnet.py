@@ -54,7 +54,7 @@ class PackNet(Strategy):
     """Pruning makes room for the next task."""
 
     config = PackNetConfig
-    needs = Needs(settings=("task",), traits=frozenset({"makes networks"}))
+    needs = Needs(settings=("task",), traits=frozenset({"linear head", "makes networks"}))
     options: PackNetConfig
     owner: Tensor
 

@@ -58,7 +58,7 @@ class ReDo(UnitResets):
     """Resets, now and then, the units whose activations are small."""
 
     config = ReDoConfig
-    needs = Needs(traits=frozenset({"reads weights", "resets units", "moves weights"}))
+    needs = Needs(traits=frozenset({"linear head", "reads weights", "resets units", "moves weights"}))
     options: ReDoConfig
     threshold: Tensor
 

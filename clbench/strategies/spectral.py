@@ -80,7 +80,7 @@ class Spectral(Strategy):
     """Largest singular values to 1, biases to 0."""
 
     config = SpectralConfig
-    needs = Needs(weights_only=True, traits=frozenset({"reads weights"}))
+    needs = Needs(weights_only=True, traits=frozenset({"linear head", "reads weights"}))
     options: SpectralConfig
     lam: Tensor
     left: Tensor

@@ -198,7 +198,10 @@ def test_every_rule_has_a_pair():
     assert met == set(CONFLICTS)
     used: set[str] = {trait for rule in CONFLICTS for trait in (rule.one, rule.other, rule.unless)}
     of_streams = {"one task a class"}  # see refuse_stream, tests/scenarios/test_blurry.py
-    of_options = {"reads the forward pass"}  # see tests/training/test_microbatch.py
+    of_options = {
+        "reads the forward pass",
+        "linear head",
+    }  # see tests/training/test_microbatch.py, tests/models/test_heads.py
     assert TRAITS.keys() - of_streams - of_options <= used
 
 
