@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from clbench.evaluation.evaluator import ContinualEvaluator, scores, sums_per_task
+from clbench.evaluation.evaluator import ContinualEvaluator, sums_per_task
 from clbench.learning.stack import Stack, row_numbers
 
 
@@ -80,7 +80,9 @@ class StackedEvaluation:
                     x = first.inputs.normalise(images.flatten(0, 1)).view(images.shape)
             with first.precision.autocast(), first.from_stages():
                 logits = stack.predict(x, tasks if one_task is None else one_task, self._shared)
-            flat = scores(logits.float().flatten(0, 1), labels.expand(logits.shape[:2]).flatten())
+            flat = first.learner.model.answer.judge(
+                logits.float().flatten(0, 1), labels.expand(logits.shape[:2]).flatten()
+            )
             result = flat.view(*logits.shape[:2], 2)
             if not self._shared:
                 counts = self._counts[:, part] if chosen is None else self._counts[chosen, part]

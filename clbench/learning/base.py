@@ -44,7 +44,6 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -329,7 +328,7 @@ class Strategy(nn.Module):
 
         ``task`` (B,) is None where the scenario hides it. Per sample: the answer for one image never depends on the others.
         """
-        return self.model.restrict(self.model(x), task, predicting=True)
+        return self.model.answer.restrict(self.model(x), task, predicting=True)
 
     @property
     def predicts_from_features(self) -> bool:
@@ -358,7 +357,7 @@ class Strategy(nn.Module):
 
     def cross_entropy(self, logits: Tensor, samples: Samples) -> Tensor:
         """Cross-entropy (B,) per sample over the logits the sample may see."""
-        return F.cross_entropy(self.model.restrict(logits, samples.task), samples.y, reduction="none")
+        return self.model.answer.losses(logits, samples)
 
     def flat_parameters(self, where: str = "all") -> Tensor:
         """The model's trained parameters as one vector (P,); ``where`` other than ``all`` leaves the head out.

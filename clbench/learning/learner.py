@@ -240,7 +240,7 @@ class Learner(nn.Module):
 
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
         """Logits (B, n_classes) for prediction, see :meth:`Strategy.predict`."""
-        return self._owner["predict"].predict(x, task if self.model.setting == "task" else None)
+        return self._owner["predict"].predict(x, task if self.model.answer.setting == "task" else None)
 
     def predict_task(self, x: Tensor, task: int) -> Tensor:
         """Logits (B, n_classes) of images of one given task, see :meth:`Strategy.predict_task`."""
@@ -249,7 +249,7 @@ class Learner(nn.Module):
     @property
     def separates_tasks(self) -> bool:
         """Whether predictions are to be asked of :meth:`predict_task`, a task at a time."""
-        return self.model.setting == "task" and _overrides(self._owner["predict"], "predict_task")
+        return self.model.answer.setting == "task" and _overrides(self._owner["predict"], "predict_task")
 
     @property
     def makes_weights(self) -> bool:

@@ -2,12 +2,7 @@
 
 The head (:mod:`clbench.models.heads`) is always one layer with an output for every class of the stream, so that tensor shapes
 never change.
-What differs between scenarios is which outputs a sample sees (:meth:`ContinualModel.restrict`):
-
-* class-incremental: those of all classes seen so far, which is a growing head; in training only those of the sample's own
-  task (``logit_scope=current``); or of all classes of the stream from the start (``logit_scope=all``);
-* task-incremental: those of the sample's own task, which is one head per task;
-* domain-incremental: all of them.
+Which of its outputs a sample sees, the answer object says (:mod:`clbench.models.answers`).
 
 An output that no sample sees gets no gradient, and its weights are drawn anew when its task begins. So the fixed layer
 computes exactly what a growing layer would, given an optimizer that starts anew with every task (trainer.reset_optimizer).
@@ -35,6 +30,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from clbench.errors import ConfigError
+from clbench.models.answers import ClassLabels
 from clbench.models.heads import make_head
 from clbench.models.hidden_layers import HEAD, HiddenLayer
 
@@ -61,10 +57,6 @@ class ContinualModel(nn.Module):
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
     """
 
-    class_task: Tensor
-    first_seen: Tensor
-    current_task: Tensor
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -80,19 +72,9 @@ class ContinualModel(nn.Module):
         head_proxies: int = 1,
     ) -> None:
         super().__init__()
-        n_classes = 1 + max(label for labels in task_classes for label in labels)
+        self.answer = ClassLabels(task_classes, setting, logit_scope, first_seen)
         self.backbone = backbone
-        self.head = make_head(head, int(backbone.n_features), n_classes, head_scale, head_proxies)  # type: ignore[arg-type]
-        self.setting = setting
-        self.logit_scope = logit_scope
-        class_task = torch.zeros(n_classes, dtype=torch.int64)
-        if setting != "domain":
-            for task, labels in enumerate(task_classes):
-                class_task[labels] = task
-        self.register_buffer("class_task", class_task)
-        arrives = class_task.clone() if first_seen is None or setting == "domain" else torch.tensor(first_seen)
-        self.register_buffer("first_seen", arrives)
-        self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
+        self.head = make_head(head, int(backbone.n_features), self.answer.n_classes, head_scale, head_proxies)  # type: ignore[arg-type]
         self.frozen, self.zero_head = frozen, zero_head
         self._n_features_before: int | None = None  # before the network has last grown
         self._n_done = 0  # stages that the inputs of features() have been through
@@ -276,16 +258,20 @@ class ContinualModel(nn.Module):
         So are all classes' weights of features that the network has grown for the task. With ``zero_head`` all of the head is
         set to 0 instead. Returns which trained weights, boolean (P,), are new, or None.
         """
-        self.current_task.fill_(task)
+        self.answer.current_task.fill_(task)
         if task > 0 and self.zero_head:
             with torch.no_grad():
                 self.head.weight.zero_()
                 self.head.bias.zero_()
-            return self._rows_of_head(torch.ones_like(self.class_task, dtype=torch.bool))
+            return self._rows_of_head(torch.ones_like(self.answer.class_task, dtype=torch.bool))
         n_before = self._n_features_before or self.head.in_features
-        if task == 0 or (self.head_is_fixed and n_before == self.head.in_features):
+        if task == 0 or (self.answer.sees_all and n_before == self.head.in_features):
             return None
-        rows = torch.zeros_like(self.class_task, dtype=torch.bool) if self.head_is_fixed else self.first_seen == task
+        rows = (
+            torch.zeros_like(self.answer.class_task, dtype=torch.bool)
+            if self.answer.sees_all
+            else self.answer.first_seen == task
+        )
         new = {f"head.{name}": _expanded(rows, parameter).clone() for name, parameter in self._rows_by_name()}
         if not new:
             return None
@@ -296,10 +282,6 @@ class ContinualModel(nn.Module):
                 drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
                 tensor.copy_(torch.where(new[f"head.{name}"], drawn.to(tensor), tensor))
         return self.flat_mask(new)
-
-    def see(self, labels: Tensor) -> None:
-        """Let the classes of ``labels`` (B,) be seen from now on, as samples of them have arrived."""
-        self.first_seen[labels] = torch.minimum(self.first_seen[labels], self.current_task)
 
     def _rows_by_name(self) -> list[tuple[str, nn.Parameter]]:
         """The head's trained parameters that have rows of every class, which a factor of all cosines has not."""
@@ -358,38 +340,6 @@ class ContinualModel(nn.Module):
         for p in self.backbone.parameters():
             if id(p) not in kept:
                 p.requires_grad_(False)
-
-    def restrict(self, logits: Tensor, task: Tensor | None, predicting: bool = False) -> Tensor:
-        """The logits (B, n_classes) with −inf where a sample may not look.
-
-        Args:
-            logits: (B, n_classes) from :meth:`forward`.
-            task: int64 (B,), each sample's task; may be None where the scenario hides it at prediction.
-            predicting: at prediction the scope ``current`` becomes ``seen``, since the task is hidden.
-        """
-        visible = self.visible(task, predicting)
-        return logits if visible is None else logits.masked_fill(~visible, -math.inf)
-
-    def visible(self, task: Tensor | None, predicting: bool = False) -> Tensor | None:
-        """Boolean (B, n_classes) or (n_classes,): the outputs a sample may see; None for all."""
-        if self.head_is_fixed:
-            return None
-        if self.setting == "task" or (self.logit_scope == "current" and not predicting):
-            assert task is not None, "the scenario gives each sample's task"
-            return self.class_task == task.unsqueeze(-1)
-        seen = self.first_seen <= self.current_task
-        return seen | ~seen.any()  # before the first sample of a stream without boundaries every class is as likely
-
-    @property
-    def head_is_fixed(self) -> bool:
-        """Whether every sample sees every output from the start, so that nothing grows."""
-        return self.setting == "domain" or (self.setting == "class" and self.logit_scope == "all")
-
-    def learned_before(self) -> Tensor:
-        """Boolean (n_classes,): the outputs of tasks before the current one (all of them in domain-incremental)."""
-        if self.setting == "domain":
-            return torch.ones_like(self.class_task, dtype=torch.bool)
-        return self.first_seen < self.current_task
 
 
 def _expanded(rows: Tensor, like: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class DERExpandable(Strategy):
 
     def _auxiliary_loss(self, features: Tensor, samples: Samples) -> Tensor:
         """Cross-entropy of the classes of the task and of all earlier ones as one, from the last extractor's features."""
-        is_new = self.model.class_task == self.model.current_task
+        is_new = self.model.answer.class_task == self.model.answer.current_task
         number = torch.where(is_new, is_new.cumsum(0), 0)  # of a class among the auxiliary classifier's outputs
         logits = self.auxiliary(features[:, -self.backbone_width :])
         exists = torch.arange(logits.shape[1], device=logits.device) <= is_new.sum()

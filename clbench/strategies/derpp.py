@@ -89,9 +89,9 @@ class DERPP(Strategy):
     def _distance(self, logits: Tensor, slots: Tensor) -> Tensor:
         """The mean square (scalar) of the logits' (B, n_classes) difference to those stored in ``slots`` (B,)."""
         squares = (logits - self.logits[slots]).square()
-        if self.model.head_is_fixed:
+        if self.model.answer.sees_all:
             return squares.mean()
-        existed = self.model.first_seen <= self.stored_in[slots].unsqueeze(1)
+        existed = self.model.answer.first_seen <= self.stored_in[slots].unsqueeze(1)
         return (squares * existed).sum() / existed.sum()
 
     def after_step(self, step: int, batch: Batch) -> None:
@@ -99,7 +99,7 @@ class DERPP(Strategy):
         assert batch.outputs is not None
         slots = batch.columns[self.memory.write]
         self.logits[slots] = batch.outputs.logits[: batch.n_new].to(self.logits)
-        self.stored_in[slots] = self.model.current_task.expand(len(slots))
+        self.stored_in[slots] = self.model.answer.current_task.expand(len(slots))
 
     def end_task(self, task: Task) -> None:
         self.memory.end_task()

@@ -97,9 +97,9 @@ class DGR(WithTeacher):
 
     def _replay_loss(self, logits: Tensor, teacher: Tensor) -> Tensor:
         """Cross-entropy of generated images with the labels that the previous classifier gives them."""
-        if self.model.setting != "task":
-            known = self.model.learned_before()
-            visible = self.model.visible(None, predicting=True)
+        if self.model.answer.setting != "task":
+            known = self.model.answer.learned_before()
+            visible = self.model.answer.visible(None, predicting=True)
             return hard_distillation(logits, teacher, known, known.new_ones(()) if visible is None else visible)
         heads, is_earlier = heads_of_earlier_tasks(self.model, self.n_tasks)
         of_head = torch.vmap(hard_distillation, in_dims=(None, None, 0, 0))(logits, teacher, heads, heads)

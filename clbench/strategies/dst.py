@@ -256,7 +256,7 @@ class DST(Strategy):
         """bool (P,): the masked weights that samples of the task can depend on."""
         reachable = self._all_layers()
         head = self.layers[-1]
-        own_rows = self.model.class_task == task
+        own_rows = self.model.answer.class_task == task
         reachable[head.part] = own_rows[:, None].expand(head.shape).reshape(-1)
         return reachable
 
@@ -373,13 +373,13 @@ class DST(Strategy):
         for learned in range(self.tasks_learned):
             of_task = self.model.with_weights(self._stored(learned), x)[1]
             logits = torch.where((task == learned)[:, None], of_task, logits)
-        return self.model.restrict(logits, task, predicting=True)
+        return self.model.answer.restrict(logits, task, predicting=True)
 
     def predict_task(self, x: Tensor, task: int) -> Tensor:
         """By the network of the task; one that is not learned yet has that of the task being learned."""
         state = self._stored(task) if task < self.tasks_learned else self._current()
         of_task = torch.full((len(x),), task, device=x.device)
-        return self.model.restrict(self.model.with_weights(state, x)[1], of_task, predicting=True)
+        return self.model.answer.restrict(self.model.with_weights(state, x)[1], of_task, predicting=True)
 
     def _stored(self, task: int) -> dict[str, Tensor]:
         """The network of a task that has been learned."""

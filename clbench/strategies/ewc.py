@@ -172,7 +172,7 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
         if options.fisher == "empirical":
             total = total + weighted_squares(samples, samples.y, one)
             continue
-        probabilities = model.restrict(model(samples.x), samples.task).softmax(dim=1)
+        probabilities = model.answer.restrict(model(samples.x), samples.task).softmax(dim=1)
         if options.fisher == "sample":
             drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(samples.y.device)
             total = total + weighted_squares(samples, drawn, one)

@@ -313,14 +313,14 @@ class HypernetworkLearning(Strategy):
     # ---- predictions ----------------------------------------------------------------------------------------------------
 
     def predict_task(self, x: Tensor, task: int) -> Tensor:
-        return self.model.restrict(self._logits(x, task), torch.full((len(x),), task, device=x.device))
+        return self.model.answer.restrict(self._logits(x, task), torch.full((len(x),), task, device=x.device))
 
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
         networks = range(max(1, self.tasks_seen))
         logits = torch.stack([self._logits(x, j) for j in networks])  # (T, B, n_classes)
         if task is not None:
             chosen = task.clamp(max=len(networks) - 1)[None, :, None].expand(1, -1, logits.shape[2])
-            return self.model.restrict(logits.gather(0, chosen)[0], task)
+            return self.model.answer.restrict(logits.gather(0, chosen)[0], task)
         own = torch.stack([self._own_classes(of_one, j) for j, of_one in zip(networks, logits, strict=True)])
         entropies = torch.special.entr((own / self.temperature).softmax(2)).sum(2)
         believed = F.one_hot(entropies.argmin(0), len(networks)).T  # (T, B)
@@ -337,9 +337,9 @@ class HypernetworkLearning(Strategy):
 
     def _own_classes(self, logits: Tensor, task: Tensor | int) -> Tensor:
         """Logits (B, n_classes) with −inf outside the classes of ``task``, whatever the setting; all in domain-incremental."""
-        if self.model.setting == "domain":
+        if self.model.answer.setting == "domain":
             return logits
-        return logits.masked_fill(self.model.class_task != task, -math.inf)
+        return logits.masked_fill(self.model.answer.class_task != task, -math.inf)
 
     # ---- reports ----------------------------------------------------------------------------------------------------------
 

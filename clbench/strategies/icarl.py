@@ -80,7 +80,10 @@ class ICaRL(WithTeacher):
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         model, z = self.model, outputs.logits
-        old, new = model.first_seen < model.current_task, model.first_seen == model.current_task
+        old, new = (
+            model.answer.first_seen < model.answer.current_task,
+            model.answer.first_seen == model.answer.current_task,
+        )
         teacher = None
         if self.tasks_learned > 0:
             with torch.no_grad():
@@ -111,7 +114,7 @@ class ICaRL(WithTeacher):
             return super().predict(x, task)
         features = F.normalize(self.model.features(x))
         squares = 1 + self.means.square().sum(1) - 2 * features @ self.means.T  # ‖φ‖ = 1
-        return self.model.restrict(-squares, task, predicting=True)
+        return self.model.answer.restrict(-squares, task, predicting=True)
 
     def notes(self) -> list[str]:
         if self.options.classifier == "head":

@@ -223,9 +223,9 @@ class IF2Net(FrozenFeatures):
 
     def _own(self, scores: Tensor, task: int) -> Tensor:
         """The scores with −inf at classes of other tasks."""
-        if self.model.setting == "domain":
+        if self.model.answer.setting == "domain":
             return scores
-        return scores.masked_fill(self.model.class_task != task, -torch.inf)
+        return scores.masked_fill(self.model.answer.class_task != task, -torch.inf)
 
     def _fit_for(self, task: int) -> Fit:
         """The fit that the samples of ``task`` are learned with."""

@@ -152,7 +152,7 @@ class ILoRA(LoRA):
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
         if self.options.evaluated == "fast":
             return super().predict(x, task)
-        return self.model.restrict(self.model.with_weights(self.slow(), x)[1], task, predicting=True)
+        return self.model.answer.restrict(self.model.with_weights(self.slow(), x)[1], task, predicting=True)
 
     @torch.no_grad()
     def measurements(self) -> list[Measurement]:

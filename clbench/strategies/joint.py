@@ -78,7 +78,7 @@ class Joint(Strategy):
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         losses = self.cross_entropy(outputs.logits, batch.samples)
-        is_new = batch.samples.task == self.model.current_task
+        is_new = batch.samples.task == self.model.answer.current_task
         if self.tasks_learned == 0:
             return {"new": losses.mean()}
         zero = torch.zeros_like(losses)

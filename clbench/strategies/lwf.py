@@ -58,9 +58,9 @@ class LwF(WithTeacher):
 
     def _old_heads(self) -> list[Tensor]:
         """Boolean masks (n_classes,): the outputs over which one softmax runs."""
-        if self.model.setting != "task":
-            return [self.model.learned_before()]
-        return [self.model.class_task == task for task in range(self.tasks_learned)]
+        if self.model.answer.setting != "task":
+            return [self.model.answer.learned_before()]
+        return [self.model.answer.class_task == task for task in range(self.tasks_learned)]
 
 
 def distillation(student: Tensor, teacher: Tensor, outputs: Tensor, temperature: Tensor) -> Tensor:

@@ -154,13 +154,13 @@ class Outliers(Strategy):
         too_high = huber(self.energy(outputs.logits[: batch.n_new]) - self.tau_id)
         too_low = huber(self.tau_ood - self.energy(self.model.head(outliers)))
         # Joint training has new samples of earlier tasks, too.
-        current = batch.samples.task[: batch.n_new] == self.model.current_task
+        current = batch.samples.task[: batch.n_new] == self.model.answer.current_task
         return self.lam * ((too_high * current).sum() / current.sum().clamp(min=1) + too_low.mean())
 
     def energy(self, logits: Tensor) -> Tensor:
         """E (B,) of logits (B, n_classes): over the current task's classes, in domain-incremental streams over all."""
-        if self.model.setting != "domain":
-            logits = logits.masked_fill(self.model.class_task != self.model.current_task, -math.inf)
+        if self.model.answer.setting != "domain":
+            logits = logits.masked_fill(self.model.answer.class_task != self.model.answer.current_task, -math.inf)
         return -logits.logsumexp(1)
 
     def synthesise(self, features: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -87,7 +87,7 @@ class PackNet(Strategy):
 
     def _trained_by(self, owner: int) -> Tensor:
         """bool (P,): layers' weights of this owner, the task's rows of the head, and in the first task all that is no layer."""
-        rows = self.model.class_task == self.model.current_task
+        rows = self.model.answer.class_task == self.model.answer.current_task
         layers = {layer.name: self.owner[layer.part] == owner for layer in self.layers}
         parts = []
         for name, parameter in self.model.trained().items():
@@ -121,12 +121,12 @@ class PackNet(Strategy):
         for learned in range(self.tasks_learned):
             of_task = self.model.with_weights(self._network(learned), x)[1]
             logits = torch.where((task == learned)[:, None], of_task, logits)
-        return self.model.restrict(logits, task, predicting=True)
+        return self.model.answer.restrict(logits, task, predicting=True)
 
     def predict_task(self, x: Tensor, task: int) -> Tensor:
         """By the network of the task; one that is not learned yet has that of the task being learned."""
         logits = self.model(x) if task >= self.tasks_learned else self.model.with_weights(self._network(task), x)[1]
-        return self.model.restrict(logits, torch.full((len(x),), task, device=x.device), predicting=True)
+        return self.model.answer.restrict(logits, torch.full((len(x),), task, device=x.device), predicting=True)
 
     def _network(self, task: int) -> dict[str, Tensor]:
         """The network of a task that has been learned."""

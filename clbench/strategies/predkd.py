@@ -68,7 +68,7 @@ class PredKD(WithTeacher):
 
     def __init__(self, config: PredKDConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        if model.logit_scope == "current":
+        if model.answer.logit_scope == "current":
             raise ConfigError(
                 "scenario.logit_scope=current hides the logits of old classes, which strategy=predkd chooses by strategy.loss: "
                 "set scenario.logit_scope to seen or all, and strategy.loss=bce_local for a loss over the task's own logits"
@@ -87,7 +87,7 @@ class PredKD(WithTeacher):
         if loss in ("softmax", "softmax_kd"):
             return super().data_loss(batch, outputs)
         seen = self._seen()
-        own = seen & ~self.model.learned_before()
+        own = seen & ~self.model.answer.learned_before()
         labels = torch.arange(len(seen), device=seen.device)
         target = (labels == batch.samples.y.unsqueeze(1)).to(outputs.logits.dtype)
         terms = F.binary_cross_entropy_with_logits(outputs.logits, target, reduction="none")
@@ -105,7 +105,7 @@ class PredKD(WithTeacher):
             return None
         with torch.no_grad():
             target = self.teacher(batch.samples.x)
-        old = self.model.learned_before()
+        old = self.model.answer.learned_before()
         if self.options.loss == "softmax_kd":
             return distillation(outputs.logits, target, old, self.temperature)
         terms = binary_distillation(outputs.logits, target)
@@ -114,8 +114,8 @@ class PredKD(WithTeacher):
 
     def _seen(self) -> Tensor:
         """Boolean (n_classes,): the classes L, which are those of the whole stream with ``logit_scope=all``."""
-        visible = self.model.visible(None, predicting=True)
-        return torch.ones_like(self.model.class_task, dtype=torch.bool) if visible is None else visible
+        visible = self.model.answer.visible(None, predicting=True)
+        return torch.ones_like(self.model.answer.class_task, dtype=torch.bool) if visible is None else visible
 
 
 def binary_distillation(student: Tensor, teacher: Tensor) -> Tensor:

@@ -370,7 +370,7 @@ class Trainer:
         step = self._recalled(step)
         ids = step.ids.to(self.device, non_blocking=True)
         if not self.scenario.boundaries:
-            self.learner.model.see(self.scenario.train.labels[ids])
+            self.learner.model.answer.see(self.scenario.train.labels[ids])
         if self.learner.learns_by_gradient:
             samples = self.inputs.training(self.scenario.train, step.ids, task, self.steps_before + self.step)
             reference = None if step.reference is None else self._reference_samples(step.reference, task)

@@ -11,11 +11,11 @@ from clbench.strategies.finetune import Finetune
 def centred_over_the_batch(self, x, task):
     """As published code does that fits its min-max ranges to the test images it is given."""
     logits = self.model(x)
-    return self.model.restrict(logits - logits.mean(0), task, predicting=True)
+    return self.model.answer.restrict(logits - logits.mean(0), task, predicting=True)
 
 
 def looks_at_the_first_image(self, x, task):
-    return self.model.restrict(self.model(x[:1].expand_as(x)), task, predicting=True)
+    return self.model.answer.restrict(self.model(x[:1].expand_as(x)), task, predicting=True)
 
 
 @pytest.mark.parametrize("predict", [centred_over_the_batch, looks_at_the_first_image])
@@ -31,7 +31,7 @@ def votes(self, x, of_batches):
     """Logits in which the most likely class of the whole batch wins everywhere."""
     logits = self.model(x)
     bonus = torch.zeros_like(logits).index_fill(1, logits.mean(0).argmax(), 10.0) * of_batches
-    return self.model.restrict(logits + bonus, None, predicting=True)
+    return self.model.answer.restrict(logits + bonus, None, predicting=True)
 
 
 def test_a_vote_over_the_batch_is_refused(small_trainer, monkeypatch):
@@ -73,6 +73,8 @@ def test_a_run_whose_weights_have_just_diverged_is_not_taken_for_one_that_leaks(
 def test_what_all_classes_have_in_common_does_not_count(small_trainer, monkeypatch):
     """A constant that differs between batches changes neither the prediction nor its probabilities."""
     monkeypatch.setattr(
-        Finetune, "predict", lambda self, x, task: self.model.restrict(self.model(x) + len(x), task, predicting=True)
+        Finetune,
+        "predict",
+        lambda self, x, task: self.model.answer.restrict(self.model(x) + len(x), task, predicting=True),
     )
     small_trainer("strategy=finetune").fit()

@@ -110,7 +110,7 @@ def test_values_of_a_run_are_those_of_its_network(small_trainer):
     last = rows[rows.iteration == rows.iteration.max()].set_index(["quantity", "part"]).value
     model, train = trainer.learner.model.eval(), trainer.scenario.train
     samples = trainer.inputs.plain(train, train.ids(0))  # fewer than the probe's 2,000
-    logits = model.restrict(model(samples.x), samples.task)
+    logits = model.answer.restrict(model(samples.x), samples.task)
     assert last["train_accuracy", ""] == pytest.approx((logits.argmax(1) == samples.y).double().mean().item())
     model.zero_grad()
     torch.nn.functional.cross_entropy(logits, samples.y).backward()

@@ -43,7 +43,7 @@ def test_what_a_sample_sees_in_the_second_task(setting, scope, visible_in_traini
     model = model_in(setting, scope)
     logits, task = torch.randn(2, 6), torch.tensor([0, 1])
     for predicting, visible in ((False, visible_in_training), (True, visible_in_prediction)):
-        restricted = model.restrict(logits, task, predicting)
+        restricted = model.answer.restrict(logits, task, predicting)
         for row, classes in enumerate(visible):
             expected = torch.full((6,), -math.inf)
             expected[list(classes)] = logits[row, list(classes)]
@@ -54,13 +54,13 @@ def test_what_a_sample_sees_in_the_second_task(setting, scope, visible_in_traini
 def test_prediction_needs_no_task_identity(setting, scope):
     model, logits = model_in(setting, scope), torch.randn(4, 6)
     assert torch.equal(
-        model.restrict(logits, None, predicting=True), model.restrict(logits, torch.zeros(4).long(), True)
+        model.answer.restrict(logits, None, predicting=True), model.answer.restrict(logits, torch.zeros(4).long(), True)
     )
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("class", [1, 1, 0, 0, 0, 0]), ("domain", [1] * 6)])
 def test_outputs_learned_before(setting, expected):
-    assert model_in(setting).learned_before().tolist() == [bool(e) for e in expected]
+    assert model_in(setting).answer.learned_before().tolist() == [bool(e) for e in expected]
 
 
 def test_a_task_draws_its_own_head_weights_like_a_new_linear_layer():
@@ -87,7 +87,7 @@ def test_a_head_that_is_there_from_the_start_is_never_redrawn(setting, scope):
 def test_heads_of_other_tasks_get_no_gradient():
     model = model_in("task")
     x, y, task = torch.randn(8, 3), torch.randint(2, 5, (8,)), torch.ones(8, dtype=torch.int64)
-    F.cross_entropy(model.restrict(model(x), task), y).backward()
+    F.cross_entropy(model.answer.restrict(model(x), task), y).backward()
     for parameter in (model.head.weight, model.head.bias):
         assert (parameter.grad[[0, 1, 5]] == 0).all()
         assert (parameter.grad[2:5] != 0).any()
@@ -140,7 +140,7 @@ def test_the_masked_head_trains_as_a_growing_one(optimizer, small_setup):
             samples = setup.inputs.plain(split, ids)
             x = samples.x.double()
             losses = (
-                F.cross_entropy(model.restrict(model(x), samples.task), samples.y),
+                F.cross_entropy(model.answer.restrict(model(x), samples.task), samples.y),
                 F.cross_entropy(growing(x), samples.y),
             )
             for one, loss in zip(optimizers, losses, strict=True):

@@ -32,7 +32,7 @@ def test_cosines_written_out(proxies):
 
 def test_the_scale_is_learned_from_one_or_given():
     learned, given = CosineHead(3, 2), CosineHead(3, 2, scale=4.0)
-    assert float(learned.scale) == 1
+    assert learned.scale.item() == 1
     assert "scale" in dict(learned.named_parameters())
     assert "scale" not in dict(given.named_parameters())
     assert "scale" in given.state_dict()

@@ -56,12 +56,12 @@ def test_a_class_is_seen_from_its_first_sample_on(small_trainer):
     model, seen, early = trainer.learner.model, set(), 0
     for task in range(2):
         trainer.begin_task()
-        assert model.visible(None, predicting=True).all() or task
+        assert model.answer.visible(None, predicting=True).all() or task
         while trainer.step < len(trainer.steps):
             step = trainer.steps[trainer.step]
             trainer.advance()
             seen |= set(trainer.scenario.train.labels_of(step.ids).tolist())
-            assert set(model.visible(None, predicting=True).nonzero().flatten().tolist()) == seen
+            assert set(model.answer.visible(None, predicting=True).nonzero().flatten().tolist()) == seen
         early += len(seen - {label for classes in trainer.scenario.task_classes[: task + 1] for label in classes})
         trainer.end_task()
     assert early > 0
@@ -91,7 +91,7 @@ def test_rows_of_the_head_are_drawn_where_a_class_first_arrives(small_trainer):
         drawn = (model.head.weight != before).any(1).nonzero().flatten().tolist()
         assert set(drawn) == (arriving - seen if task else set())
         seen |= arriving
-        assert set(model.visible(None, predicting=True).nonzero().flatten().tolist()) == seen
+        assert set(model.answer.visible(None, predicting=True).nonzero().flatten().tolist()) == seen
         finish_stage(trainer)
         trainer.end_task()
     assert len(seen) == 8  # the last two tasks have a disjoint class each
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_with_what_it_has_seen(small_trainer):
     resumed = small_trainer(*BLURRY, checkpoint="killed")
     resumed.fit()
     assert resumed.curve.equals(whole.curve)
-    assert torch.equal(resumed.learner.model.first_seen, whole.learner.model.first_seen)
+    assert torch.equal(resumed.learner.model.answer.first_seen, whole.learner.model.answer.first_seen)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_earlier_extractors_stay_bit_identical_and_their_weights_of_the_head_are
         trainer.begin_task()
         assert len(model.backbone.extractors) == task + 1
         assert model.head.in_features == width * (task + 1)
-        earlier = model.class_task < task
+        earlier = model.answer.class_task < task
         assert torch.equal(model.head.weight[earlier, : width * task], head["weight"][earlier, : width * task])
         assert torch.equal(model.head.bias[earlier], head["bias"][earlier])
         assert (model.head.weight[:, width * task :] != 0).any(1).all()

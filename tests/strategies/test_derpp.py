@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_the_paper(scope, seen, small_trainer, strategy_of, 
         (z[2 + i, c] - strategy.logits[slot, c]) ** 2 for i, slot in enumerate(slots.tolist()) for c in range(seen)
     )
     torch.testing.assert_close(terms["logits"], 0.3 * square / (3 * seen))
-    restricted = model.restrict(z, batch.samples.task)
+    restricted = model.answer.restrict(z, batch.samples.task)
     torch.testing.assert_close(terms["labels"], 0.7 * F.cross_entropy(restricted[5:], batch.samples.y[5:]))
     torch.testing.assert_close(terms["new"], F.cross_entropy(restricted[:2], batch.samples.y[:2]))
 

@@ -106,7 +106,7 @@ def test_reservoir_updated_by_step_holds_what_has_been_seen(small_trainer, task_
 
 def losses_of(trainer, batch):
     """Cross-entropy of every sample over the classes seen so far, by slicing."""
-    logits = trainer.learner.model(batch.samples.x)[:, : 2 * int(trainer.learner.model.current_task) + 2]
+    logits = trainer.learner.model(batch.samples.x)[:, : 2 * int(trainer.learner.model.answer.current_task) + 2]
     return F.cross_entropy(logits, batch.samples.y, reduction="none")
 
 

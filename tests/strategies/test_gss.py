@@ -17,7 +17,7 @@ def gradient_of_one(trainer, sample: int) -> torch.Tensor:
     """The gradient (P,) of the sample's cross-entropy over the classes seen."""
     model = trainer.learner.model
     samples = trainer.inputs.plain(trainer.scenario.train, torch.tensor([sample]))
-    logits = model(samples.x.double())[:, model.visible(samples.task)]
+    logits = model(samples.x.double())[:, model.answer.visible(samples.task)]
     parameters = list(model.trained().values())
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(F.cross_entropy(logits, samples.y), parameters)])
 

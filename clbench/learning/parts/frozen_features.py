@@ -105,7 +105,7 @@ class FrozenFeatures(Strategy):
         if self.learns_by_gradient:
             return super().predict(x, task)
         scores = self.scores(self.features(x), task).to(self.model.head.weight.dtype)
-        return self.model.restrict(scores, task, predicting=True)
+        return self.model.answer.restrict(scores, task, predicting=True)
 
     @property
     def predicts_from_features(self) -> bool:

@@ -47,6 +47,6 @@ def heads_of_earlier_tasks(model: ContinualModel, n_tasks: int) -> tuple[Tensor,
 
     All tasks are there, so that a step costs the same in each; the rows of those that are no earlier ones are the first task's.
     """
-    tasks = torch.arange(n_tasks, device=model.class_task.device)
-    is_earlier = tasks < model.current_task
-    return model.class_task == torch.where(is_earlier, tasks, 0)[:, None], is_earlier
+    tasks = torch.arange(n_tasks, device=model.answer.class_task.device)
+    is_earlier = tasks < model.answer.current_task
+    return model.answer.class_task == torch.where(is_earlier, tasks, 0)[:, None], is_earlier
