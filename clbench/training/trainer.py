@@ -35,6 +35,7 @@ from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
 from clbench.training.checkpoint import load_checkpoint, load_weights, position_in, save_checkpoint
+from clbench.training.frozen_weights import FrozenWeights
 from clbench.training.held import Held, Slowed
 from clbench.training.interruption import noted
 from clbench.training.loss_record import LossRecord
@@ -93,6 +94,7 @@ class Trainer:
         self._optimizer_of_plan: torch.optim.Optimizer | None = None  # while that of a stage after the plan is in use
         self._optimizer_state: dict[str, Any] | None = None  # of a checkpoint in such a stage
         self.precision = evaluator.precision
+        self.frozen_weights = FrozenWeights(learner)
         self.task = self.step = self.iteration = 0  # the next step is step ``step`` (from 0) of task ``task``
         self.steps: list[Step] = []
         """The steps of the current task's plan, or of the stage after it; set by :meth:`begin_task` and :meth:`begin_stage`."""
@@ -508,7 +510,7 @@ class Trainer:
         save_checkpoint(
             self.checkpoint,
             {
-                "learner": self.learner.state_dict(),
+                **self._state_of_learner(),
                 "optimizer": (self._optimizer_of_plan or self.optimizer).state_dict(),
                 "optimizer_of_stage": self.optimizer.state_dict() if self._optimizer_of_plan else None,
                 "loss_scale": self.precision.state_dict(),
@@ -539,9 +541,14 @@ class Trainer:
         match self.config.record.checkpoint:
             case "last":
                 position = {"task": self.task, "step": self.step, "iteration": self.iteration}
-                save_checkpoint(self.checkpoint, {"learner": self.learner.state_dict(), "position": position})
+                save_checkpoint(self.checkpoint, {**self._state_of_learner(), "position": position})
             case "none":
                 shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+
+    def _state_of_learner(self) -> dict[str, Any]:
+        """Its state, and the SHA-256 of the weights that are left out of it, see :mod:`clbench.training.frozen_weights`."""
+        state, left_out = self.frozen_weights.left_out_of(self.learner.state_dict())
+        return {"learner": state, "left_out": left_out}
 
     def _resume(self) -> None:
         """Load the checkpoint if there is one; if not, start torch's own generators."""
@@ -549,16 +556,19 @@ class Trainer:
         if state is None:
             seed_torch(self.config.seed)
             return
-        for parameter in self.learner.model.parameters():
-            if not parameter.requires_grad:  # other members of a fleet may hold the same tensor, see share_frozen
-                parameter.data = parameter.data.clone()
         position = position_in(state, self.checkpoint)
+        left_out = state.get("left_out", {})  # none in older checkpoints
+        for name, parameter in self.learner.model.named_parameters(prefix="model"):
+            # Other members of a fleet may hold the same tensor, see share_frozen.
+            if not parameter.requires_grad and name not in left_out:
+                parameter.data = parameter.data.clone()
         self.task, self.step, self.iteration = (position[key] for key in ("task", "step", "iteration"))
         self.n_stages_after = position.get("stages_after", 0)  # not in older checkpoints
         self.steps_before = position.get("steps_before", 0)
         self._begun = self.step > 0 or self.n_stages_after > 0
         self.learner.resume_at(self.task, begun=self._begun)
-        load_weights(self.learner, state["learner"], self.checkpoint)
+        whole = self.frozen_weights.put_into(state["learner"], left_out, self.checkpoint)
+        load_weights(self.learner, whole, self.checkpoint)
         self.parameters = list(self.learner.trainable().values())
         last = self.task if self._begun else max(self.task - 1, 0)  # task whose optimizer is saved
         options = self.config.trainer.of_task(last)

@@ -105,7 +105,7 @@ def test_what_is_kept_of_a_finished_run(kept, files, clb, tmp_path):
     folder = tmp_path / "run" / "checkpoint"
     assert {file.name for file in folder.glob("*")} == files
     if kept == "last":
-        assert set(torch.load(folder / "state.pt", weights_only=True)) == {"learner", "position"}
+        assert set(torch.load(folder / "state.pt", weights_only=True)) == {"learner", "left_out", "position"}
     if kept == "all":
         states = [torch.load(folder / f"task_{task}.pt", weights_only=True) for task in (1, 5)]
         assert [state["position"]["task"] for state in states] == [1, 5]
