@@ -60,7 +60,7 @@ def test_a_run_is_stopped_after_its_step_and_goes_on_to_the_same_curve(number, s
     stopped, _, errors = clb(*LONGER, "hydra.run.dir=stopped")
     assert stopped == status
     assert errors.splitlines() == ["clbench: interrupted; continue with python -m clbench resume stopped"]
-    assert summary(tmp_path / "stopped") == {"status": "interrupted", "reason": word}
+    assert summary(tmp_path / "stopped") == {"format": 1, "status": "interrupted", "reason": word}
     position = torch.load(tmp_path / "stopped" / "checkpoint" / "state.pt", weights_only=True)["position"]
     assert {name: position[name] for name in ("task", "step", "iteration")} == {"task": 1, "step": 3, "iteration": 7}
     assert "interrupted" in clb("runs", "stopped", "--columns", "status")[1]
