@@ -1,7 +1,7 @@
 """From YAML files and overrides, or from a run folder, to a configuration whose every key is known and typed."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import yaml
@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench.conf_files import conf_dir, config_file
+from clbench.conf_files import conf_dir, config_file, yaml_mapping
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, DamagedRecord
 from clbench.options import check_fields, to_dataclass
@@ -74,7 +74,7 @@ def load_run_config(path: Path) -> DictConfig:
         typed.scenario = OmegaConf.structured(SCENARIOS[saved.scenario.kind].config)
         typed.strategy = OmegaConf.structured(STRATEGIES[saved.strategy.name].config)
         typed.model = OmegaConf.structured(MODELS[saved.model.kind].config)
-        return OmegaConf.merge(typed, saved)  # type: ignore[return-value]
+        return cast(DictConfig, OmegaConf.merge(typed, saved))
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise DamagedRecord(f"{path} is damaged, or not of this version of clbench: {first}") from error
@@ -106,12 +106,12 @@ def added_strategy(name: str, changes: dict[str, Any]) -> Any:
     """
     options = STRATEGIES[name].config
     file = config_file("strategy", name)
-    values = OmegaConf.create({"name": name}) if file is None else OmegaConf.load(file)
+    values = OmegaConf.create({"name": name}) if file is None else yaml_mapping(file)
     values.pop("defaults", None)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(options), values, changes)
     except Exception as error:  # OmegaConf has no common base for "no such key" and "wrong type"
         raise ConfigError(f"plus.{name}: {str(error).splitlines()[0]}") from error
-    options = to_dataclass(merged)
+    options = to_dataclass(cast(DictConfig, merged))
     check_fields(options, f"plus.{name}.")
     return options

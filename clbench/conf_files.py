@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from clbench.errors import ConfigError, choose_from
 from clbench.registry import MODELS, STRATEGIES, broken_plug_ins, plug_in_folders
 
@@ -31,6 +33,18 @@ def config_file(group: str, name: str) -> Path | None:
         if file.is_file():
             return file
     return None
+
+
+def yaml_mapping(file: Path) -> DictConfig:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    content = OmegaConf.load(file)
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{file} has a list where names with values have to be")
+    return content
 
 
 def catalogue_dir() -> Path:

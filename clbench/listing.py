@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clbench.conf_files import config_file, group_choices
+from clbench.conf_files import config_file, group_choices, yaml_mapping
 from clbench.config import DataConfig, EvaluatorConfig
 from clbench.errors import ConfigError, choose_from, nearest
 from clbench.protocol.options import ProtocolConfig
@@ -98,13 +98,13 @@ def describe(name: str) -> None:
                     "[bold]changes the schedule[/bold]", escape(training.read_text()), sep="\n", highlight=False
                 )
         elif group == "model":
-            kind = OmegaConf.load(file).kind if file.is_file() else name
+            kind = yaml_mapping(file).kind if file.is_file() else name
             console.print(
                 escape(_comment(file)), "", escape(_module_docstring(MODELS[kind])), "", sep="\n", highlight=False
             )
             _print_options(console, MODELS[kind].config, file, group)
         elif group == "scenario":
-            kind = OmegaConf.load(file).scenario.kind
+            kind = yaml_mapping(file).scenario.kind
             console.print(
                 escape(_comment(file)), "", escape(_module_docstring(SCENARIOS[kind])), "", sep="\n", highlight=False
             )
@@ -224,7 +224,7 @@ def _print_needs(console: Console, name: str) -> None:
 
 def _print_options(console: Console, schema: type, file: Path, group: str) -> None:
     """A table of the fields of ``schema`` with the defaults of the YAML file, and the comments there (their sources)."""
-    defaults = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+    defaults = yaml_mapping(file) if file.is_file() else OmegaConf.create()
     if group in ("scenario", "protocol"):
         defaults = defaults[group]
     comments = _line_comments(file) if file.is_file() else {}
@@ -232,9 +232,10 @@ def _print_options(console: Console, schema: type, file: Path, group: str) -> No
     for column in ("option", "default", "what it does"):
         table.add_column(column, no_wrap=column == "option")
     for field in dataclasses.fields(schema):
-        nested = dataclasses.is_dataclass(field.type)
+        group_type = field.type if isinstance(field.type, type) and dataclasses.is_dataclass(field.type) else None
+        nested = group_type is not None
         values = defaults.get(field.name, {}) if nested else defaults
-        for leaf in dataclasses.fields(field.type) if nested else [field]:
+        for leaf in dataclasses.fields(group_type) if group_type is not None else [field]:
             name = f"{field.name}.{leaf.name}" if nested else leaf.name
             default = _as_typed(values.get(leaf.name, _default(leaf)))
             table.add_row(f"{group}.{name}", escape(default), escape(_help(leaf, comments.get(leaf.name, ""))))

@@ -54,7 +54,7 @@ def _refuse_unknown(config: DictConfig, prefix: str) -> None:
     if not dataclasses.is_dataclass(schema):
         return
     known = [spec.name for spec in dataclasses.fields(schema)]
-    for key in config:
+    for key in map(str, config):
         if key not in known:
             raise ConfigError(choose_from("option", f"{prefix}{key}", [f"{prefix}{name}" for name in known]))
         if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):

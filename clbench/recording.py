@@ -13,6 +13,7 @@ from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.metrics import summarise
 from clbench.models.weights import weights_hash
 from clbench.records.run_folder import RunFolder, environment
+from clbench.records.summary import Costs, Summary
 from clbench.set_up import Setup
 from clbench.training.trainer import Trainer
 
@@ -60,15 +61,15 @@ def own_record(setup: Setup, fleet: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def summary_record(
-    setup: Setup, trainer: Trainer, diverged: Diverged | None, peak_memory: dict[str, Any]
-) -> dict[str, Any]:
+    setup: Setup, trainer: Trainer, diverged: Diverged | None, peak_memory: tuple[int | None, str | None]
+) -> Summary:
     """The content of ``summary.json`` at the end of training.
 
     Args:
         setup: the run.
         trainer: after the last step.
         diverged: why training ended early.
-        peak_memory: what the run's costs say of memory.
+        peak_memory: bytes, and whose they are; see :class:`Costs`.
     """
     config, scenario = setup.config, setup.scenario
     return {
@@ -88,7 +89,7 @@ def summary_record(
             config.evaluator.kind == "adaptive",
             setup.learner.learns_at_task_end,
         ),
-        "costs": _costs(setup, trainer) | peak_memory,
+        "costs": _costs(setup, trainer, *peak_memory),
     }
 
 
@@ -128,7 +129,7 @@ def _cuda_versions() -> dict[str, Any]:
     }
 
 
-def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:
+def _costs(setup: Setup, trainer: Trainer, peak_memory: int | None, of: str | None) -> Costs:
     """Seconds, sizes and floating-point operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -143,4 +144,6 @@ def _costs(setup: Setup, trainer: Trainer) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in trainer.parameters),
         "strategy_bytes": setup.learner.extra_bytes(),
         "forward_flops_per_sample": counter.get_total_flops(),
+        "peak_memory_bytes": peak_memory,
+        "peak_memory_of": of,
     }

@@ -167,11 +167,11 @@ class Run:
             trainer.keep_what_is_asked_for()
         return summary
 
-    def _peak_memory(self) -> dict[str, Any]:
+    def _peak_memory(self) -> tuple[int | None, str | None]:
         """Bytes and whose they are: of this run, of the fleet that it was trained in, or of none that could be measured."""
         peak = self._memory.read()
         whose = None if peak is None else "fleet" if self._memory_is_shared else "run"
-        return {"peak_memory_bytes": peak, "peak_memory_of": whose}
+        return peak, whose
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ class Sweep(BasicSweeper):
         return results
 
     @staticmethod
-    def _complain_of_failures(jobs: list[Sequence[str]], results: list[JobReturn]) -> None:
+    def _complain_of_failures(jobs: Sequence[Sequence[str]], results: list[JobReturn]) -> None:
         from clbench.errors import ConfigError, DataError, RunFailed
 
         failed = {number: r._return_value for number, r in enumerate(results) if r.status == JobStatus.FAILED}

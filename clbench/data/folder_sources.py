@@ -275,7 +275,7 @@ def _numbered(file: Path) -> dict[str, str]:
     odd = next((line for line in lines if len(line) != 2), None)
     if odd is not None:
         raise DataError(f"{file} has a line {odd[0]!r}, which is not an image's number and something of it")
-    return dict(lines)  # type: ignore[arg-type]
+    return dict(lines)
 
 
 def _spread_test_files(files: Listing, fraction: float) -> tuple[Listing, Listing]:

@@ -3,6 +3,8 @@
 import csv
 import json
 
+import numpy as np
+
 from clbench.config import DataConfig
 from clbench.data.images import SourceData
 from clbench.data.location import data_folder, require, verified
@@ -28,7 +30,7 @@ def clinc150(config: DataConfig) -> SourceData:
         text_set([text for text, _ in texts[split]], [number[intent] for _, intent in texts[split]], config)
         for split in ("train", "test")
     )
-    superclass = [d for d, intents in enumerate(domains.values()) for _ in intents]
+    superclass = np.array([d for d, intents in enumerate(domains.values()) for _ in intents])
     return verified(
         "clinc150", SourceData(train, test, names, (), (), superclass=superclass, note=note_of_cut(train, test)), file
     )

@@ -11,7 +11,7 @@ and after them (``consolidated``).
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
@@ -82,7 +82,8 @@ class ContinualEvaluator:
         if 4 * self._images.numel() <= LARGEST_CACHE:
             self._images = inputs.normalise(self._images)
         self._labels, self._tasks = labels, tasks
-        self._stages_done, self._after_stages = 0, None  # see compute_prefix
+        self._stages_done = 0  # see compute_prefix
+        self._after_stages: Tensor | None = None
         self._stages_of: list[nn.Module] = []  # what the network consisted of when its stages were made
         self._stages: list[nn.Module] = []
         self._pending: list[tuple[int, int, bool, Tensor]] = []
@@ -319,7 +320,7 @@ class ContinualEvaluator:
     def _scores(self, samples: Samples, task: int | None) -> Tensor:
         learner, compilation = self.learner, self.learner.compilation
         if task is not None and learner.separates_tasks:
-            call = ("predictions of a task", learner.predict_task, samples.x, task)
+            call: tuple[Any, ...] = ("predictions of a task", learner.predict_task, samples.x, task)
         else:
             call = ("predictions", learner.predict, samples.x, samples.task)
         with self.precision.autocast():
@@ -327,7 +328,7 @@ class ContinualEvaluator:
         return self.learner.model.answer.judge(logits.float(), samples.y)
 
     @contextmanager
-    def undisturbed(self, inference: bool = True):
+    def undisturbed(self, inference: bool = True) -> Iterator[None]:
         """Evaluation mode, no gradients (unless ``inference`` is False); afterwards every module is in the mode it was in."""
         modes = [module.training for module in self._modules]
         self.learner.prepare_for_eval()

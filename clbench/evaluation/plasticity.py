@@ -149,7 +149,7 @@ class Plasticity:
 
     def _gradient(self, samples: Samples) -> Tensor:
         """Gradient (P,) of the mean cross-entropy on the probe."""
-        parts = [self.learner.strategies[0].flat_gradient(part) * len(part.y) for part in self._parts(samples)]
+        parts = [next(iter(self.learner)).flat_gradient(part) * len(part.y) for part in self._parts(samples)]
         return torch.stack(parts).sum(0) / len(samples.y)
 
     def _activations(self, samples: Samples) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Evaluation of many states of learners in one forward pass: of the runs of a fleet, or of snapshots along one run."""
 
 import time
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class StackedEvaluation:
         evaluators: of the R runs, which hold the subsets. Runs whose subsets are the same share them.
     """
 
-    def __init__(self, evaluators: list[ContinualEvaluator]) -> None:
+    def __init__(self, evaluators: Sequence[ContinualEvaluator]) -> None:
         self._evaluators = evaluators
         first = evaluators[0]
         self._shared = all(
@@ -104,7 +105,7 @@ class StackedPeriodic:
     settled = True
     """Whether every evaluation that is due so far has been made."""
 
-    def __init__(self, evaluators: list[ContinualEvaluator]) -> None:
+    def __init__(self, evaluators: Sequence[ContinualEvaluator]) -> None:
         self._evaluators = evaluators
         self.evaluation = StackedEvaluation(evaluators)
         self._pending: list[tuple[list[int], int, list[int], Tensor]] = []
@@ -134,7 +135,7 @@ class StackedPeriodic:
         self._pending = []
 
 
-def share_seconds(evaluators: list[ContinualEvaluator], seconds: float) -> None:
+def share_seconds(evaluators: Sequence[ContinualEvaluator], seconds: float) -> None:
     """Book the time of a common evaluation on the runs in equal shares."""
     for evaluator in evaluators:
         evaluator.seconds += seconds / len(evaluators)

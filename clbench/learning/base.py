@@ -41,7 +41,7 @@ trained (a teacher) say ``requires_grad_(False)``.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ class Strategy(nn.Module):
                 self.register_buffer(spec.name, torch.tensor(value))
 
     @classmethod
-    def traits(cls, options: StrategyConfig) -> frozenset[str]:
+    def traits(cls, options: Any) -> frozenset[str]:
         """What decides with which others it goes together, where it has these ``options``: those of its ``needs``, and more."""
         return cls.needs.traits
 

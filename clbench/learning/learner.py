@@ -5,9 +5,9 @@ strategy each. Which may be combined is decided before they are built, see :mod:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class Learner(nn.Module):
         # Counted once: under functional_call plain tensors, which cannot say whether they are trained, stand in for parameters.
         self._n_own = [sum(p.numel() for p in strategy.parameters() if p.requires_grad) for strategy in strategies]
 
-    def __iter__(self):
-        return iter(self.strategies)
+    def __iter__(self) -> Iterator[Strategy]:
+        return cast(Iterator[Strategy], iter(self.strategies))
 
     def begin_task(self, task: Task) -> None:
         """Let the model grow and see the task's classes, then call every strategy's hook; all are told of weights drawn anew."""

@@ -34,8 +34,8 @@ def pieces_of(batch: Batch, size: int, dim: int = 0) -> list[Batch]:
 
     def piece(start: int) -> Batch:
         n = min(size, batch.ids.shape[dim] - start)
-        cut = tree_map(lambda tensor: tensor.narrow(dim, start, n), (batch.samples, batch.ids))
-        return Batch(*cut, n_new=min(max(batch.n_new - start, 0), n))
+        samples, ids = tree_map(lambda tensor: tensor.narrow(dim, start, n), (batch.samples, batch.ids))
+        return Batch(samples, ids, n_new=min(max(batch.n_new - start, 0), n))
 
     return [piece(start) for start in range(0, batch.ids.shape[dim], size)]
 
@@ -81,7 +81,8 @@ def backward_in_pieces(
             if of_output is not None and output.requires_grad
         ]
         if pairs:
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            outputs, their_gradients = map(list, zip(*pairs, strict=True))
+            torch.autograd.backward(outputs, their_gradients)
     _set_random_state(after, device)
     return terms, Outputs(*(tensor.detach() for tensor in whole))
 

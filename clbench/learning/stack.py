@@ -209,13 +209,12 @@ def _predictions(
     def predict(weights: Tensor, rest: dict[str, Tensor], x: Tensor, task: Tensor | int) -> Tensor:
         return stack.call("prepare_and_predict", weights, rest, x, task)
 
-    one_task = isinstance(task, int)
     if len(weights) == 1:
         of_one = {name: tensor[0] for name, tensor in rest.items()}
-        of_x, of_task = (x, task) if shared_inputs else (x[0], task if one_task else task[0])
+        of_x, of_task = (x, task) if shared_inputs else (x[0], task if isinstance(task, int) else task[0])
         return predict(weights[0], of_one, of_x, of_task)[None]
     where = None if shared_inputs else 0
-    return torch.vmap(predict, in_dims=(0, 0, where, None if one_task else where))(weights, rest, x, task)
+    return torch.vmap(predict, in_dims=(0, 0, where, None if isinstance(task, int) else where))(weights, rest, x, task)
 
 
 def _over_rows(function: Callable, *arguments: Any) -> Any:

@@ -126,8 +126,9 @@ def joined(of_strategies: Sequence[Sequence[Stage]], main: JointStage) -> tuple[
         for stages, part in zip(within, main.parts, strict=True)
     ]
     of_plan = []
-    for start in sorted({stage.start for stages in within for stage in stages}):
-        parts = tuple(max((s for s in stages if s.start <= start), key=lambda s: s.start) for stages in within)
+    for start in sorted({stage.start for stages in within for stage in stages if stage.start is not None}):
+        begun = [[s for s in stages if s.start is not None and s.start <= start] for stages in within]
+        parts = tuple(max(stages, key=lambda s: s.start or 0) for stages in begun)
         of_plan.append(JointStage(start, parts, tuple(part.start == start for part in parts)))
     after = []
     for owner, stages in enumerate(of_strategies):
@@ -145,7 +146,11 @@ def part_of(plan: "Plan", start: int, end: int) -> "Plan":
         return None if steps is None else steps[start:end]
 
     columns = {name: steps[start:end] for name, steps in plan.columns.items()}
-    lists = {
-        name: cut(getattr(plan, name)) for name in ("new", "replay", "reference", "replay_slots", "reference_slots")
-    }
-    return plan._replace(**lists, columns=columns)
+    return plan._replace(
+        new=plan.new[start:end],
+        replay=cut(plan.replay),
+        reference=cut(plan.reference),
+        replay_slots=cut(plan.replay_slots),
+        reference_slots=cut(plan.reference_slots),
+        columns=columns,
+    )

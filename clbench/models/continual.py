@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,9 @@ class ContinualModel(nn.Module):
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
     """
 
+    backbone: Any
+    """A module with ``n_features``, and with whatever its kind adds: stages, hidden layers, timm's attributes."""
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -74,7 +78,7 @@ class ContinualModel(nn.Module):
         super().__init__()
         self.answer = ClassLabels(task_classes, setting, logit_scope, first_seen)
         self.backbone = backbone
-        self.head = make_head(head, int(backbone.n_features), self.answer.n_classes, head_scale, head_proxies)  # type: ignore[arg-type]
+        self.head = make_head(head, int(self.backbone.n_features), self.answer.n_classes, head_scale, head_proxies)
         self.frozen, self.zero_head = frozen, zero_head
         self._n_features_before: int | None = None  # before the network has last grown
         self._n_done = 0  # stages that the inputs of features() have been through
@@ -136,7 +140,8 @@ class ContinualModel(nn.Module):
         once. Not within :meth:`after_prefix`, where the first layers are not run.
         """
         assert not self._n_done, "the activations of the stages that are left out cannot be had"
-        self._found = found = {}
+        found: dict[str, Tensor] = {}
+        self._found = found
         try:
             return self(x), found
         finally:
@@ -235,8 +240,8 @@ class ContinualModel(nn.Module):
         """
         if not self.grows:
             return
-        self.backbone.grow(task)  # type: ignore[operator]
-        n_features, narrow = int(self.backbone.n_features), self.head  # type: ignore[arg-type]
+        self.backbone.grow(task)
+        n_features, narrow = int(self.backbone.n_features), self.head
         self._n_features_before = narrow.in_features
         if n_features != narrow.in_features:
             weight = narrow.weight

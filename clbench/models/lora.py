@@ -10,6 +10,7 @@ rows of W that make it.
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,13 +93,13 @@ class AdaptedLinear(nn.Module):
         weight = self.base.weight.clone()
         for (start, stop), part in zip(pairwise(range(0, len(weight) + 1, n_out)), self.parts, strict=True):
             if part in self.adapters:
-                adapter: Adapter = self.adapters[part]  # type: ignore[assignment]
+                adapter = cast(Adapter, self.adapters[part])
                 weight[start:stop] += adapter.scale * adapter.product()
                 adapter.B.zero_()
         self.base.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def add_adapters(transformer: nn.Module, targets: list[str], rank: int, alpha: float) -> None:
+def add_adapters(transformer: Any, targets: list[str], rank: int, alpha: float) -> None:
     """Freeze timm's transformer and give adapters to the ``targets`` of all of its blocks.
 
     Raises:
@@ -108,7 +109,7 @@ def add_adapters(transformer: nn.Module, targets: list[str], rank: int, alpha: f
         raise ConfigError(f"strategy.targets={targets} has to name some of {', '.join(TARGETS)}, each once")
     transformer.requires_grad_(False)
     for block in transformer.blocks:
-        of_attention = [target for target in ("q", "k", "v") if target in targets]
+        of_attention: list[str] = [target for target in ("q", "k", "v") if target in targets]
         if of_attention:
             block.attn.qkv = AdaptedLinear(block.attn.qkv, ("q", "k", "v"), of_attention, rank, alpha)
         if "proj" in targets:

@@ -8,7 +8,9 @@ length of the sequence, stay as they are. Every method that prompts chooses (P_K
 a query q(x): the features of the frozen network without prompts.
 """
 
+from collections.abc import Iterable
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +80,7 @@ class PromptedTransformer(nn.Module):
         """(B, D) of the images that were last sent through :meth:`forward`."""
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Any:
         """timm's network."""
         return self.backbone.network
 
@@ -110,10 +112,14 @@ class PromptedTransformer(nn.Module):
             for name, stage in stages.items()
         }
 
+    def of_blocks(self) -> Iterable[Prompt]:
+        """The prompts, from the input on."""
+        return cast(Iterable[Prompt], self.prompts.values())
+
     def matching_loss(self) -> Tensor:
         """The mean over blocks of how far the keys chosen in the last forward pass are from the queries, a scalar."""
         assert self.query is not None
-        losses = [prompt.matching_loss(self.query) for prompt in self.prompts.values() if prompt.uses_query]
+        losses = [prompt.matching_loss(self.query) for prompt in self.of_blocks() if prompt.uses_query]
         return torch.stack(losses).mean()
 
     def _stem(self, x: Tensor) -> Tensor:
@@ -132,7 +138,7 @@ class PromptedTransformer(nn.Module):
         if str(index) not in self.prompts:
             tokens = block(tokens)
         else:
-            prompt: Prompt = self.prompts[str(index)]  # type: ignore[assignment]
+            prompt = cast(Prompt, self.prompts[str(index)])
             keys, values = prompt.keys_and_values(query[:, 0] if self.uses_query else None)
             attended = attend(block.attn, block.norm1(tokens), keys, values)
             tokens = tokens + block.drop_path1(block.ls1(attended))
@@ -143,7 +149,7 @@ class PromptedTransformer(nn.Module):
         return self.backbone.pool(h[:, :-1] if self.uses_query else h)
 
 
-def attend(attention: nn.Module, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """timm's multi-head self-attention of tokens x (B, N, D) with further keys and values in front of their own.
 
     Args:

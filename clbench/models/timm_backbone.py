@@ -4,10 +4,10 @@ import difflib
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import torch
@@ -67,7 +67,7 @@ class TimmBackbone(nn.Module):
         ConfigError: the name is unknown, its weights cannot be had, or it cannot take images of this size.
     """
 
-    config = TimmConfig
+    config: ClassVar[type[ModelConfig]] = TimmConfig
 
     def __init__(self, config: TimmConfig, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -183,7 +183,8 @@ def write_attention_out(model: nn.Module) -> None:
     On a processor the kernel is not one that ``torch.vmap`` batches, and in bfloat16 its gradient takes twice the time of all
     the rest (a ViT of six blocks, 96 wide, 65 tokens: 248 against 570 images a second; in single precision 285 against 221).
     """
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
 

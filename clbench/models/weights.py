@@ -107,7 +107,7 @@ def refuse_seen_classes(path: str, scenario: Scenario) -> None:
         )
 
 
-def origin(config: Any, backbone: nn.Module) -> dict[str, str] | None:
+def origin(config: Any, backbone: Any) -> dict[str, str] | None:
     """Where a network's weights come from; None for random weights.
 
     The checkpoint file and its SHA-256; or the folder or package of a text encoder, or timm's name with its tag and the
@@ -120,7 +120,7 @@ def origin(config: Any, backbone: nn.Module) -> dict[str, str] | None:
     if getattr(config, "path", None) is not None:
         return {"path": config.path, "sha256": weights_hash(backbone)}
     if getattr(config, "pretrained", False):
-        published = backbone.network.pretrained_cfg  # type: ignore[union-attr]
+        published = backbone.network.pretrained_cfg
         return {
             "timm": f"{published['architecture']}.{published['tag']}",
             "hub": str(published.get("hf_hub_id")),

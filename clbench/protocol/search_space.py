@@ -25,7 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, GridSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from clbench.conf_files import config_file
+from clbench.conf_files import config_file, yaml_mapping
 from clbench.config import typed
 from clbench.errors import ConfigError
 from clbench.options import override_value
@@ -264,7 +264,7 @@ def frozen_trial(values: Values, space: SearchSpace) -> FrozenTrial:
 def _search_of(strategy: str) -> dict[str, Any]:
     file = config_file("strategy", strategy)
     if file is not None:
-        return dict(OmegaConf.load(file).get("search") or {})
+        return dict(yaml_mapping(file).get("search") or {})
     return dict(STRATEGIES[strategy].config(name=strategy).search)
 
 

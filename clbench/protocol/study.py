@@ -218,7 +218,9 @@ class Study:
     def _evaluation_runs(self, cell: _Cell) -> Iterator[RunRequest]:
         for tuning in cell.tunings.values():
             best = tuning.best()
-            for seed in self.options.evaluation_seeds if best is not None else ():
+            if best is None:
+                continue
+            for seed in self.options.evaluation_seeds:
                 overrides = [*cell.method.overrides, *cell.streams.evaluation, *as_overrides(best.values)]
                 overrides += [*self._marks("evaluation", None, cell.method), f"seed={seed}"]
                 yield RunRequest(overrides, self._evaluation_folder(cell.method, best.values, seed))

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.conf_files import conf_dir
+from clbench.conf_files import conf_dir, yaml_mapping
 from clbench.errors import ConfigError
 from clbench.records.run_folder import RunFolder
 
@@ -45,7 +45,7 @@ def with_tuned_values(composed: DictConfig, given: list[str]) -> tuple[DictConfi
         return composed, ""
     method = "+".join([composed.strategy.name, *composed.strategy.plus])
     file = _file(wanted, composed, method)
-    content = OmegaConf.load(file)
+    content = yaml_mapping(file)
     own = {override.partition("=")[0].lstrip("+") for override in given}
     applied = {name: value for name, value in content["values"].items() if name not in own}
     try:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import pandas as pd
 
@@ -26,7 +26,7 @@ class WandbLog:
         self._wandb = wandb
         self._last_iteration = -1
         self._run = wandb.init(
-            mode=config.mode,
+            mode=cast(Literal["online", "offline", "disabled"], config.mode),
             project=config.project,
             group=config.group,
             config=run_config,

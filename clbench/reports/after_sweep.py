@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -41,7 +42,7 @@ class SweepReport(Callback):
         self._n_before = self._n_said = n_ended(self._folder)
         self._started = time.time()
 
-    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Called in the process that has made a run."""
         if self._folder is None:
             return

@@ -81,7 +81,7 @@ def _headline_kinds(runs: Runs) -> dict[str, str | None]:
     Evaluation runs that lie in a study and that its ``study.json`` does not name are left over from another selection.
     """
     resolved = runs.resolved_folders
-    shown = {}
+    shown: dict[str, str | None] = {}
     for study in runs.studies:
         for method in study.content["methods"]:
             kind = _headline(method["protocols"])

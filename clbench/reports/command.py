@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -156,7 +157,7 @@ def terminal_table(table: Table, metric: str, width: int) -> RichTable:
     shown = RichTable(title=table.heading, caption=table.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     for i in chosen:
-        justify = "right" if table.columns[i].is_number else "left"
+        justify: Literal["left", "right"] = "right" if table.columns[i].is_number else "left"
         shown.add_column(table.columns[i].heading, justify=justify, overflow="fold", no_wrap=i > 0)
     for row in table.rows:
         shown.add_row(*(_terminal_cell(row[i]) for i in chosen))

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -102,12 +103,14 @@ def _label(task: int, names: list[str]) -> str:
     return f"task {task + 1}: {name}"
 
 
-def _name_tasks(axes, boundaries: pd.Series) -> None:
+def _name_tasks(axes: Axes, boundaries: pd.Series) -> None:
     """Write the number of each task above its stretch of the curve, as far as there is room."""
     step = -(-len(boundaries) // 20)
     starts = [0, *boundaries.iloc[:-1]]
     for number, (start, stop) in enumerate(zip(starts, boundaries, strict=True), start=1):
         if (number - 1) % step == 0:
             text = f"learning {number}" if number == 1 and len(boundaries) <= MOST_LABELLED else f"{number}"
-            place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-            axes.annotate(text, ((start + stop) / 2, 1.0), fontsize=7, color="0.35", **place)
+            middle = ((start + stop) / 2, 1.0)
+            axes.annotate(
+                text, middle, xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7, color="0.35"
+            )

@@ -371,7 +371,7 @@ def equal_acc_levels(plasticity: tuple[float, float], stability: tuple[float, fl
     """A handful of round values of ACC within a rectangle of the stability-plasticity plane."""
     share = (n_tasks - 1) / n_tasks
     lowest, highest = (p - share * (1 - s) for p, s in zip(plasticity, stability, strict=True))
-    levels = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(100 * lowest, 100 * highest) / 100
+    levels = np.asarray(MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(100 * lowest, 100 * highest)) / 100
     return levels[(levels > lowest) & (levels < highest)]
 
 

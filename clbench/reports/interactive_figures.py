@@ -260,7 +260,7 @@ def cost_fronts(runs: pd.DataFrame, metric: Metric, looks: Looks, off_front: Col
         add_points(
             figure, method, table.score[table.method == method], table.score[table.method == method], looks[method]
         )
-    buttons = []
+    buttons: list[dict[str, Any]] = []
     for cost in shown:
         x, y = coordinates(cost)
         wide = means[cost].min() > 0 and means[cost].max() > 10 * means[cost].min()
@@ -298,8 +298,8 @@ def critical_difference(
 
     ranks = list(range(1, n + 1))
     lines([1, n], [0, 0])
-    for rank in ranks:
-        lines([rank, rank], [0, 0.12])
+    for tick in ranks:
+        lines([tick, tick], [0, 0.12])
     texts(ranks, [0.12] * n, [str(rank) for rank in ranks], "top center")
     lines([1, 1, 1, 1 + difference, 1 + difference, 1 + difference], [0.9, 1.1, 1.0, 1.0, 1.1, 0.9])
     texts([1 + difference / 2], [1.0], [f"critical difference {difference:.2f}"], "top center")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from clbench.reports.curve_figure import OKABE_ITO
 
@@ -38,7 +39,7 @@ class Look:
     colour: str
     plotly_dash: str
     plotly_marker: str
-    matplotlib_dash: tuple[float, tuple[float, ...]] | str
+    matplotlib_dash: tuple[float, tuple[float, ...]] | Literal["solid"]
     matplotlib_marker: str
 
     def faint(self, opacity: float) -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -38,7 +40,7 @@ DPI = 200
 MOST_PARTS = 40
 """Parts of a network that have their names written beside a heat map; of more, evenly spaced ones."""
 
-STYLE = {"fontsize": 9}
+STYLE: dict[str, Any] = {"fontsize": 9}
 
 Looks = Mapping[str, Look]
 
@@ -99,9 +101,8 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], looks: Looks) -> Figur
     n_tasks = max(matrix.shape[1] for matrix in matrices.values())
     columns = 2 if 5 < n_tasks <= MOST_WRITTEN else 3  # two where values need the room
     figure, grid = _panels(len(matrices), columns, 0.8 * WIDTH / columns)
-    image = None
     for axes, (method, matrix) in zip(grid, matrices.items(), strict=True):
-        image = axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="Blues")
+        axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="Blues")
         axes.set_title(_shortened(method, 60 // columns), loc="left", **STYLE)
         for ticks, count in ((axes.set_xticks, matrix.shape[1]), (axes.set_yticks, matrix.shape[0])):
             shown = range(0, count, -(-count // (10 if columns == 2 else 6)))
@@ -115,7 +116,7 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], looks: Looks) -> Figur
                     axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
     figure.supxlabel("task evaluated", **STYLE)
     figure.supylabel("after learning task", **STYLE)
-    figure.colorbar(image, ax=grid, label="accuracy (%)", fraction=0.04, aspect=30, pad=0.02)
+    figure.colorbar(grid[0].images[0], ax=grid, label="accuracy (%)", fraction=0.04, aspect=30, pad=0.02)
     return figure
 
 
@@ -191,9 +192,8 @@ def quantity_maps(shown: QuantityMap, looks: Looks) -> Figure:
     height = 2.6 if shown.of_tasks else max(2.0, 0.5 + 0.15 * min(len(first), MOST_PARTS))
     figure, grid = _panels(len(shown.maps), 2, height)
     lowest, highest = shown.range
-    image = None
     for place, (axes, (method, table)) in enumerate(zip(grid, shown.maps.items(), strict=True)):
-        image = axes.imshow(table, vmin=lowest, vmax=highest, cmap="Blues", aspect="auto", interpolation="nearest")
+        axes.imshow(table, vmin=lowest, vmax=highest, cmap="Blues", aspect="auto", interpolation="nearest")
         axes.set_title(_shortened(method, 40), loc="left", **STYLE)
         rows = list(table.index) if shown.of_tasks else shortened_parts(list(table.index))
         most_rows = 10 if shown.of_tasks else MOST_PARTS
@@ -213,7 +213,12 @@ def quantity_maps(shown: QuantityMap, looks: Looks) -> Figure:
     if shown.of_tasks:
         figure.supylabel("after learning task", **STYLE)
     figure.colorbar(
-        image, ax=grid, label=_shortened(quantity_heading(shown.quantity), 40), fraction=0.04, aspect=30, pad=0.02
+        grid[0].images[0],
+        ax=grid,
+        label=_shortened(quantity_heading(shown.quantity), 40),
+        fraction=0.04,
+        aspect=30,
+        pad=0.02,
     )
     return figure
 
@@ -248,9 +253,9 @@ def critical_difference(average_ranks: pd.Series, difference: float, cliques: li
     figure = Figure(figsize=(WIDTH, 0.4 * depth + 1.0), layout="constrained")
     axes = figure.add_subplot()
     margin = 0.05 * (n - 1)
-    for rank in range(1, n + 1):
-        axes.plot([rank, rank], [0, 0.12], color="black", linewidth=1)
-        axes.text(rank, 0.2, str(rank), ha="center", va="bottom", fontsize=9)
+    for tick in range(1, n + 1):
+        axes.plot([tick, tick], [0, 0.12], color="black", linewidth=1)
+        axes.text(tick, 0.2, str(tick), ha="center", va="bottom", fontsize=9)
     axes.plot([1, n], [0, 0], color="black", linewidth=1)
     for method, rank, side, row in labels:
         height = -first_label - 0.45 * row
@@ -353,8 +358,8 @@ def _panels(count: int, columns: int, row_height: float) -> tuple[Figure, list[A
     """A figure of ``count`` panels, at most ``columns`` beside each other."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(WIDTH, rows * row_height + 0.2), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(WIDTH, rows * row_height + 0.2), layout=layout)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[count:]:
         axes.remove()
@@ -408,7 +413,7 @@ def _legend(figure: Figure, methods: np.ndarray, looks: Looks, lines: bool = Fal
     columns = max(1, min(len(handles), 110 // (longest + 10)))
     figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(handles) // columns))
     figure.legend(
-        handles=handles, loc=f"outside {'lower' if below else 'upper'} left", ncols=columns, fontsize=8.5, frameon=False,
+        handles=handles, loc="outside lower left" if below else "outside upper left", ncols=columns, fontsize=8.5, frameon=False,
         handlelength=3.2 if lines else 1.5,
     )  # fmt: skip
 

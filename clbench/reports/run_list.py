@@ -156,7 +156,7 @@ def _as_shown(table: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
 def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return "–"
     return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else str(value).removesuffix(".0")
 

@@ -247,7 +247,7 @@ def connectivity_numbers(comparison: Comparison) -> pd.DataFrame:
     keys = ["scenario", "method", "task_learning", "tasks", "lam"]
     groups = comparison.connectivity.groupby(keys, sort=False)
     means, deviations, counts = groups[["accuracy", "loss"]].mean(), groups[["accuracy", "loss"]].std(), groups.size()
-    numbers = {}
+    numbers: dict[str, pd.Series] = {}
     for name in means:
         numbers |= {name: means[name], f"{name}_half_width": half_widths(deviations[name], counts)}
     return pd.DataFrame(numbers).assign(runs=counts).reset_index()

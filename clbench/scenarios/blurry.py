@@ -40,7 +40,7 @@ class Blurry(ClassIncremental):
     config = BlurryConfig
 
     @classmethod
-    def plan(cls, config: BlurryConfig, data: SourceData, seed: int) -> StreamPlan:
+    def plan(cls, config: BlurryConfig, data: SourceData, seed: int) -> StreamPlan:  # type: ignore[override]
         """Deal the classes out over tasks, and say which samples arrive when."""
         plan = super().plan(config, data, seed)
         blurred = {"disjoint": config.disjoint, "blur": config.blur, "told": config.told}

@@ -10,6 +10,7 @@ Exact but for the last bits: a matrix product may round otherwise in batches of 
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def refuse_cache(scenario: Scenario, inputs: InputPipeline, frozen: int) -> None
 
 @torch.no_grad()
 def cached(
-    scenario: Scenario, backbone: nn.Module, frozen: int, inputs: InputPipeline, precision: Precision
+    scenario: Scenario, backbone: Any, frozen: int, inputs: InputPipeline, precision: Precision
 ) -> tuple[Scenario, nn.Module]:
     """The stream of what the first ``frozen`` stages make of the samples, and the stages that are left as a network."""
     stages = backbone.stages() if hasattr(type(backbone), "stages") else {"backbone": backbone}
@@ -111,6 +112,6 @@ def cached(
     assert train is not None
     assert test is not None
     shape = train.store.shape[1:]
-    rest = RemainingStages(names[frozen:], modules[frozen:], int(backbone.n_features))  # type: ignore[arg-type]
+    rest = RemainingStages(names[frozen:], modules[frozen:], int(backbone.n_features))
     scenario = replace(scenario, train=train, validation=split_of(scenario.validation), _test=test, input_shape=shape)
     return scenario, rest

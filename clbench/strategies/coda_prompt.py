@@ -13,7 +13,9 @@ become in training; there the projections on each are subtracted, which is the s
 norm is a sum of squares, there their mean over the matrix, so that their μ is to be divided by the number of components squared.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,4 +62,5 @@ class CodaPrompt(Prompting):
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         """The penalty on components that are not orthogonal."""
-        return self.mu * torch.stack([prompt.orthogonality_loss() for prompt in self.network.prompts.values()]).sum()
+        prompts = cast(Iterable[PromptComponents], self.network.of_blocks())
+        return self.mu * torch.stack([prompt.orthogonality_loss() for prompt in prompts]).sum()

@@ -65,6 +65,7 @@ class DERExpandable(Strategy):
     options: DERExpandableConfig
     lam: Tensor
     temperature: Tensor
+    tuning_lr: Tensor
 
     def __init__(self, config: DERExpandableConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
@@ -87,7 +88,7 @@ class DERExpandable(Strategy):
         """The classifier alone on balanced exemplars, from the second task on."""
         if task.index == 0:
             return []
-        tuning = {"epochs": self.options.tuning_epochs}
+        tuning: dict[str, float] = {"epochs": self.options.tuning_epochs}
         if self.options.tuning_lr is not None:
             tuning["lr"] = float(self.tuning_lr)
         return [

@@ -52,6 +52,8 @@ class DGR(WithTeacher):
     config = DGRConfig
     needs = Needs(traits=frozenset({"remembers outputs"}))
     options: DGRConfig
+    mean: Tensor
+    std: Tensor
     teacher: ContinualModel
 
     def __init__(self, config: DGRConfig, model: ContinualModel, scenario: Scenario) -> None:

@@ -137,6 +137,9 @@ class DST(Strategy):
     late: Tensor
     grown: Tensor
     grown_from_earlier: Tensor
+    fired: Tensor
+    dense_gradient: Tensor
+    momentum: Tensor
 
     def __init__(self, config: DSTConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
@@ -267,7 +270,7 @@ class DST(Strategy):
             masked[layer.part] = True
         return masked
 
-    def _free(self, where: Tensor) -> float:
+    def _free(self, where: Tensor | slice) -> float:
         """Of some masked weights, bool (P,) or a slice, the share that no task uses."""
         return 1 - self.owned[where].double().mean().item()
 

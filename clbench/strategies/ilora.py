@@ -69,7 +69,7 @@ class ILoRA(LoRA):
     n_seen: Tensor
 
     @classmethod
-    def traits(cls, options: ILoRAConfig) -> frozenset[str]:  # type: ignore[override]
+    def traits(cls, options: ILoRAConfig) -> frozenset[str]:
         return cls.needs.traits | ({"reads the forward pass"} if options.layers == "all" else frozenset())
 
     def __init__(self, config: ILoRAConfig, model: ContinualModel, scenario: Scenario) -> None:

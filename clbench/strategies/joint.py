@@ -42,7 +42,7 @@ class Joint(Strategy):
     initial: Tensor
 
     @classmethod
-    def traits(cls, options: JointConfig) -> frozenset[str]:  # type: ignore[override]
+    def traits(cls, options: JointConfig) -> frozenset[str]:
         return cls.needs.traits | ({"starts from scratch"} if options.from_scratch else frozenset())
 
     def __init__(self, config: JointConfig, model: ContinualModel, scenario: Scenario) -> None:

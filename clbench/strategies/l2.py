@@ -61,7 +61,7 @@ class L2(Strategy):
     anchor: Tensor
 
     @classmethod
-    def traits(cls, options: L2Config) -> frozenset[str]:  # type: ignore[override]
+    def traits(cls, options: L2Config) -> frozenset[str]:
         return cls.needs.traits | (frozenset() if acts_in_first_task(options) else {"acts from second task"})
 
     def __init__(self, config: L2Config, model: ContinualModel, scenario: Scenario) -> None:

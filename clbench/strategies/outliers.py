@@ -40,6 +40,7 @@ with the best of three others; an MLP trained from scratch had 0.55 without and 
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class OutliersConfig(StrategyConfig):
 class Outliers(Strategy):
     """Trains the head alone against virtual outliers at the end of every task."""
 
-    config = OutliersConfig
+    config: ClassVar[type[OutliersConfig]] = OutliersConfig
     needs = Needs(traits=TRAITS)
     options: OutliersConfig
     lam: Tensor

@@ -57,6 +57,7 @@ class PackNet(Strategy):
     needs = Needs(settings=("task",), traits=frozenset({"linear head", "makes networks"}))
     options: PackNetConfig
     owner: Tensor
+    retrain_lr: Tensor
 
     def __init__(self, config: PackNetConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
@@ -70,7 +71,7 @@ class PackNet(Strategy):
     # ---- the stages of a task ---------------------------------------------------------------------------------------
 
     def stages(self, task: Task, n_steps: int) -> list[Stage]:
-        retrained = {"epochs": self.options.retrain_epochs}
+        retrained: dict[str, float] = {"epochs": self.options.retrain_epochs}
         if self.options.retrain_lr is not None:
             retrained["lr"] = float(self.retrain_lr)
         return [

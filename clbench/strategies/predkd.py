@@ -75,7 +75,7 @@ class PredKD(WithTeacher):
             )
 
     @classmethod
-    def traits(cls, options: PredKDConfig) -> frozenset[str]:  # type: ignore[override]
+    def traits(cls, options: PredKDConfig) -> frozenset[str]:
         return cls.needs.traits | ({"remembers outputs"} if options.loss in WITH_TEACHER else frozenset())
 
     @property

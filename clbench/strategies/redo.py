@@ -22,6 +22,7 @@ all.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class ReDo(UnitResets):
 
     def _bias(self, layer: HiddenLayer) -> Tensor:
         """Biases (U,) of a layer; zeros where it has none."""
-        bias = self.model.get_submodule(str(layer.incoming)).bias
+        bias = cast(Tensor | None, self.model.get_submodule(str(layer.incoming)).bias)
         return self.incoming(layer).new_zeros(len(self.incoming(layer))) if bias is None else bias
 
 

@@ -60,7 +60,7 @@ class ShrinkPerturb(Strategy):
     initial: Tensor
 
     @classmethod
-    def traits(cls, options: ShrinkPerturbConfig) -> frozenset[str]:  # type: ignore[override]
+    def traits(cls, options: ShrinkPerturbConfig) -> frozenset[str]:
         return cls.needs.traits | {"moves weights" if options.every == "step" else "shrinks between tasks"}
 
     def __init__(self, config: ShrinkPerturbConfig, model: ContinualModel, scenario: Scenario) -> None:

@@ -10,6 +10,7 @@ processor lose (``vmap`` makes grouped convolutions of them). So a few steps of 
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -128,7 +129,7 @@ def _middle(trainer: Trainer) -> int:
     return trainer.scenario.n_tasks // 2
 
 
-def _seconds(action, device: torch.device) -> float:
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
     """The median of a few timings."""
     timings = []
     for number in range(WARM_UP_STEPS + TIMED_STEPS):

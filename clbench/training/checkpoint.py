@@ -4,7 +4,7 @@ import os
 import pickle
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         noting = _Noting(file)
         try:
-            torch.save(state, noting)
+            torch.save(state, cast(IO[bytes], noting))
         except RuntimeError as error:  # torch's writer makes one of whatever the file raises
             if noting.failure is not None:
                 raise noting.failure from error

@@ -61,8 +61,9 @@ class ElementwiseAdam(EagerOptimizer):
                 second = state["exp_avg_sq"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
                 size = (second / missing(BETA_2, taken)).sqrt_().add_(EPSILON)
                 parameter.sub_(group["lr"] / missing(BETA_1, taken) * first / size)
-                for tensor, old in zip(changed, before, strict=False):
-                    tensor.copy_(torch.where(overflow > 0, old, tensor))
+                if overflow is not None:
+                    for tensor, old in zip(changed, before, strict=True):
+                        tensor.copy_(torch.where(overflow > 0, old, tensor))
 
 
 def missing(beta: float, taken: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ batched products; dropout draws other numbers of the same distribution, from the
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Fleet:
         self.diverged: dict[int, Diverged] = {}
         """Why, for every run that has diverged. Such a run is frozen: it takes no further part."""
         self._alive = list(range(len(members)))
+        self._reference: tuple[list[int], Samples] | None = None  # see _reference_samples
 
     def fit(self) -> None:
         """Train every run to the end of its stream, or to where it diverges.
@@ -124,7 +126,8 @@ class Fleet:
 
     def train_step(self) -> None:
         """One step of every member that has steps left, and the evaluation where it is due."""
-        step, groups = self.step, {}
+        step = self.step
+        groups: dict[Any, list[int]] = {}
         for row, member in enumerate(self._living):
             if step < len(member.steps):
                 member.enter_where_due()
@@ -217,7 +220,7 @@ class Fleet:
             gradients = clip_rows(gradients, self._clip if index is None else self._clip[index])
         before = None if factors is None else stack.weights.clone()
         self._optimizer.step(stack.weights, gradients, step, index)
-        if before is not None:
+        if before is not None and factors is not None:
             stack.weights.copy_(slowed(before, stack.weights, factors))
         if held:
             stack.weights.copy_(torch.where(trained, stack.weights, kept))
@@ -280,10 +283,10 @@ class Fleet:
         self._clip: Tensor | None = None if largest[0] is None else self._stacked.weights.new_tensor(largest)
         self._inputs = StackedInputs([member.inputs for member in members], [m.scenario.train for m in members])
         evaluators = [member.evaluator for member in members]
-        adaptive = isinstance(evaluators[0], AdaptiveEvaluator)
-        self._evaluation = StackedAdaptive(evaluators) if adaptive else StackedPeriodic(evaluators)
+        adaptive = [evaluator for evaluator in evaluators if isinstance(evaluator, AdaptiveEvaluator)]  # all or none
+        self._evaluation = StackedAdaptive(adaptive) if adaptive else StackedPeriodic(evaluators)
         self._indices: dict[tuple[int, ...], Tensor] = {}
-        self._reference: tuple[list[int], Samples] | None = None
+        self._reference = None
         self._losses: list[tuple[list[Trainer], list[int], dict[str, Tensor]]] = []
 
     def _hand_back(self) -> None:

@@ -5,11 +5,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNAL_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+SIGNAL_STATUS: dict[int | None, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Signal → exit status of a process that it has stopped."""
 
-_DEFAULT = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_DEFAULT: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 _noted: list[signal.Signals] = []
 

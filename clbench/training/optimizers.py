@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ def make_optimizer(
     """
     if renewed and config.optimizer != "sgd":
         return ElementwiseAdam(parameters, config.lr, config.weight_decay, decoupled=config.optimizer == "adamw")
-    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         sgd = SGD(parameters, momentum=config.momentum, **common)
         if config.momentum:

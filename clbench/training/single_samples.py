@@ -16,7 +16,7 @@ from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Scenario
 
 
-def smallest_batch(model: ContinualModel, shape: tuple[int, int, int]) -> int:
+def smallest_batch(model: ContinualModel, shape: tuple[int, ...]) -> int:
     """The fewest samples (C, H, W) that ``model`` can be trained on at a time, in the modes that its modules are in: 1 or 2."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
         return 1

@@ -203,7 +203,7 @@ class Trainer:
         self.steps = self._placed(self._plan)
         self.learning_rates = learning_rates(config, len(self.steps))
         within, self._after = self.learner.stages(self._task, len(self.steps))
-        self._within = {stage.start: stage for stage in within}
+        self._within = {stage.start: stage for stage in within if stage.start is not None}
         if self.n_stages_after:
             self._go_on_after_plan()
         else:

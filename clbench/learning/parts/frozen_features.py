@@ -44,7 +44,7 @@ class FrozenFeatures(Strategy):
     options: FrozenFeaturesConfig
 
     @classmethod
-    def traits(cls, options: FrozenFeaturesConfig) -> frozenset[str]:  # type: ignore[override]
+    def traits(cls, options: FrozenFeaturesConfig) -> frozenset[str]:
         return cls.needs.traits | ({"trains first task"} if options.extractor == "first_task" else frozenset())
 
     def __init__(self, config: FrozenFeaturesConfig, model: ContinualModel, scenario: Scenario) -> None:

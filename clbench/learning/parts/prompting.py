@@ -41,12 +41,12 @@ class Prompting(Strategy):
     @property
     def network(self) -> PromptedTransformer:
         """The network with its prompts."""
-        return self.model.backbone  # type: ignore[return-value]
+        return self.model.backbone
 
     def begin_task(self, task: Task) -> Tensor | None:
         """Tell every prompt; returns which trained weights they have drawn anew."""
-        renewed = {}
-        for block, prompt in self.network.prompts.items():
+        renewed: dict[str, Tensor] = {}
+        for block, prompt in zip(self.network.prompts, self.network.of_blocks(), strict=True):
             drawn = prompt.begin_task(task.index, task.torch_generator(f"prompt{block}"))
             renewed |= {f"backbone.prompts.{block}.{name}": entries for name, entries in drawn.items()}
         return self.model.flat_mask(renewed) if renewed else None

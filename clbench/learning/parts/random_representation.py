@@ -99,7 +99,7 @@ class RandomRepresentation(nn.Module):
         random = self.windows.movedim(0, 1).flatten(1)  # (n_in, N2 N1)
         low, width = _ranges(standardised(u) @ random for u in batches())
         f_low, f_range = (t.view(self.windows.shape[::2]) for t in (low, width))
-        FF, FX = 0, 0
+        FF, FX = torch.zeros(()), torch.zeros(())
         for u in batches():
             x = standardised(u)
             F = self._windows_of(x, f_low, f_range)

@@ -15,7 +15,7 @@ is made in the mode that training has: BatchNorm normalises with the batch's sta
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +91,11 @@ class UnitResets(Strategy):
 
     def incoming(self, layer: HiddenLayer) -> Tensor:
         """Incoming weights (U, n_in) of a layer, or (U, n_in, height, width)."""
-        return self.model.get_submodule(str(layer.incoming)).weight
+        return cast(Tensor, self.model.get_submodule(str(layer.incoming)).weight)
 
     def outgoing(self, layer: HiddenLayer) -> Tensor:
         """Outgoing weights (n_out, U, n) of a layer: n is the number of a kernel's or, behind a flattening, of all pixels."""
-        weight = self.model.get_submodule(str(layer.outgoing)).weight
+        weight = cast(Tensor, self.model.get_submodule(str(layer.outgoing)).weight)
         return weight.reshape(len(weight), len(self.incoming(layer)), -1)
 
     def reset(self, resets: Sequence[Reset]) -> Tensor:
@@ -121,13 +121,14 @@ class UnitResets(Strategy):
 
     def _reset_norm(self, name: str, units: Tensor, put: Callable[[str, Tensor, float], None]) -> None:
         """Reset units of a normalisation layer; ``put`` writes to a trained parameter where a mask is True."""
-        norm = self.model.get_submodule(name)
+        norm: Any = self.model.get_submodule(name)
         if norm.weight is not None:
             put(f"{name}.weight", _rows(units, norm.weight), 1.0)
             put(f"{name}.bias", _rows(units, norm.bias), 0.0)
-        if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.running_mean is not None:
-            norm.running_mean.copy_(torch.where(units, 0.0, norm.running_mean))
-            norm.running_var.copy_(torch.where(units, 1.0, norm.running_var))
+        if isinstance(norm, nn.modules.batchnorm._NormBase):
+            for statistic, start in ((norm.running_mean, 0.0), (norm.running_var, 1.0)):
+                if statistic is not None:
+                    statistic.copy_(torch.where(units, start, statistic))
 
     def _resettable_layers(self) -> list[HiddenLayer]:
         """The layers of which single units can be reset, and whose weights are trained."""
