@@ -242,15 +242,17 @@ class ContinualModel(nn.Module):
             return
         self.backbone.grow(task)
         n_features, narrow = int(self.backbone.n_features), self.head
+        assert isinstance(narrow, nn.Linear), "heads of other kinds do not grow"
         self._n_features_before = narrow.in_features
         if n_features != narrow.in_features:
             weight = narrow.weight
-            self.head = nn.utils.skip_init(
+            wide = nn.utils.skip_init(
                 nn.Linear, n_features, narrow.out_features, device=weight.device, dtype=weight.dtype
             )
             with torch.no_grad():
-                self.head.weight.zero_()[:, : narrow.in_features] = weight
-                self.head.bias.copy_(narrow.bias)
+                wide.weight.zero_()[:, : narrow.in_features] = weight
+                wide.bias.copy_(narrow.bias)
+            self.head = wide
 
     @property
     def grows(self) -> bool:
@@ -266,8 +268,8 @@ class ContinualModel(nn.Module):
         self.answer.current_task.fill_(task)
         if task > 0 and self.zero_head:
             with torch.no_grad():
-                self.head.weight.zero_()
-                self.head.bias.zero_()
+                for parameter in self.head.parameters():
+                    parameter.zero_()
             return self._rows_of_head(torch.ones_like(self.answer.class_task, dtype=torch.bool))
         n_before = self._n_features_before or self.head.in_features
         if task == 0 or (self.answer.sees_all and n_before == self.head.in_features):

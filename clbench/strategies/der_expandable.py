@@ -31,6 +31,7 @@ from clbench.learning.parts.exemplars import ExemplarMemory
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.models.expandable import ExpandableBackbone
+from clbench.models.heads import CosineHead
 from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples, Scenario
@@ -129,7 +130,7 @@ class DERExpandable(Strategy):
         return [Measurement("extractor_weights", "", sum(p.numel() for p in self.model.backbone.parameters()))]
 
 
-def _draw(layer: nn.Linear, generator: torch.Generator) -> None:
+def _draw(layer: nn.Linear | CosineHead, generator: torch.Generator) -> None:
     """Draw a layer anew as ``torch.nn.Linear`` does, from a CPU generator."""
     bound = 1 / math.sqrt(layer.in_features)
     with torch.no_grad():

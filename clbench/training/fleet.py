@@ -236,7 +236,7 @@ class Fleet:
     @staticmethod
     def _recalled(stack: Stack, steps: list[Step]) -> list[Step]:
         """The steps with the ids of what their slots hold at present."""
-        held = {}
+        held: dict[str, Any] = {}
         for name in ("replay_slots", "reference_slots"):
             if getattr(steps[0], name) is not None:
                 with torch.no_grad():
