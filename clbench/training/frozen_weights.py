@@ -53,4 +53,4 @@ class FrozenWeights:
 def sha256_of(tensor: Tensor) -> str:
     """SHA-256 of a tensor's values, of any type."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(values.numpy()).hexdigest()
+    return hashlib.sha256(values.numpy().data).hexdigest()
