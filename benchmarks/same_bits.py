@@ -25,8 +25,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+import pairs
 from composed import composed
-from strategies import pairs
 from streams import STREAMS, small_network, small_options
 
 from clbench.errors import ConfigError, Diverged

@@ -58,6 +58,7 @@ OPTIONS = {
     "ranpac": ["strategy.extractor=first_task"],
     "slda": ["strategy.extractor=first_task"],
     "dst": ["strategy.update_every=1"],
+    "er_ace": ["strategy.replay_batch_size=1", "strategy.present=task"],  # so that A-GEM finds something to project
     "icarl": ["strategy.loss=ce_kd"],  # whose gradient GEM finds something to project in
     "redo": ["strategy.period_unit=steps", "strategy.period=1", "strategy.threshold=0.5"],
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=0"],

@@ -129,6 +129,8 @@ class Batch(NamedTuple):
         columns: the plan's columns at this step, by name.
         update: (P,) the change of the trained parameters that the optimizer would make for the loss gradient; in
             ``edit_gradients`` of a strategy that ``looks_ahead``, else None.
+        gradient: (P,) of the step's loss, before strategies or clipping changed it; in ``after_step`` where a strategy
+            ``keeps_gradient``, else None.
         outputs: of the step's own forward pass, detached; in ``after_step`` where a strategy ``keeps_outputs``, else None.
     """
 
@@ -139,6 +141,7 @@ class Batch(NamedTuple):
     reference_sizes: tuple[int, ...] = ()
     columns: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
     update: Tensor | None = None
+    gradient: Tensor | None = None
     outputs: "Outputs | None" = None
 
 
@@ -275,6 +278,11 @@ class Strategy(nn.Module):
     @property
     def keeps_outputs(self) -> bool:
         """Whether ``after_step`` wants ``batch.outputs`` in the task being learned."""
+        return False
+
+    @property
+    def keeps_gradient(self) -> bool:
+        """Whether ``after_step`` wants ``batch.gradient`` in the task being learned."""
         return False
 
     @property

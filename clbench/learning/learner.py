@@ -172,6 +172,11 @@ class Learner(nn.Module):
         return any(strategy.keeps_outputs for strategy in self)
 
     @property
+    def keeps_gradient(self) -> bool:
+        """Whether a strategy wants to see after a step the gradient of its loss."""
+        return any(strategy.keeps_gradient for strategy in self)
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether ``edit_gradients`` wants to know the optimizer's update."""
         return self._owner["edit_gradients"].looks_ahead

@@ -207,6 +207,7 @@ class Fleet:
         factors = _rate_factors(members, stack.weights)
         with precision.autocast():
             terms, outputs, gradients = stack.losses_and_gradients(batch, members[0].options.microbatch)
+            of_loss = gradients if learner.keeps_gradient else None
             if learner.edits_gradients:
                 if learner.looks_ahead:
                     update = self._optimizer.next_update(stack.weights, gradients, step, index)
@@ -226,9 +227,8 @@ class Fleet:
             stack.weights.copy_(torch.where(trained, stack.weights, kept))
         if learner.acts_after_steps:
             with torch.no_grad():
-                renewed = stack.after_step(
-                    members[0].steps_before + step + 1, batch._replace(update=None, outputs=outputs)
-                )
+                seen = batch._replace(update=None, gradient=of_loss, outputs=outputs)
+                renewed = stack.after_step(members[0].steps_before + step + 1, seen)
             if renewed is not None:
                 self._optimizer.forget(renewed, index)
         return terms

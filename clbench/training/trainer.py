@@ -415,8 +415,10 @@ class Trainer:
         if self.learner.stage.trains_head_only:
             # What has no gradient gets zeros, as in a fleet: the optimizer, too, has to go on as it does there.
             assign_gradients(self.parameters, flatten_gradients(self.parameters))
-        if self.learner.edits_gradients:
+        gradient = None
+        if self.learner.edits_gradients or self.learner.keeps_gradient:
             gradient = self.precision.finite(flatten_gradients(self.parameters))
+        if gradient is not None and self.learner.edits_gradients:
             if self.learner.looks_ahead:
                 update = next_update(self.optimizer, gradient)
                 batch = batch._replace(update=update if self.slowed is None else self.slowed.factors * update)
@@ -438,9 +440,8 @@ class Trainer:
             self.held.put_back()
         if self.learner.acts_after_steps:
             with torch.no_grad():
-                renewed = self.learner.after_step(
-                    self.steps_before + self.step + 1, batch._replace(update=None, outputs=outputs)
-                )
+                seen = batch._replace(update=None, gradient=gradient, outputs=outputs)
+                renewed = self.learner.after_step(self.steps_before + self.step + 1, seen)
             if renewed is not None:
                 forget(self.optimizer, renewed)
         if look:

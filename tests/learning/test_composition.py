@@ -23,7 +23,8 @@ NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet"}
 RESETS = {"continual_backprop", "redo"}
 OUTLIERS = {"outliers", "ovor"}
 OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
-OWN_LOSS = {"der_expandable", "derpp", "dgr", "eeil", "er", "gss", "icarl", "ilora", "joint", "predkd"}
+IMPORTANCE = {"ewc", "mas", "si"}
+OWN_LOSS = {"der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "icarl", "ilora", "joint", "predkd"}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
 MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
@@ -37,10 +38,10 @@ REFUSED = [
     ({"predkd"}, {"dst", "packnet"}, "the second for"),
     (
         {"hypernetwork"},
-        {"der_expandable", "derpp", "dgr", "eeil", "er", "gss", "joint", "predkd"},
+        {"der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "joint", "predkd"},
         "each of them decides the loss",
     ),
-    ({"hypernetwork"}, OF_WEIGHTS | MOVES | {"ewc"}, "leaves none that are trained"),
+    ({"hypernetwork"}, OF_WEIGHTS | MOVES | IMPORTANCE, "leaves none that are trained"),
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
     (CLOSED_FORM, {"icarl", "ilora"}, "each of them decides the prediction"),
@@ -52,11 +53,11 @@ REFUSED = [
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
     ({"der_expandable"}, LORA | PROMPTS, "adds to a network that"),
-    ({"der_expandable"}, OF_WEIGHTS | MOVES | {"ewc", "owm"}, "acts on the same ones in all tasks"),
+    ({"der_expandable"}, OF_WEIGHTS | MOVES | IMPORTANCE | {"owm"}, "acts on the same ones in all tasks"),
     ({"der_expandable"}, {"featkd", "lwf"}, "keeps a network like the present one"),
     ({"der_expandable"}, {"outliers"}, "keeps some of a fixed number"),
     ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
-    ({"ewc"}, {"reglora"}, "anew for every task"),
+    (IMPORTANCE, {"reglora"}, "anew for every task"),
     (OUTLIERS, MOVES, "changes the weights behind them"),
     (OUTLIERS, OUTLIERS, "each of them trains the head against virtual outliers"),
     (OUTLIERS, {"joint"}, "trains on those of earlier tasks"),
