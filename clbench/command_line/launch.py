@@ -46,10 +46,10 @@ def launch(words: list[str], commands: list[str]) -> int:
         return 0
     if arguments.is_sweep:
         return _sweep(arguments, overrides, composed)
-    return _single(composed)
+    return _single(arguments, overrides, composed)
 
 
-def _single(composed: DictConfig) -> int:
+def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) -> int:
     """One run in a folder of its own, which is not left behind where the run is refused."""
     from clbench.command_line.single_run import run_alone
     from clbench.records.run_folder import RunFolder
@@ -67,7 +67,10 @@ def _single(composed: DictConfig) -> int:
 
     with folder.removed_if_refused():
         try:
-            run_alone(composed, folder, once)
+            if composed.hydra.verbose:  # Hydra's entry point lists what it has found and composed
+                _call_hydra(arguments, [*overrides, *folder.override("hydra.run.dir")], once)
+            else:
+                run_alone(composed, folder, once)
         except KeyboardInterrupt as error:
             raise Interrupted(str(folder.path), getattr(error, "signal", None)) from error
         if "error" in result:

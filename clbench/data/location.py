@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from platformdirs import user_cache_path
 
 from clbench.config import DataConfig
@@ -107,15 +108,17 @@ def verified(source: str, data: SourceData, location: Path | str) -> SourceData:
         return data
     notes = []
     for split in ("train", "test"):
-        found = getattr(data, split).content_hash
+        samples = getattr(data, split)
+        found = samples.content_hash
         if found == known[split]:
             continue
         copies = {copy[split]: copy["note"] for copy in known.get("copies", [])}
         if found in copies:
             notes.append(copies[found])
         elif known[split] is not None:
+            kind = "images" if samples.pixels.dtype == np.uint8 else "texts"
             raise DataError(
-                f"the {split} images of {source} at {location} are damaged or not the official ones: their content hash "
+                f"the {split} {kind} of {source} at {location} are damaged or not the official ones: their content hash "
                 f"is {found}, expected {known[split]}; delete that copy and fetch it again"
             )
     return replace(data, note="; ".join(dict.fromkeys(notes))) if notes else data

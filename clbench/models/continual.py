@@ -332,7 +332,9 @@ class ContinualModel(nn.Module):
         Raises:
             ConfigError: the backbone has no such weights, or they are frozen.
         """
-        attention = [p for name, p in self.backbone.named_parameters() if ATTENTION.search(name)]
+        # By the names of stages, which stay when those before them are left out, see clbench.scenarios.cached_prefix.
+        named = [(f"{stage}.{n}", p) for stage, part in self.stages().items() for n, p in part.named_parameters()]
+        attention = [p for name, p in named if ATTENTION.search(name)]
         if not attention:
             raise ConfigError(
                 f"{asked_by} needs the weights blocks.*.attn.qkv of a vision transformer, which this network has not: choose "

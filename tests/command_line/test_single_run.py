@@ -50,3 +50,13 @@ def test_hydras_records_and_callbacks(clb, tmp_path, monkeypatch):
     assert f"hydra.run.dir={hydras.run.dir}" in hydras.overrides.hydra
     assert hydras.overrides.hydra[-1] == "hydra.mode=RUN"
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").seed == 3
+
+
+def test_hydras_debug_listing_is_there_when_it_is_asked_for(clb, tmp_path):
+    status, output, errors = clb(*SMALL, "hydra.verbose=true", "seed=3")
+    assert status == 0, errors
+    listed = output + errors
+    assert "Config search path" in listed
+    assert "Installed Hydra Plugins" in listed
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert OmegaConf.load(folder / "config.yaml").seed == 3

@@ -67,6 +67,12 @@ def test_damaged_copy_is_refused(damage):
         verified("digits", altered(damage), "here")
 
 
+def test_damaged_texts_are_not_called_images():
+    texts = ImageSet(np.zeros((2, 8), np.int32), np.array([0, 1]))
+    with pytest.raises(DataError, match="the train texts of clinc150 at here are damaged"):
+        verified("clinc150", SourceData(texts, texts, ["a", "b"], (), ()), "here")
+
+
 def test_repacked_copy_is_accepted():
     order = np.random.default_rng(0).permutation(1442)
     assert verified("digits", altered(lambda pixels, labels: (pixels[order], labels[order])), "here").note == ""

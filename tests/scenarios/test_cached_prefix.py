@@ -24,6 +24,7 @@ MLP = ["scenario=split_digits", "model.hidden=[16,12,8]"]
         [*MLP, "model.frozen=3", "strategy=er", "strategy.memory_size=20"],
         [*MLP, "model.frozen=2", "strategy=icarl", "strategy.memory_size=20"],
         [*VIT, "model.frozen=2", "strategy=ewc"],
+        [*VIT, "model.frozen=2", "strategy=l2", "strategy.where=attention"],
         [*MLP, "model.frozen=3", "strategy=slda"],
         ["scenario=split_digits", "model=slim_resnet18", "model.width=2", "model.frozen=2", "strategy=finetune"],
     ],
@@ -49,6 +50,15 @@ def test_frozen_stages_are_not_run_while_training(small_trainer, monkeypatch):
     names = [name for name, _ in trainer.learner.model.named_parameters()]
     assert len(names) == 4  # of the stage that is left, and the head
     assert len(trainer.parameters) == 4
+
+
+def test_attention_alone_is_trained_in_the_stages_that_are_left(small_trainer):
+    asked = [*VIT, "model.frozen=2", "strategy=ewc", "strategy.where=attention"]  # the embedding and the first block
+    cached = small_trainer(*asked, "data.cache_prefix=true", checkpoint="cached").learner.model
+    plain = small_trainer(*asked, checkpoint="plain").learner.model
+    names = {name.rpartition("attn.")[2] for name in cached.trained()}
+    assert names == {"qkv.weight", "qkv.bias", "head.weight", "head.bias"}
+    assert [p.shape for p in cached.trained().values()] == [p.shape for p in plain.trained().values()]
 
 
 @pytest.mark.parametrize(
