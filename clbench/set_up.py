@@ -20,6 +20,7 @@ from clbench.learning.learner import Learner
 from clbench.models.continual import ContinualModel
 from clbench.models.timm_backbone import write_attention_out
 from clbench.models.weights import load_backbone, origin, refuse_seen_classes
+from clbench.precision import Precision, allow_tf32
 from clbench.registry import MODELS, STRATEGIES
 from clbench.scenarios.build import build
 from clbench.scenarios.cached_prefix import cached, refuse_cache
@@ -28,7 +29,6 @@ from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.own_data import refuse_borrowed_name, with_own_note
 from clbench.scenarios.scenario import Scenario
 from clbench.seeding import torch_draws_from
-from clbench.training.precision import Precision, allow_tf32
 
 
 @dataclass

@@ -21,12 +21,12 @@ from clbench.compose import added_strategy
 from clbench.config import RunConfig, typed
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.learning.composition import refuse
+from clbench.precision import Precision
 from clbench.registry import STRATEGIES
 from clbench.scenarios.build import build
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Scenario, Split
 from clbench.set_up import learner_of, network_of
-from clbench.training.precision import Precision
 from clbench.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from clbench.config import EvaluatorConfig
 from clbench.learning.learner import Learner
+from clbench.precision import Precision
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario, Split
 from clbench.seeding import torch_generator
-from clbench.training.precision import Precision
 
 log = logging.getLogger(__name__)
 

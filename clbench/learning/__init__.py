@@ -6,5 +6,6 @@
 ``composition``  which strategies go together, with which network, stream and options
 ``stack``        many learners of one structure as one, for fleets
 ``compilation``  ``trainer.compile``
+``microbatch``   ``trainer.microbatch``
 ``parts``        what several methods share
 """

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from clbench.data.store import Store, shared_store
 from clbench.errors import ConfigError
+from clbench.precision import Precision
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Scenario, Split
-from clbench.training.precision import Precision
 
 AT_ONCE = 256
 """Samples that go through the stages together."""
