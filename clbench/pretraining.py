@@ -18,12 +18,10 @@ from clbench.command_line.checks import check_overrides
 from clbench.compose import compose
 from clbench.errors import ConfigError, Diverged
 from clbench.models.weights import SEEN_IMAGES
-from clbench.progress import ProgressDisplay
 from clbench.records.log_file import log_files
 from clbench.records.run_folder import RunFolder
 from clbench.run import Run
 from clbench.scenarios.scenario import Scenario
-from clbench.training.interruption import signals_noted
 
 WEIGHTS_FILE = "backbone.safetensors"
 
@@ -64,11 +62,8 @@ def pretrain(arguments: list[str]) -> Path:
     with RunFolder(folder).owned(), log_files([folder]):
         job = Run(composed, folder)
         with job.recording_failure():
-            trainer = job.begin(live=True)
             try:
-                progress = ProgressDisplay(trainer.scenario.n_tasks, composed.progress)
-                with signals_noted(), progress as trainer.on_progress:
-                    trainer.fit()
+                trainer = job.train()
             except Diverged as error:
                 job.finish(error)
                 raise ConfigError(f"pretraining diverged, so that there are no weights to keep: {error}") from error

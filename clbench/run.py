@@ -58,11 +58,8 @@ def run(composed: DictConfig, path: Path, reuse: bool = False) -> Summary:
 
 def _run(job: "Run") -> Summary:
     with job.recording_failure():
-        trainer = job.begin(live=True)
         try:
-            progress = ProgressDisplay(trainer.scenario.n_tasks, job.composed.progress)
-            with signals_noted(), progress as trainer.on_progress:
-                trainer.fit()
+            job.train()
         except Diverged as error:
             return job.finish(error)
         return job.finish()
@@ -144,6 +141,19 @@ class Run:
             on_task_end=self._on_task_end,
         )
         return self.trainer
+
+    def train(self) -> Trainer:
+        """Set everything up and train to the end of the stream, with a progress bar.
+
+        Raises:
+            Diverged: the training loss became NaN or infinite.
+            Interrupted: Ctrl-C or SIGTERM has come.
+        """
+        trainer = self.begin(live=True)
+        progress = ProgressDisplay(trainer.scenario.n_tasks, self.composed.progress)
+        with signals_noted(), progress as trainer.on_progress:
+            trainer.fit()
+        return trainer
 
     def finish(self, diverged: Diverged | None = None) -> Summary:
         """Write what is known after the last step; returns the content of ``summary.json``."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from clbench.errors import ConfigError, choose_from, nearest
 
+GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "debug", "protocol", "search_space")
+"""What chooses a YAML file by its name."""
+
 PLAIN = (
     "--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--resolve", "--shell-completion", "-sc",
 )  # fmt: skip
@@ -146,8 +149,6 @@ def _refuse_word(word: str, words: list[str], commands: Iterable[str]) -> None:
         raise ConfigError(f"{' '.join(words)}: an override is written without spaces, as key=value")
     if position > 0 and word in commands:
         raise ConfigError(f"the command {word} comes first: python -m clbench {word} …")
-    from clbench.command_line.checks import GROUPS
-
     if word in GROUPS:
         raise ConfigError(f"{word} needs a value: {word}=…; python -m clbench list {word} shows the choices")
     near = nearest(word, GROUPS)

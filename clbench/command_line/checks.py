@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench.command_line.arguments import Arguments
+from clbench.command_line.arguments import GROUPS, Arguments
 from clbench.command_line.explanations import (
     explained,
     put_in,
@@ -27,9 +27,6 @@ from clbench.compose import compose
 from clbench.conf_files import group_choices
 from clbench.config import typed
 from clbench.errors import ConfigError
-
-GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "debug", "protocol", "search_space")
-"""What chooses a YAML file by its name."""
 
 FIRST_SEEDS = {"protocol.tuning_seeds": 0, "protocol.evaluation_seeds": 100}
 """Options of a protocol that may be given as a number of seeds → the first of these."""
