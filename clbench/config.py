@@ -341,7 +341,9 @@ def typed(composed: DictConfig) -> RunConfig:
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
-    """The run's own part of a configuration."""
+    """The run's own part of a configuration: the same one where it is all."""
+    if "hydra" not in composed:
+        return composed
     own = composed.copy()
     with open_dict(own):
         own.pop("hydra", None)

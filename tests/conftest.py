@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from composed import composed
 from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from clbench.compose import compose
 from clbench.learning.base import Batch
 from clbench.scenarios.task import Task
 from clbench.set_up import Setup, set_up
+from clbench.testing.small_runs import composed
 from clbench.training.trainer import Trainer
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

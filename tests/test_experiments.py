@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from composed import composed
 
 from clbench.conf_files import conf_dir, group_choices
 from clbench.errors import DataError
 from clbench.models.hypernetworks import ChunkedHypernetwork, Pieces, RecurrentHypernetwork
 from clbench.options import check_fields, to_dataclass
 from clbench.set_up import set_up
+from clbench.testing.small_runs import composed
 from clbench.training.trainer import Trainer
 
 NAMES = group_choices("experiment")

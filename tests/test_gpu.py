@@ -9,9 +9,10 @@ import warnings
 import pandas as pd
 import pytest
 import torch
-from streams import digits_for, small_network, small_options
+from streams import digits_for
 
 from clbench.registry import STRATEGIES
+from clbench.testing.small_runs import small_network, small_options
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ import pytest
 from clbench import listing
 from clbench.conf_files import group_choices
 from clbench.errors import ConfigError
-from clbench.registry import MODELS, SOURCES, STRATEGIES
+from clbench.registry import MODELS, SOURCES
 
 
 def test_list_has_a_line_for_everything(capsys, monkeypatch):
@@ -18,17 +18,6 @@ def test_list_has_a_line_for_everything(capsys, monkeypatch):
         for name in group_choices(group):
             assert name in text
             assert len(listing.one_line(group, name)) > 10, f"{group}={name} has no description"
-
-
-@pytest.mark.parametrize("name", STRATEGIES.names())
-def test_describe_shows_equation_options_and_source(name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    listing.describe(name)
-    text = capsys.readouterr().out
-    assert "=" in text
-    assert f"strategy={name}" in text
-    for field in vars(STRATEGIES[name].config(name=name)):
-        assert f"strategy.{field}" in text
 
 
 def test_describe_gives_a_command_that_runs_and_names_a_changed_schedule(capsys, monkeypatch):

@@ -24,16 +24,35 @@ A strategy overrides only what it needs of
 ``notes``                 what a reader of its results has to know
 ========================  =============================================================================================
 
+What a hook has to work with:
+
+* ``self.options``: the options, checked, as the dataclass ``config`` has them; its fields are made with
+  :func:`clbench.options.option`, and what has no default there is in ``conf/strategy/<name>.yaml``;
+* ``self.model``: ``model(x)``, ``model.features(x)``, ``model.head``, and ``model.answer.restrict(logits, task)``, which rules
+  out the classes that are not to be seen, as :meth:`Strategy.cross_entropy` does; what is trained is
+  ``self.flat_parameters()``, (P,);
+* ``batch.samples``: images ``x`` (B, C, H, W), labels ``y`` (B,) and ``task`` (B,); see :class:`Batch`;
+* ``task`` in ``begin_task``, ``plan``, ``stages`` and ``end_task``: ``task.index`` (from 0), ``task.ids`` of the samples that
+  arrive, ``task.samples(ids)``, ``task.batches(ids, batch_size)``, and ``task.torch_generator(purpose)``, the source of all
+  random numbers;
+* :class:`clbench.learning.parts.memory.TaskMemory`, which stores samples of every task at its end;
+* ``self.tasks_seen`` and ``self.tasks_learned``: how many tasks have begun and ended, whole numbers that resuming restores.
+
 Everything a strategy remembers is a parameter or a buffer, and that includes its real-valued options: each float field of
-its config is a 0-d buffer of the same name. ``outputs``, ``data_loss``, ``penalty``, ``edit_gradients``, ``after_step`` and
-``learn`` are pure functions of parameters, buffers and batch: they never read a tensor's value on the host. So the same
-method runs eagerly, compiled, or ``vmap``-ped over seeds and options.
+its config is a 0-d buffer of the same name, so that a hook of a step reads ``self.lam``, and not ``self.options.lam``.
+``outputs``, ``data_loss``, ``penalty``, ``edit_gradients``, ``after_step`` and ``learn`` are pure functions of parameters,
+buffers and batch: they never read a tensor's value on the host. So the same method runs eagerly, compiled, or ``vmap``-ped over
+seeds and options.
 
 Strategies compose (``strategy.plus``), and a hook runs in the order in which they are named, the main strategy first. Weights are
 drawn anew by the model (rows of the head, as their classes come), by ``begin_task`` (a task's prompts, a fresh adapter) and by
 ``after_step`` (units that are reset). Whoever does it returns which, and the core tells all strategies at once by
 ``weights_renewed``: so none of them has to know of the others. What may not be combined is written down in
-:mod:`clbench.learning.composition`, from what each strategy overrides and from the traits that its :class:`Needs` declare.
+:mod:`clbench.learning.composition`, from what each strategy overrides and from the traits that its :class:`Needs` declare: a
+method that does nothing in the first task, say, has ``Needs(traits=frozenset({"acts from second task"}))``.
+
+:mod:`clbench.testing` has the tests that every strategy has to pass, for those in packages of their own too, of which
+``examples/stable_sgd`` is one.
 
 A strategy may have parameters of its own, which are trained beside the model's (a hypernetwork); those that are not to be
 trained (a teacher) say ``requires_grad_(False)``.

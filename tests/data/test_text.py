@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from composed import composed
 
 from clbench.config import DataConfig
 from clbench.data.text import library, model_folder, text_set, tokens
 from clbench.errors import ConfigError
 from clbench.set_up import network_of, set_up
+from clbench.testing.small_runs import composed
 from clbench.training.trainer import Trainer
 
 TEXTS = {

@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 import torch
-from double_precision import in_double_precision
 
 from clbench.compose import compose
 from clbench.errors import ConfigError
@@ -11,6 +10,7 @@ from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.refinement import allowance
 from clbench.registry import STRATEGIES
 from clbench.set_up import set_up
+from clbench.testing.small_runs import in_double_precision
 from clbench.training.fleet import Fleet
 
 STEPS = 100

@@ -5,13 +5,13 @@ import functools
 import pandas as pd
 import pytest
 import torch
-from double_precision import in_double_precision
 from functorch.compile import make_boxed_func
-from streams import digits_for, small_network, small_options
+from streams import digits_for
 from torch._dynamo.backends.common import aot_autograd
 
 from clbench.errors import ConfigError
 from clbench.learning.compilation import Compilation
+from clbench.testing.small_runs import in_double_precision, small_network, small_options
 from clbench.training.fleet import Fleet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -1,18 +1,16 @@
 """Strategies combined through ``strategy.plus``: every pair, and what every strategy shares."""
 
 import dataclasses
-from functools import cache
 
 import pytest
 import torch
-from pairs import base_config, network_for, options_of, setting_for, trained, trainer_of
-from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Needs, Strategy
 from clbench.learning.composition import CONFLICTS, TRAITS, refuse, traits_of
 from clbench.registry import STRATEGIES
+from clbench.testing.pairs import base_config, check_acts, check_sentence, network_for, options_of, trained, try_pair
 
 NAMES = STRATEGIES.names()
 
@@ -64,8 +62,8 @@ REFUSED = [
 ]
 """Pairs that are refused, of one set with the other in either order, and a part of the sentence; the first that fits counts."""
 
-SAME_AS_ONE_ALONE = {"finetune": "it adds nothing to any other strategy"}
-"""Strategies that change nothing beside another one, and why that is so."""
+SAME_AS_ONE_ALONE = ("finetune",)
+"""Strategies that change nothing beside another one: this one adds nothing to any other."""
 
 
 def refusal(first: str, second: str) -> str | None:
@@ -80,21 +78,6 @@ def refusal(first: str, second: str) -> str | None:
     return None
 
 
-def assert_sentence(error: Exception, *parts: str) -> None:
-    """One sentence for a user, with these parts."""
-    text = str(error)
-    assert all(part in text for part in parts), text
-    assert "\n" not in text
-    assert ". " not in text
-    assert not text.endswith(".")
-
-
-@cache
-def alone(name: str, **where) -> Tensor:
-    """Logits of a strategy trained without another."""
-    return trained(options_of(name), **where).logits
-
-
 @pytest.mark.parametrize(
     "first",
     # All take a minute of processor time: a third of them each time, the others with -m slow.
@@ -103,24 +86,16 @@ def alone(name: str, **where) -> Tensor:
 def test_every_pair(first):
     """Accepted: three tasks of two steps with finite losses, and other predictions than those of either strategy alone."""
     for second in NAMES:
-        names = first, second
         if first == second:
             continue
-        where = {"setting": setting_for(names), "network": network_for(names)}
-        if OUTLIERS & set(names):  # whose last step of a task is the head's alone
-            where["max_steps_per_task"] = 3
-        part = refusal(first, second)
-        if part is not None:
-            with pytest.raises(ConfigError) as caught:
-                trainer_of(options_of(first), options_of(second), **where)
-            assert_sentence(caught.value, first, second, part)
-            continue
-        both = trained(options_of(first), options_of(second), **where)
-        assert torch.tensor(both.losses).isfinite().all(), names
-        assert not both.logits.isnan().any(), names
-        for one, other in (names, names[::-1]):
-            same = torch.equal(both.logits, alone(one, **where))
-            assert same == (other in SAME_AS_ONE_ALONE), f"{names} against {one}"
+        options = options_of(first), options_of(second)
+        result, part = try_pair(*options), refusal(first, second)
+        if part is None:
+            assert not isinstance(result, ConfigError), result
+            check_acts(result, *options, adds_nothing=SAME_AS_ONE_ALONE)
+        else:
+            assert isinstance(result, ConfigError), (first, second)
+            check_sentence(result, first, second, part)
 
 
 def with_options(name: str, **options) -> StrategyConfig:
@@ -171,7 +146,7 @@ def test_pairs_that_their_options_make_meaningless(first, of_first, second, of_s
     for order in (chosen, chosen[::-1]):
         with pytest.raises(ConfigError) as caught:
             refuse(order, config)
-        assert_sentence(caught.value, first, second, part)
+        check_sentence(caught.value, first, second, part)
 
 
 @pytest.mark.parametrize(("first", "of_first", "second", "of_second"), ACCEPTED_WITH_OPTIONS)
@@ -380,14 +355,6 @@ def test_options_of_an_added_strategy(small_setup):
     assert ewc.options.fisher == "empirical"  # the rest is from its YAML file
     with pytest.raises(ConfigError, match=r"plus\.ewc: Key 'lamda' not in 'EWCConfig'"):
         small_setup("strategy=er", "strategy.plus=[ewc]", "+plus.ewc.lamda=5")
-
-
-@pytest.mark.parametrize("name", STRATEGIES.names())
-def test_every_strategy_declares_what_it_needs(name):
-    cls = STRATEGIES[name]
-    assert isinstance(vars(cls)["needs"], Needs)
-    assert cls.needs.memory == ("memory_size" in cls.config.__dataclass_fields__)
-    assert set(cls.needs.settings) <= {"class", "task", "domain"}
 
 
 @pytest.mark.parametrize("setting", ["class", "task"])

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare
-from streams import small_network, small_options
 
 from clbench.errors import ConfigError
 from clbench.learning.parts.memory import EMPTY, draw_balanced, draw_uniform, reservoir_step
+from clbench.testing.small_runs import small_network, small_options
 
 
 def stream_into_reservoir(size, n, batch, rng):

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from pairs import options_of, trainer_of
 from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Needs, Strategy
 from clbench.learning.learner import Learner
+from clbench.testing.pairs import options_of, trainer_of
 from clbench.training.trainer import Trainer
 
 

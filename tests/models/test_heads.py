@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from streams import STREAMS, setting_of, small_network, small_options
 
 from clbench.errors import ConfigError
 from clbench.models.heads import CosineHead, FixedHead, make_head, simplex
 from clbench.registry import STRATEGIES
+from clbench.testing.small_runs import STREAMS, setting_of, small_network, small_options
 
 
 def cosine(a, b):

@@ -6,7 +6,6 @@ from itertools import accumulate
 
 import pytest
 import torch
-from composed import composed
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
@@ -15,6 +14,7 @@ from clbench.models.continual import ContinualModel
 from clbench.options import to_dataclass
 from clbench.registry import MODELS
 from clbench.set_up import set_up
+from clbench.testing.small_runs import composed
 from clbench.training.trainer import Trainer
 
 NETWORKS = {

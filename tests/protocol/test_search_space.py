@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from operator import attrgetter
 
 import numpy as np
 import optuna
@@ -14,7 +13,6 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from clbench.conf_files import conf_dir
-from clbench.config import typed
 from clbench.errors import ConfigError
 from clbench.protocol.options import ProtocolConfig
 from clbench.protocol.search_space import (
@@ -94,20 +92,6 @@ def test_the_budget_is_never_more_than_there_are_configurations(options_of):
     assert n_trials(space(), options_of(trials=7)) == 7
     assert n_trials(space({"strategy.lam": {"low": 0.1, "high": 1.0}}), options_of(trials=1000)) == 1000
     assert n_trials(space(shared={}), options_of(trials=1000)) == 1
-
-
-@pytest.mark.parametrize("name", STRATEGIES.names())
-def test_a_strategys_search_names_options_that_exist_with_values_that_can_be_run(compose, name):
-    """Composed as a run is; every value at least once."""
-    composed = compose([f"strategy={name}"])
-    search = dict(composed.strategy.search)
-    made = space_of(composed, {}, {}, set())
-    assert set(made.distributions) == set(search)
-    assert not made.shared
-    for place in range(max((len(values) for values in search.values()), default=0)):
-        values = {option: choices[place % len(choices)] for option, choices in search.items()}
-        config = typed(compose([f"strategy={name}", *as_overrides(values)]))
-        assert {option: attrgetter(option)(config) for option in search} == values
 
 
 def test_every_method_with_a_strength_of_its_own_searches_it():

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from composed import composed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +15,7 @@ from clbench.compose import load_run_config
 from clbench.errors import ConfigError, DamagedRecord, DataError
 from clbench.records.run_folder import RunFolder
 from clbench.run import run
+from clbench.testing.small_runs import composed
 
 OPTIONS = [
     "strategy=finetune",

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from composed import composed
 
 from clbench.compose import compose
 from clbench.errors import ConfigError, DataError, MachineError
 from clbench.machine_errors import ADVICE, explanation, in_sentences
 from clbench.records.run_folder import RunFolder
 from clbench.run import run
+from clbench.testing.small_runs import composed
 from clbench.training.checkpoint import load_checkpoint, save_checkpoint
 
 OPTIONS = [

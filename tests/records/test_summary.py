@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from composed import composed
 
 from clbench.errors import DamagedRecord
 from clbench.protocol.tuning import run_record, score
 from clbench.records.run_folder import RunFolder
 from clbench.records.summary import FORMAT, STATUSES, Costs, Summary
 from clbench.run import recorded, run
+from clbench.testing.small_runs import composed
 
 OPTIONS = ["strategy=finetune", "model.hidden=[8]", "trainer.epochs=null", "trainer.max_steps_per_task=2", "evaluator.every=0",
            "record.figure=false", "progress=false", "device=cpu"]  # fmt: skip

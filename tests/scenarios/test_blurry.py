@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepping import finish_stage, fit_until
 
 from clbench.errors import ConfigError
 from clbench.scenarios.blurry import segments
 from clbench.seeding import numpy_generator
+from clbench.testing.stepping import finish_stage, fit_until
 
 BLURRY = ["scenario=blurry_digits", "strategy=er", "strategy.memory_size=30", "strategy.update=step",
           "strategy.selection=reservoir", "trainer.max_steps_per_task=null", "trainer.epochs=1"]  # fmt: skip

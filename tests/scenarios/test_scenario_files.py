@@ -5,13 +5,13 @@ import re
 
 import pytest
 import torch
-from composed import composed
 
 from clbench.conf_files import conf_dir
 from clbench.data.images import SourceData
 from clbench.options import check_fields, to_dataclass
 from clbench.registry import SOURCES
 from clbench.scenarios.build import build
+from clbench.testing.small_runs import composed
 
 FILES = sorted((conf_dir() / "scenario").glob("*.yaml"))
 

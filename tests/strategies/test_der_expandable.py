@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from stepping import finish_stage, finish_task
 
 from clbench.errors import ConfigError
+from clbench.testing.stepping import finish_stage, finish_task
 
 DER = ["strategy=der_expandable", "strategy.memory_size=40", "strategy.tuning_epochs=1"]
 NETWORKS = [["model=mlp", "model.hidden=[16]"], ["model=slim_resnet18", "model.width=2"]]

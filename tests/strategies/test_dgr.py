@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from stepping import finish_stage
 
 from clbench.models.vae import VAE
 from clbench.seeding import hashed_normal
+from clbench.testing.stepping import finish_stage
 
 DGR = ["strategy=dgr", "strategy.hidden=[12]", "strategy.latent=5", "trainer.optimizer=adam"]
 

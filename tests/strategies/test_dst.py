@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from double_precision import in_double_precision
 
 from clbench.errors import ConfigError
 from clbench.learning.parts.sparsity import layer_counts
 from clbench.strategies import dst
+from clbench.testing.small_runs import in_double_precision
 from clbench.training.fleet import Fleet
 
 DST = ["strategy=dst", "scenario=split_digits_task", "trainer.lr=0.05", "strategy.update_every=1"]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from streams import small_network, small_options
 
 from clbench.errors import ConfigError
 from clbench.models.prompt_pools import TaskPrompts
 from clbench.models.prompts import Prefix
+from clbench.testing.small_runs import small_network, small_options
 
 SMALL = [*small_options("dualprompt"), *small_network("dualprompt")]
 

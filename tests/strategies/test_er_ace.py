@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from stepping import finish_task
 
 from clbench.errors import ConfigError
+from clbench.testing.stepping import finish_task
 
 ACE = ["strategy=er_ace", "strategy.memory_size=12", "trainer.lr=0.05"]
 NEW, REPLAYED = torch.tensor([300, 301, 302]), torch.tensor([3, 4, 5, 6])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from double_precision import in_double_precision
-from stepping import finish_task
 
 from clbench.learning.parts.memory import EMPTY
 from clbench.strategies.gss import GSS
+from clbench.testing.small_runs import in_double_precision
+from clbench.testing.stepping import finish_task
 
 OPTIONS = ["strategy=gss", "strategy.memory_size=12", "strategy.compared=3", "trainer.max_steps_per_task=6", "trainer.lr=0.3",
            "scenario.tasks=3", "scenario.frozen=null"]  # fmt: skip

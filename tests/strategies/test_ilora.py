@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from streams import small_network
 from torch.func import functional_call
 
 from clbench.learning.base import Outputs
 from clbench.learning.parts.memory import EMPTY
 from clbench.strategies import ilora
+from clbench.testing.small_runs import small_network
 
 ILORA = ["strategy=ilora", "strategy.rank=2", "strategy.memory_size=40", *small_network("ilora"), "trainer.optimizer=adam",
          "trainer.lr=0.01"]  # fmt: skip

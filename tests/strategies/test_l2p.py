@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from streams import small_network, small_options
 
 from clbench.errors import ConfigError
+from clbench.testing.small_runs import small_network, small_options
 
 SMALL = [*small_options("l2p"), *small_network("l2p")]
 

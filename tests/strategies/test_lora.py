@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from streams import small_network
 
 from clbench.errors import ConfigError
 from clbench.models.lora import adapters
+from clbench.testing.small_runs import small_network
 
 VIT = ["strategy.rank=2", "strategy.targets=[q,v]", *small_network("lora"), "trainer.optimizer=adam", "trainer.lr=0.01"]
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from double_precision import in_double_precision
-from stepping import finish_task
+
+from clbench.testing.small_runs import in_double_precision
+from clbench.testing.stepping import finish_task
 
 OPTIONS = ["strategy=mas", "scenario.tasks=2", "scenario.frozen=null", "trainer.lr=0.05"]
 

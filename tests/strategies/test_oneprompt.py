@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from streams import small_network, small_options
 
 from clbench.errors import ConfigError
+from clbench.testing.small_runs import small_network, small_options
 
 SMALL = [*small_options("oneprompt"), *small_network("oneprompt")]
 METHODS = ["oneprompt", "l2p", "dualprompt", "coda_prompt"]

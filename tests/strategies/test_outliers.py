@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from streams import SMALL_OPTIONS, small_network, small_options
 
 from clbench.strategies import outliers as module
 from clbench.strategies.outliers import ROWS, huber, kth_distances
+from clbench.testing.small_runs import SMALL_OPTIONS, small_network, small_options
 from clbench.training.fleet import Fleet
 
 ADDED = ["strategy.plus=[outliers]", *(o.replace("strategy", "+plus.outliers") for o in SMALL_OPTIONS["outliers"])]

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from double_precision import in_double_precision
 from torch import nn
 
 from clbench.errors import ConfigError
@@ -13,6 +12,7 @@ from clbench.learning.parts.least_squares import update_ridge
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.scenario import Samples
 from clbench.strategies.owm import OWM, OWMConfig, mean_rows
+from clbench.testing.small_runs import in_double_precision
 from clbench.training.fleet import Fleet
 
 OPTIONS = {"alpha": 0.75, "alpha_decay": 2.0**-8, "head_alpha": 0.5, "head_alpha_decay": 1.0, "layers": "all",

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from stepping import finish_stage
 
 from clbench.errors import ConfigError
+from clbench.testing.stepping import finish_stage
 
 PACKNET = ["strategy=packnet", "scenario=split_digits_task", "strategy.prune=0.4", "strategy.retrain_epochs=1",
            "trainer.momentum=0.9", "trainer.weight_decay=0.01"]  # fmt: skip

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from given_features import clusters, on_given_features, shuffled
-from stepping import finish_stage
 
 from clbench.learning.base import Measurement, Plan
 from clbench.strategies.ranpac import CANDIDATES, RanPAC, RanPACConfig
+from clbench.testing.stepping import finish_stage
 
 
 def make(projection: int | None = 25, lam: float | None = None) -> RanPAC:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from streams import small_network
 from torch import nn
 
 from clbench.errors import ConfigError
 from clbench.models.lora import adapted_layers
 from clbench.strategies.reglora import key_entries
+from clbench.testing.small_runs import small_network
 
 LORA = [
     "strategy.rank=2",

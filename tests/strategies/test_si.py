@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from double_precision import in_double_precision
-from stepping import finish_task
 
 from clbench.strategies.si import SI
+from clbench.testing.small_runs import in_double_precision
+from clbench.testing.stepping import finish_task
 
 OPTIONS = [
     "strategy=si",

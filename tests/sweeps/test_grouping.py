@@ -1,10 +1,10 @@
 """Which runs of a sweep may train as one stack, and how they are parted."""
 
 import pytest
-from composed import composed
 
 from clbench.registry import STRATEGIES
 from clbench.sweeps.grouping import grouped, why_alone
+from clbench.testing.small_runs import composed
 
 
 def groups(*overrides: list[str], largest: int = 64, workers: int = 1) -> list[list[int]]:

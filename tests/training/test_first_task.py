@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-from stepping import fit_until
 
 from clbench.errors import ConfigError
+from clbench.testing.stepping import fit_until
 from clbench.training.fleet import Fleet
 
 FIRST = {"max_steps_per_task": 7, "batch_size": 16, "lr": 0.05, "weight_decay": 0.1, "scheduler": "cosine"}

@@ -3,30 +3,20 @@
 import pandas as pd
 import pytest
 import torch
-from double_precision import in_double_precision
-from streams import CASES, STREAMS, setting_of, small_network, small_options
+from streams import CASES
 from torch import nn
 
+from clbench import testing
 from clbench.errors import Diverged
-from clbench.registry import STRATEGIES
+from clbench.testing import Case
+from clbench.testing.properties import require_members_equal_solo_runs, require_same_run
+from clbench.testing.small_runs import in_double_precision, setting_of
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 
 
-def options(name: str, setting: str) -> list[str]:
-    return [*small_options(name), *STREAMS[setting], *small_network(name)]
-
-
 def make(small_trainer, tag, members) -> list[Trainer]:
     return [in_double_precision(small_trainer(*member, checkpoint=f"{tag}{i}")) for i, member in enumerate(members)]
-
-
-def assert_same_run(member: Trainer, alone: Trainer) -> None:
-    for name in ("curve", "tasks", "training"):
-        pd.testing.assert_frame_equal(getattr(member, name), getattr(alone, name), rtol=1e-6, atol=1e-7)
-    assert member.learner.state_dict().keys() == alone.learner.state_dict().keys()
-    for (name, mine), its in zip(member.learner.state_dict().items(), alone.learner.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def assert_same_when_alone(small_trainer, members: list[list[str]]) -> None:
@@ -34,23 +24,12 @@ def assert_same_when_alone(small_trainer, members: list[list[str]]) -> None:
     Fleet(together).fit()
     for member, trainer in zip(together, alone, strict=True):
         trainer.fit()
-        assert_same_run(member, trainer)
+        require_same_run(member, trainer, "these runs")
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
-def test_a_member_equals_its_solo_run(name, setting, small_trainer):
-    """Every real-valued option of the strategy differs between the two members, and each trains by its own."""
-    # SGD: Adam makes a full step of a dead weight, whose gradient is nothing but rounding.
-    common = [*options(name, setting), "trainer.optimizer=sgd"]
-    decay = "trainer.weight_decay=0.01" if STRATEGIES[name].needs.weight_decay else "trainer.weight_decay=0.0"
-    given = small_trainer(*common).learner.strategies[0].options
-    fields = {field: value for field, value in vars(given).items() if isinstance(value, float)}
-    halved = [f"strategy.{field}={value / 2 if value else 0.3}" for field, value in fields.items()]
-    members = [
-        [*common, "seed=0", "trainer.lr=0.05", "trainer.momentum=0.9"],
-        [*common, "seed=1", "trainer.lr=0.02", "trainer.momentum=0.5", decay, *halved],
-    ]
-    assert_same_when_alone(small_trainer, members)
+@pytest.mark.parametrize("case", CASES)
+def test_a_member_equals_its_solo_run(case):
+    testing.check_fleet_equals_solo(case)
 
 
 RESNET = ["scenario=split_digits", "model=slim_resnet18", "model.width=2", "scenario.increment=5"]
@@ -85,7 +64,7 @@ def test_members_whose_tasks_differ_in_size(small_trainer):
         trainer.fit()
     assert len({trainer.iteration for trainer in alone}) > 1 or len({str(t.evaluator.sizes) for t in alone}) > 1
     for member, trainer in zip(together, alone, strict=True):
-        assert_same_run(member, trainer)
+        require_same_run(member, trainer, "these runs")
 
 
 def test_members_whose_memories_are_divided_otherwise(small_trainer):
@@ -162,9 +141,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
-def test_under_other_options_of_the_strategy(name, variant, small_trainer):
-    common = [*options(name, setting_of(name, "task")), "trainer.lr=0.003", *VARIANTS[name][variant]]
-    assert_same_when_alone(small_trainer, [[*common, "seed=0"], [*common, "seed=1", "trainer.lr=0.001"]])
+def test_under_other_options_of_the_strategy(name, variant):
+    case = Case(name, setting_of(name, "task"), tuple(VARIANTS[name][variant]))
+    require_members_equal_solo_runs(case, [["seed=0", "trainer.lr=0.003"], ["seed=1", "trainer.lr=0.001"]])
 
 
 def test_a_diverged_member_is_frozen_and_disturbs_nobody(small_trainer, monkeypatch):
@@ -177,7 +156,7 @@ def test_a_diverged_member_is_frozen_and_disturbs_nobody(small_trainer, monkeypa
     assert list(fleet.diverged) == [1]
     for index in (0, 2):
         alone[index].fit()
-        assert_same_run(together[index], alone[index])
+        require_same_run(together[index], alone[index], "these runs")
     with pytest.raises(Diverged) as reason:
         alone[1].fit()
     assert str(fleet.diverged[1]) == str(reason.value)
@@ -207,7 +186,7 @@ def test_a_member_can_be_continued_alone(optimizer, small_trainer):
         member.fit()
         alone.fit()
         assert member.iteration == 20
-        assert_same_run(member, alone)
+        require_same_run(member, alone, "these runs")
     size = [m.checkpoint.stat().st_size for m in (killed[0], whole[0])]
     assert size[0] == pytest.approx(size[1], rel=0.05)  # its own row, not the whole fleet's
 

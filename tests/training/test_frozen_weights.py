@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 import torch
-from stepping import fit_until
-from streams import STREAMS, small_network, small_options
 
 from clbench.errors import DataError
 from clbench.learning.stack import share_frozen
+from clbench.testing.small_runs import STREAMS, small_network, small_options
+from clbench.testing.stepping import fit_until
 from clbench.training.frozen_weights import sha256_of
 
 

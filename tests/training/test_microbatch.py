@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from double_precision import in_double_precision
-from streams import IN_TURN, STREAMS, small_network, small_options
+from streams import IN_TURN
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -15,20 +14,21 @@ from clbench.learning.composition import traits_of
 from clbench.learning.microbatch import backward_in_pieces, pieces_of
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples
+from clbench.testing.small_runs import STREAMS, in_double_precision, small_network, small_options
 from clbench.training.fleet import Fleet
 from clbench.training.optimizers import flatten_gradients
 from clbench.training.trainer import Trainer
 
 
-@pytest.mark.parametrize(("name", "setting"), IN_TURN)
-def test_gradients_are_those_of_the_whole_batch(name, setting, small_trainer, monkeypatch):
+@pytest.mark.parametrize("case", IN_TURN)
+def test_gradients_are_those_of_the_whole_batch(case, monkeypatch):
     """At every step of two tasks, for every strategy that accepts it."""
-    chosen = [*small_options(name), *STREAMS[setting], *small_network(name), "trainer.lr=0.05", "evaluator.every=0"]
-    whole = in_double_precision(small_trainer(*chosen))
+    name = case.strategy
+    whole = in_double_precision(case.trainer("evaluator.every=0"))
     options = whole.learner.strategies[0].options
     if "reads the forward pass" in traits_of(STRATEGIES[name], options):
         with pytest.raises(ConfigError, match=f"{name} looks at what the whole batch leaves within the network"):
-            small_trainer(*chosen, "trainer.microbatch=3")
+            case.trainer("trainer.microbatch=3")
         return
     follow, n_compared = whole._follow_gradient, 0
 

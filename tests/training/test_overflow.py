@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from streams import digits_for, small_network, small_options
+from streams import digits_for
 
 from clbench.config import TrainerConfig
 from clbench.errors import ConfigError
 from clbench.registry import STRATEGIES
+from clbench.testing.small_runs import small_network, small_options
 from clbench.training.elementwise_adam import ElementwiseAdam
 from clbench.training.fleet import Fleet
 from clbench.training.optimizers import assign_gradients, make_optimizer

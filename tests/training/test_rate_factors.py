@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from double_precision import in_double_precision
 
 from clbench.config import TrainerConfig
 from clbench.strategies.agem import AGEM
 from clbench.strategies.finetune import Finetune
+from clbench.testing.small_runs import in_double_precision
 from clbench.training.fleet import Fleet
 from clbench.training.held import Slowed, flat
 from clbench.training.optimizers import make_optimizer

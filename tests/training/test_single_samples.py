@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 import torch
-from streams import small_options
 from torch import nn
 
 from clbench.errors import ConfigError
+from clbench.testing.small_runs import small_options
 from clbench.training.fleet import Fleet
 from clbench.training.single_samples import smallest_batch
 

@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 import torch
-from double_precision import in_double_precision
-from stepping import finish_stage, fit_until
 
 from clbench.learning.stage import JointStage, Stage, joined
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.l2 import L2
+from clbench.testing.small_runs import in_double_precision
+from clbench.testing.stepping import finish_stage, fit_until
 from clbench.training.fleet import Fleet
 from clbench.training.held import flat
 

@@ -1,12 +1,6 @@
 """A trainer taken through its task by hand, and killed on the way."""
 
-import pytest
-
 from clbench.training.trainer import Trainer
-
-
-class Killed(BaseException):
-    """Stands for a process that ends between two steps."""
 
 
 def finish_stage(trainer: Trainer) -> None:
@@ -23,15 +17,26 @@ def finish_task(trainer: Trainer) -> None:
     trainer.end_task()
 
 
-def fit_until(trainer: Trainer, iteration: int) -> None:
-    """Train, and die before the step after ``iteration``."""
-    train_step = trainer._train_step
+class Killed(BaseException):
+    """Stands for a process that ends between two steps."""
 
-    def step_or_die(*arguments) -> None:
+
+def fit_until(trainer: Trainer, iteration: int) -> None:
+    """Train, and die before the step after ``iteration``.
+
+    Raises:
+        AssertionError: the run is over before.
+    """
+    advance = trainer.advance
+
+    def advance_or_die() -> None:
         if trainer.iteration == iteration:
             raise Killed
-        train_step(*arguments)
+        advance()
 
-    trainer._train_step = step_or_die  # type: ignore[method-assign]
-    with pytest.raises(Killed):
+    trainer.advance = advance_or_die  # type: ignore[method-assign]
+    try:
         trainer.fit()
+    except Killed:
+        return
+    raise AssertionError(f"the run is over after {trainer.iteration} steps, and was to be killed after {iteration}")

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from composed import composed
 from omegaconf import OmegaConf
-from stepping import finish_stage
-from streams import setting_of, small_options
 from torch import Tensor
 
 from clbench.compose import added_strategy
-from clbench.config import RunConfig, typed
+from clbench.config import RunConfig, StrategyConfig, typed
+from clbench.errors import ConfigError
 from clbench.evaluation.evaluator import ContinualEvaluator
 from clbench.learning.composition import refuse
 from clbench.precision import Precision
@@ -27,6 +25,9 @@ from clbench.scenarios.build import build
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Scenario, Split
 from clbench.set_up import learner_of, network_of
+from clbench.testing.properties import require
+from clbench.testing.small_runs import composed, setting_of, small_options
+from clbench.testing.stepping import finish_stage
 from clbench.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -67,7 +68,7 @@ OPTIONS = {
     "reglora": ["strategy.lam=10.0"],
     "coda_prompt": ["strategy.pool=6"],
 }
-"""What makes a strategy act within two steps, after :data:`streams.SMALL_OPTIONS`."""
+"""What makes a strategy act within two steps, after :data:`clbench.testing.small_runs.SMALL_OPTIONS`."""
 
 
 class Result(NamedTuple):
@@ -84,6 +85,16 @@ class Result(NamedTuple):
     state: dict[str, Tensor]
 
 
+WITH_A_STAGE = {"outliers", "ovor"}
+"""Strategies of which the last step of a task is the head's alone."""
+
+
+def place_for(names: tuple[str, ...]) -> dict[str, Any]:
+    """Setting, network and steps in which all of the strategies act."""
+    where: dict[str, Any] = {"setting": setting_for(names), "network": network_for(names)}
+    return where | ({"max_steps_per_task": 3} if WITH_A_STAGE & set(names) else {})
+
+
 def setting_for(names: tuple[str, ...]) -> str:
     """The setting that all of the strategies are defined for, or that of the first where there is none."""
     common = [s for s in STREAMS if all(s in STRATEGIES[name].needs.settings for name in names)]
@@ -96,10 +107,12 @@ def network_for(names: tuple[str, ...]) -> str:
 
 
 @cache
-def options_of(name: str) -> Any:
-    """The strategy's options."""
-    overrides = [o.removeprefix("strategy.") for o in (*small_options(name), *OPTIONS.get(name, []))]
-    return added_strategy(name, OmegaConf.from_dotlist([o for o in overrides if not o.startswith("strategy=")]))
+def options_of(name: str, overrides: tuple[str, ...] = ()) -> Any:
+    """The strategy's options; of ``overrides`` those of the strategy count."""
+    chosen = (*small_options(name), *OPTIONS.get(name, []), *overrides)
+    own = [override.removeprefix("strategy.") for override in chosen if override.startswith("strategy.")]
+    changes: Any = OmegaConf.from_dotlist(own)
+    return added_strategy(name, changes)
 
 
 @cache
@@ -180,3 +193,64 @@ def predictions(trainer: Trainer) -> Tensor:
             parts = [learner.predict_task(samples.x[samples.task == t], t) for t in range(trainer.scenario.n_tasks)]
             return torch.cat(parts)
         return learner.predict(samples.x, samples.task)
+
+
+def try_pair(first: StrategyConfig, second: StrategyConfig) -> Result | ConfigError:
+    """Train ``first`` with ``second`` added to it, or the error by which the pair is refused."""
+    where = place_for((first.name, second.name))
+    try:
+        trainer_of(first, second, **where)
+    except ConfigError as error:
+        return error
+    return trained(first, second, **where)
+
+
+_alone: dict[str, tuple[StrategyConfig, Tensor]] = {}
+
+
+def logits_alone(options: StrategyConfig, **where: Any) -> Tensor:
+    """Logits of a strategy trained without another; trained once for each place."""
+    key = f"{options} {where}"
+    if key not in _alone:
+        _alone[key] = options, trained(options, **where).logits
+    return _alone[key][1]
+
+
+def check_sentence(error: Exception, *parts: str) -> None:
+    """The error is one sentence for a user, with these parts."""
+    text = str(error)
+    missing = [part for part in parts if part not in text]
+    require(not missing, f"an error does not name {', '.join(missing)}: {text}")
+    is_sentence = "\n" not in text and ". " not in text and not text.endswith(".")
+    require(is_sentence, f"an error is more than one sentence, or ends in a full stop: {text}")
+
+
+def check_pair(first: StrategyConfig, second: StrategyConfig, adds_nothing: tuple[str, ...] = ("finetune",)) -> None:
+    """Refused in a sentence with both names; or the losses are finite, and the predictions other than those of each alone.
+
+    Args:
+        first: the main strategy's options.
+        second: those of the one that is added.
+        adds_nothing: strategies that change nothing beside another one.
+    """
+    result = try_pair(first, second)
+    if isinstance(result, ConfigError):
+        check_sentence(result, first.name, second.name)
+    else:
+        check_acts(result, first, second, adds_nothing)
+
+
+def check_acts(result: Result, first: StrategyConfig, second: StrategyConfig, adds_nothing: tuple[str, ...]) -> None:
+    """The losses are finite, and the predictions other than those of each strategy alone."""
+    pair = f"strategy={first.name} strategy.plus=[{second.name}]"
+    require(bool(torch.tensor(result.losses).isfinite().all()), f"losses of {pair} are not finite: {result.losses}")
+    require(not result.logits.isnan().any(), f"logits of {pair} are NaN")
+    where = place_for((first.name, second.name))
+    for one, other in ((first, second), (second, first)):
+        same = torch.equal(result.logits, logits_alone(one, **where))
+        require(
+            same == (other.name in adds_nothing),
+            f"{pair} predicts {'the same as' if same else 'otherwise than'} {one.name} alone, in three tasks of two steps; "
+            f"usually {other.name} does not act so early, where options can make it, or what it does is undone by {one.name}: "
+            "then the pair has to be refused, by Needs.traits (clbench/learning/composition.py)",
+        )

@@ -1,0 +1,1 @@
+"""A method for clbench in a package of its own."""
