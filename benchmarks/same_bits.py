@@ -23,15 +23,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import pairs
-from composed import composed
-from streams import STREAMS, small_network, small_options
-
 from clbench.errors import ConfigError, Diverged
 from clbench.registry import STRATEGIES
 from clbench.set_up import set_up
+from clbench.testing import pairs
+from clbench.testing.small_runs import STREAMS, composed, small_network, small_options
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
 

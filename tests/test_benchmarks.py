@@ -1,12 +1,14 @@
 """The benchmarks run with tiny numbers and write what they promise. What they measure is not asserted: machines differ."""
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import matplotlib.image
 import pandas as pd
@@ -157,6 +159,93 @@ def test_batch_leak_writes_a_table(script, tmp_path):
     assert of["first task"] > of["last task"]
 
 
+@pytest.fixture
+def loop_cost(script) -> ModuleType:
+    return script("loop_cost")
+
+
+def test_loop_cost_times_steps_of_the_second_task(loop_cost, tmp_path):
+    """With a memory that is replayed, alone and in a fleet, as long as there are steps."""
+    case = loop_cost.Case("er", "mlp", 1)
+    advance = loop_cost.stepper(case, 3, tmp_path)
+    trainer = advance.__self__
+    for taken in range(3):
+        assert (trainer.task, trainer.step) == (1, taken)
+        assert len(trainer.steps[taken].ids) > trainer.steps[taken].n_new == 32
+        advance()
+    answers = io.StringIO()
+    loop_cost.serve(['["ewc", "mlp", 2, 2]', '["ewc", "mlp", 2, 1]'], answers, most=3)
+    where, first, second = map(json.loads, answers.getvalue().splitlines())
+    assert where == str(BENCHMARKS.parent)
+    assert first > 0
+    assert second > 0
+
+
+class Side:
+    """Stands for the process of a checkout: the first takes 3 µs a step, then 4, …; the second 2 always."""
+
+    made: ClassVar[list["Side"]] = []
+
+    def __init__(self, folder, most):
+        self.number, self.asked = len(self.made), 0
+        self.made.append(self)
+
+    def microseconds(self, case, steps):
+        self.asked += 1
+        order.append((self.number, steps))
+        return 2.0 if self.number else 2.0 + self.asked
+
+    def close(self):
+        self.number = None
+
+
+order: list[tuple[int, int]] = []
+
+
+def test_loop_cost_takes_turns_and_writes_a_table(loop_cost, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(loop_cost, "Checkout", Side)
+    monkeypatch.setattr(Side, "made", [])
+    order.clear()
+    chosen = [
+        "--against",
+        "other",
+        "--strategies",
+        "er",
+        "--networks",
+        "mlp",
+        "--repetitions",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    loop_cost.main([*chosen, "--dry-run"])
+    assert not list(tmp_path.iterdir())
+    assert order == [(0, 1), (1, 1)] * 2  # one step of either way
+    order.clear()
+    Side.made.clear()
+    loop_cost.main([*chosen, "--steps", "0.5"])
+    assert [side for side, _ in order] == [0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 1]
+    assert {steps for _, steps in order} == {100, 50}
+    assert all(side.number is None for side in Side.made)
+    table = pd.read_csv(tmp_path / "loop_cost.csv")
+    assert table.runs.tolist() == [1, 8]
+    assert table.step_us.tolist() == [5, 6]  # medians of 3, 5, 7 and of 4, 6, 8
+    assert table.step_us_of_a_run.tolist() == [5, 0.75]
+    assert table[["ratio", "ratio_min", "ratio_max"]].to_numpy().tolist() == [[2.5, 1.5, 3.5], [3, 2, 4]]
+    assert "2.500 (1.500 to 3.500)" in capsys.readouterr().out
+
+
+def test_loop_cost_refuses_a_folder_without_clbench(loop_cost, tmp_path):
+    with pytest.raises(SystemExit, match="is not the root of a checkout: it has no folder clbench"):
+        loop_cost.Checkout(tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_loop_cost_in_processes(loop_cost, capsys):
+    loop_cost.main(["--against", str(BENCHMARKS.parent), "--networks", "mlp", "--dry-run"])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 4
+
+
 @pytest.mark.slow
 def test_shared_backbone_writes_a_table(tmp_path):
     """Two learners on one backbone hold hardly more than one."""
@@ -233,3 +322,13 @@ def test_the_script_refuses_what_it_does_not_know():
     done = subprocess.run(["bash", str(BENCHMARKS / "on_gpu.sh"), "everything"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: benchmarks/on_gpu.sh")
+
+
+def test_same_bits_digests_runs_and_pairs(script):
+    """The same twice; another where the strategy is another."""
+    same_bits = script("same_bits")
+    run, pair = ("finetune", "class", "plain"), ("l2", "spectral")
+    assert same_bits.digests(run) == same_bits.digests(run)
+    assert same_bits.digests(run).keys() == {"weights", "curve", "losses"} == same_bits.digests(pair).keys()
+    assert same_bits.digests(pair)["weights"] != same_bits.digests(("l2", "finetune"))["weights"]
+    assert "cannot be combined" in same_bits.digests(("er", "joint"))["refused"]
