@@ -14,7 +14,6 @@ from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
 from clbench.__main__ import status_of
-from clbench.compose import compose
 from clbench.learning.base import Batch
 from clbench.scenarios.task import Task
 from clbench.set_up import Setup, set_up
@@ -187,7 +186,7 @@ def small_trainer_with_batch_norm(tmp_path: Path) -> Callable[..., Trainer]:
     """A function: overrides → a trainer of a small run of a narrow slim ResNet-18."""
 
     def make(*overrides: str, checkpoint: str = "unused") -> Trainer:
-        setup = set_up(compose([*WITH_BATCH_NORM, *overrides]))
+        setup = set_up(composed(*WITH_BATCH_NORM, *overrides))
         file = tmp_path / checkpoint / "state.pt"
         return Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, file)
 

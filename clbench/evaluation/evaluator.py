@@ -349,4 +349,4 @@ def sums_per_task(scores: Tensor, sizes: list[int]) -> Tensor:
 def as_table(rows: np.ndarray, columns: list[str] = COLUMNS) -> pd.DataFrame:
     """Rows in the order of :data:`COLUMNS`, or :data:`CURVE_COLUMNS`, as a typed table."""
     types = {"loss": "float64", "consolidated": "bool"}
-    return pd.DataFrame(rows, columns=columns).astype({name: types.get(name, "int64") for name in columns})
+    return pd.DataFrame({name: rows[:, i].astype(types.get(name, "int64")) for i, name in enumerate(columns)})

@@ -1,12 +1,12 @@
 """A run that is killed (SIGKILL, at a random instant) and resumed leaves the curve of the uninterrupted run."""
 
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from loaded_processes import processes
 
 from clbench.compose import compose, load_run_config
 from clbench.records.run_folder import RunFolder
@@ -23,9 +23,6 @@ OPTIONS = [
     "trainer.threads=1",
 ]
 MEMORY = {"er": ["strategy.memory_size=50"], "gem": ["strategy.memory_size=50"]}
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["clbench.run"])  # so that a trial does not spend seconds importing torch
 
 
 def start(folder: Path, overrides: list[str] | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from loaded_processes import processes
 from safetensors.torch import save_file
 
 from clbench.compose import compose, load_run_config
@@ -68,6 +69,8 @@ def test_a_member_leaves_what_a_run_alone_leaves(tmp_path):
 
 @pytest.mark.parametrize("way", ["in_turn", "processes"])
 def test_other_ways_give_the_run_alone_to_the_bit(way, tmp_path, monkeypatch):
+    # Where ways are timed, processes are those of a sweep, which import everything.
+    monkeypatch.setattr(ways, "get_context", lambda method: processes)
     together = jobs(tmp_path / way, ["seed=0", "trainer.threads=1"], ["seed=1", "trainer.threads=1"])
     outcomes = train_together(together, way)
     assert [outcome.summary["seed"] for outcome in outcomes] == [0, 1]
