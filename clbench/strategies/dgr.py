@@ -27,7 +27,7 @@ from torch import Tensor
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs, Plan
-from clbench.learning.parts.teacher import WithTeacher, heads_of_earlier_tasks
+from clbench.learning.parts.teacher import Teacher, WithTeacher, heads_of_earlier_tasks
 from clbench.models.continual import ContinualModel
 from clbench.models.vae import VAE
 from clbench.options import option
@@ -54,7 +54,7 @@ class DGR(WithTeacher):
     options: DGRConfig
     mean: Tensor
     std: Tensor
-    teacher: ContinualModel
+    teacher: Teacher
 
     def __init__(self, config: DGRConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

@@ -25,7 +25,7 @@ from torch import Tensor
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan
 from clbench.learning.parts.exemplars import ExemplarMemory
-from clbench.learning.parts.teacher import WithTeacher, heads_of_earlier_tasks
+from clbench.learning.parts.teacher import Teacher, WithTeacher, heads_of_earlier_tasks
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
 from clbench.options import option
@@ -56,7 +56,7 @@ class EEIL(WithTeacher):
     lam: Tensor
     temperature: Tensor
     tuning_lr: Tensor
-    teacher: ContinualModel
+    teacher: Teacher
 
     def __init__(self, config: EEILConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

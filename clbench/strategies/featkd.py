@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs
-from clbench.learning.parts.teacher import WithTeacher
+from clbench.learning.parts.teacher import Teacher, WithTeacher
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -44,7 +44,7 @@ class FeatKD(WithTeacher):
     needs = Needs(traits=frozenset({"remembers outputs"}))
     options: FeatKDConfig
     lam: Tensor
-    teacher: ContinualModel
+    teacher: Teacher
 
     def __init__(self, config: FeatKDConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

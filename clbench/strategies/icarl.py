@@ -33,7 +33,7 @@ from torch import Tensor
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan
 from clbench.learning.parts.exemplars import ExemplarMemory
-from clbench.learning.parts.teacher import WithTeacher
+from clbench.learning.parts.teacher import Teacher, WithTeacher
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -63,7 +63,7 @@ class ICaRL(WithTeacher):
     needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs", "one task a class"}))
     options: ICaRLConfig
     means: Tensor
-    teacher: ContinualModel
+    teacher: Teacher
 
     def __init__(self, config: ICaRLConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)

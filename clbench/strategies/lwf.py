@@ -18,8 +18,7 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs
-from clbench.learning.parts.teacher import WithTeacher
-from clbench.models.continual import ContinualModel
+from clbench.learning.parts.teacher import Teacher, WithTeacher
 from clbench.options import option
 from clbench.registry import STRATEGIES
 
@@ -44,7 +43,7 @@ class LwF(WithTeacher):
     options: LwFConfig
     lam: Tensor
     temperature: Tensor
-    teacher: ContinualModel
+    teacher: Teacher
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         if self.tasks_learned == 0:
