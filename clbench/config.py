@@ -39,6 +39,12 @@ class ModelConfig:
         "values (blocks.*.attn.qkv), as Smith et al. 2023; the head always is",
         choices=("all", "attention"),
     )
+    frozen_dtype: str = option(
+        "fp32",
+        help="how weights of layers that nothing trains are held: fp32, or rounded to bf16, for half of their memory; what is "
+        "computed in is trainer.precision",
+        choices=("fp32", "bf16"),
+    )
 
     head: str = option(
         "linear",

@@ -18,6 +18,7 @@ from clbench.learning.compilation import Compilation
 from clbench.learning.composition import refuse, refuse_network, refuse_stream
 from clbench.learning.learner import Learner
 from clbench.models.continual import ContinualModel
+from clbench.models.half_precision import hold_frozen_in_half
 from clbench.models.timm_backbone import write_attention_out
 from clbench.models.weights import load_backbone, origin, refuse_seen_classes
 from clbench.precision import Precision, allow_tf32
@@ -87,6 +88,7 @@ def set_up(composed: DictConfig) -> Setup:
     scenario = with_own_note(config, check_frozen(config.scenario, scenario))
     model = network_of(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
+    n_half = hold_frozen_in_half(model) if config.model.frozen_dtype == "bf16" else 0
     refuse_stream(strategies, scenario, config.trainer)
     if device.type == "cpu":
         write_attention_out(model)
@@ -100,6 +102,7 @@ def set_up(composed: DictConfig) -> Setup:
         model.replace_backbone(rest)
         inputs = InputPipeline(scenario, config.scenario.augment, config.seed, device)
     learner = learner_of(config, strategies, model, scenario)
+    _refuse_nothing_frozen(config, n_half, learner)
     _refuse_one_logit(scenario, config, learner)
     evaluator = _evaluator_class(config.evaluator.kind)(
         learner, scenario, inputs, config.evaluator, config.seed, precision
@@ -154,8 +157,24 @@ def learner_of(config: RunConfig, strategies: list[Any], model: ContinualModel, 
     for options in strategies:
         refuse_network(options, model, scenario)
     with torch_draws_from(config.seed, "strategy_initialisation"):  # weights of the strategies' own
-        built = [STRATEGIES[options.name](options, model, scenario) for options in strategies]
+        built = []
+        for options in strategies:
+            built.append(STRATEGIES[options.name](options, model, scenario))
+            if config.model.frozen_dtype == "bf16":
+                hold_frozen_in_half(
+                    model
+                )  # what the main one has frozen; those beside it may keep a copy of the network
     return Learner(model, built, Compilation(config.trainer.compile, device)).to(device)
+
+
+def _refuse_nothing_frozen(config: RunConfig, n_half: int, learner: Learner) -> None:
+    """Refuse bf16 for frozen weights where there are none; ``n_half`` were held in it before the learner was built."""
+    held = any(parameter.dtype == torch.bfloat16 for parameter in learner.model.parameters())
+    if config.model.frozen_dtype == "bf16" and not (n_half or held):
+        raise ConfigError(
+            "model.frozen_dtype=bf16 has no meaning where all layers are trained: set model.frozen, choose a strategy that "
+            "freezes the network such as lora, or leave model.frozen_dtype at fp32"
+        )
 
 
 def _refuse_one_logit(scenario: Scenario, config: RunConfig, learner: Learner) -> None:

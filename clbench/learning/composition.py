@@ -383,6 +383,11 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
                     f"strategy {strategy.name} acts on the weights of a linear head, and model.head={model.head} is none: set "
                     "model.head=linear"
                 )
+    if "redraws weights" in main.traits and model.frozen_dtype != "fp32":
+        raise ConfigError(
+            f"model.frozen_dtype={model.frozen_dtype} would round away what strategy={main.name} merges into frozen weights: set "
+            "model.frozen_dtype=fp32"
+        )
     if "grows" in main.traits and config.evaluator.connectivity_points:
         raise ConfigError(
             f"evaluator.connectivity_points={config.evaluator.connectivity_points} looks between two networks of the same "
