@@ -160,10 +160,9 @@ def learner_of(config: RunConfig, strategies: list[Any], model: ContinualModel, 
         built = []
         for options in strategies:
             built.append(STRATEGIES[options.name](options, model, scenario))
+            # Those beside the main one may keep a copy of the network, with what that has frozen.
             if config.model.frozen_dtype == "bf16":
-                hold_frozen_in_half(
-                    model
-                )  # what the main one has frozen; those beside it may keep a copy of the network
+                hold_frozen_in_half(model)
     return Learner(model, built, Compilation(config.trainer.compile, device)).to(device)
 
 

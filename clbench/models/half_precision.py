@@ -52,11 +52,12 @@ def hold_frozen_in_half(network: nn.Module) -> int:
     n = 0
     for layer in network.modules():
         half = HALF.get(type(layer))
-        if half is None or any(parameter.requires_grad for parameter in layer.parameters()):
+        if half is None or layer.get_parameter("weight").requires_grad:
             continue
         layer.__class__ = half
-        layer.weight.data = layer.weight.to(torch.bfloat16)  # type: ignore[union-attr]
-        n += layer.weight.numel()  # type: ignore[union-attr]
+        weight = layer.get_parameter("weight")
+        weight.data = weight.to(torch.bfloat16)
+        n += weight.numel()
     return n
 
 

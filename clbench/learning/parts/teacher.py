@@ -26,6 +26,9 @@ class Teacher(nn.Module):
         model: the network, with all modules that will be in it.
     """
 
+    _structure: ContinualModel
+    _model: ContinualModel
+
     def __init__(self, model: ContinualModel) -> None:
         super().__init__()
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
