@@ -1,5 +1,6 @@
 """The picture of a run."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,6 @@ def test_rows_in_any_order_give_the_same_picture(tmp_path):
 
 
 def test_dense_curve_of_twenty_tasks_is_drawn_in_seconds(tmp_path):
-    import time
-
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else the machine does
     draw_curves(curve_of(20, 500), curve_of(20, 1), tmp_path / "curve.png", "title", [str(i) for i in range(20)])
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
