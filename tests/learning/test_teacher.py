@@ -23,6 +23,15 @@ CASES = {
                   "strategy.memory_size=40"],
 }  # fmt: skip
 in_every_case = pytest.mark.parametrize("case", CASES)
+in_three_cases = pytest.mark.parametrize(
+    "case",
+    [
+        "frozen stages",
+        "merged",
+        "batch norm",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("lora", "exemplars")),
+    ],
+)
 
 
 class WholeCopy(nn.Module):
@@ -50,7 +59,7 @@ def teacher_of(trainer) -> Teacher:
     return next(strategy.teacher for strategy in trainer.learner if hasattr(strategy, "teacher"))
 
 
-@in_every_case
+@in_three_cases
 def test_curves_are_those_of_a_whole_copy(case, small_trainer, monkeypatch):
     ours = small_trainer(*CASES[case], checkpoint="ours")
     monkeypatch.setattr(parts, "Teacher", WholeCopy)
@@ -85,7 +94,7 @@ def test_it_is_the_network_at_the_start_of_the_task(case, small_trainer):
         assert not torch.equal(model.eval()(x), at_start[0])
 
 
-@in_every_case
+@in_three_cases
 def test_a_fleet_member_equals_its_run_alone(case, small_trainer):
     """Two seeds, so that frozen weights differ between the members, of which one teacher makes do with its own."""
     common = [*CASES[case], "evaluator.every=0"]
@@ -98,7 +107,7 @@ def test_a_fleet_member_equals_its_run_alone(case, small_trainer):
         pd.testing.assert_frame_equal(member.tasks, alone.tasks, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", ["lora", "batch norm"])
+@pytest.mark.parametrize("case", ["lora", pytest.param("batch norm", marks=pytest.mark.slow)])
 def test_an_older_checkpoint_with_the_whole_teacher_loads(case, small_trainer):
     whole = small_trainer(*CASES[case], checkpoint="whole")
     whole.fit()

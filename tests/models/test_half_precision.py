@@ -32,7 +32,10 @@ def rounded(trainer):
     return trainer
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow if c in ("prompts", "convolutions") else ()) for c in CASES],
+)
 def test_the_run_is_that_of_rounded_weights(case, small_trainer):
     """In fp32 to the bit: with adapters, prompts, teachers, herding outside of autocast and evaluations."""
     held, reference = small_trainer(*CASES[case], BF16), rounded(small_trainer(*CASES[case], checkpoint="reference"))

@@ -68,7 +68,7 @@ def test_a_change_in_place_that_autograd_does_not_see_is_noticed(small_trainer):
     assert name not in saved(trainer)["left_out"]
 
 
-@pytest.mark.parametrize("name", ["lora", "reglora"])
+@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.slow), "reglora"])
 def test_an_older_checkpoint_with_everything_loads(name, small_trainer):
     whole = small_trainer(*options(name), checkpoint="whole")
     whole.fit()
