@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from clbench.learning.base import Batch, Outputs
 from clbench.learning.learner import Learner
@@ -219,8 +219,17 @@ def _predictions(
 
 def _over_rows(function: Callable, *arguments: Any) -> Any:
     """``function`` for every row of the tensors in the arguments; whole numbers and None are passed on as they are."""
-    dimensions = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
-    return torch.vmap(function, in_dims=dimensions, randomness="different")(*arguments)
+    # The tensors alone, one after another: vmap walks through nested arguments several times, which costs more than it looks.
+    leaves, structure = tree_flatten(arguments)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def of_tensors(*tensors: Tensor) -> Any:
+        of_row = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            of_row[place] = tensor
+        return function(*tree_unflatten(of_row, structure))
+
+    return torch.vmap(of_tensors, randomness="different")(*(leaves[place] for place in places))
 
 
 def share_frozen(first: Learner, other: Learner) -> None:

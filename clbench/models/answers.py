@@ -49,6 +49,7 @@ class ClassLabels(nn.Module):
         self.register_buffer("class_task", class_task)
         arrives = class_task.clone() if first_seen is None or setting == "domain" else torch.tensor(first_seen)
         self.register_buffer("first_seen", arrives)
+        self._begins_with_a_class = bool((arrives == 0).any())  # so that there always is one that has been seen
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
 
     # ---- which answers are possible -------------------------------------------------------------------------------------
@@ -76,6 +77,8 @@ class ClassLabels(nn.Module):
             assert task is not None, "the scenario gives each sample's task"
             return self.class_task == task.unsqueeze(-1)
         seen = self.first_seen <= self.current_task
+        if self._begins_with_a_class:
+            return seen
         return seen | ~seen.any()  # before the first sample of a stream without boundaries every class is as likely
 
     @property
