@@ -29,11 +29,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call, grad
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Strategy
+from clbench.learning.parts.sample_gradients import gradients_of_each, samples_at_once
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -41,10 +41,6 @@ from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 
 log = logging.getLogger(__name__)
-
-NUMBERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
-"""Per-sample gradients are held for as many samples at a time as make this many numbers: what fits a processor's cache, or
-fills a GPU."""
 
 
 @dataclass
@@ -149,25 +145,23 @@ def fisher_diagonal(strategy: EWC, task: Task) -> Tensor:
     def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         return strategy.cross_entropy(functional_call(model, values, (x,)), Samples(x, y, t)).mean()
 
-    def loss_of_one(values: dict[str, Tensor], x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        return loss(values, x[None], y[None], t[None])
-
     if options.fisher == "batched":
         total = torch.zeros((), device=strategy.importance.device)
         for samples in task.batches(ids, options.fisher_batch_size):
             total = total + torch.cat([g.reshape(-1) for g in grad(loss)(parameters, *samples).values()]).square()
         return total / math.ceil(len(ids) / options.fisher_batch_size)
 
+    def of_one(logits: Tensor, sample: Samples) -> Tensor:
+        return strategy.cross_entropy(logits, sample).mean()
+
     def weighted_squares(samples: Samples, labels: Tensor, weights: Tensor) -> Tensor:
         """Σ_x weight · (∂ log p(label|x) / ∂θ)², (P,)."""
-        with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
-            gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(parameters, samples.x, labels, samples.task)
+        gradients = gradients_of_each(model, of_one, samples._replace(y=labels))
         return torch.cat([weights @ g.reshape(len(weights), -1).square() for g in gradients.values()])
 
     device = strategy.importance.device
-    chunk = max(1, NUMBERS_AT_ONCE[device.type] // sum(p.numel() for p in parameters.values()))
     total = torch.zeros((), device=device)
-    for samples in task.batches(ids, chunk):
+    for samples in task.batches(ids, samples_at_once(parameters)):
         one = strategy.importance.new_ones(len(samples.y))
         if options.fisher == "empirical":
             total = total + weighted_squares(samples, samples.y, one)

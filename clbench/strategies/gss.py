@@ -24,12 +24,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
 from clbench.learning.parts.memory import EMPTY, check_memory_size, notes_of_room
+from clbench.learning.parts.sample_gradients import gradients_of_each
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -131,14 +130,7 @@ class GSS(Strategy):
         """The gradient (n, P) of every sample's own cross-entropy, in evaluation mode."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
-        parameters = {name: parameter.detach() for name, parameter in self.model.trained().items()}
-
-        def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, task: Tensor) -> Tensor:
-            logits = functional_call(self.model, values, (x[None],))
-            return self.cross_entropy(logits, Samples(x[None], y[None], task[None])).mean()
-
-        with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
-            gradients = torch.vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, *samples)
+        gradients = gradients_of_each(self.model, lambda z, sample: self.cross_entropy(z, sample).mean(), samples)
         for module, training in modes:
             module.training = training
         return torch.cat([g.reshape(len(samples.y), -1) for g in gradients.values()], 1)

@@ -19,18 +19,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Needs
 from clbench.learning.parts.importance import ImportancePenalty
+from clbench.learning.parts.sample_gradients import gradients_of_each, samples_at_once
 from clbench.options import option
 from clbench.registry import STRATEGIES
+from clbench.scenarios.scenario import Samples
 from clbench.scenarios.task import Task
-
-NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
-"""Gradients held at a time: samples × weights."""
 
 
 @dataclass
@@ -68,18 +65,14 @@ class MAS(ImportancePenalty):
 
     def sensitivity(self, task: Task) -> Tensor:
         """Ω_t (P,)."""
-        parameters = {name: p.detach() for name, p in self.model.trained().items()}
 
-        def squared_norm(values: dict[str, Tensor], x: Tensor, task: Tensor) -> Tensor:
-            logits = functional_call(self.model, values, (x[None],))
-            visible = self.model.answer.visible(task[None])
+        def squared_norm(logits: Tensor, sample: Samples) -> Tensor:
+            visible = self.model.answer.visible(sample.task)
             return (logits if visible is None else torch.where(visible, logits, 0.0)).square().sum()
 
         order = torch.randperm(len(task.ids), generator=task.torch_generator("sensitivity"))
         ids, total = task.ids[order][: self.options.samples], torch.zeros_like(self.anchor)
-        at_once = max(1, NUMBERS_AT_ONCE[total.device.type] // len(total))
-        for samples in task.batches(ids, at_once):
-            with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
-                gradients = torch.vmap(grad(squared_norm), in_dims=(None, 0, 0))(parameters, samples.x, samples.task)
+        for samples in task.batches(ids, samples_at_once(self.model.trained())):
+            gradients = gradients_of_each(self.model, squared_norm, samples)
             total += torch.cat([g.abs().sum(0).reshape(-1) for g in gradients.values()])
         return total / len(ids)

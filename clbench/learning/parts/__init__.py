@@ -4,6 +4,7 @@
 ``exemplars``      samples that the network chooses at a task's end
 ``teacher``        the network as it was before the task
 ``importance``     how much single weights are worth to earlier tasks
+``sample_gradients``  gradients of single samples
 ``frozen_features``, ``least_squares``, ``random_representation``  classifiers that are fitted without gradients
 ``masked_layers``, ``sparsity``, ``task_statistics``  a subnetwork for each task
 ``prompting``      prompts in a frozen transformer
