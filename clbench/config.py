@@ -85,6 +85,18 @@ class ScenarioConfig:
         None, help="resize to this height and width in pixels; null keeps the source's", at_least=1
     )
     tasks: int | None = option(None, help="only the first so many tasks of the stream; null: all", at_least=1)
+    drift: float | None = option(
+        None,
+        help="training samples change from each task to the next over this share of the smaller of the two, in which the next "
+        "one's share grows linearly; they then arrive in one order; null: at once, and shuffled",
+        above=0,
+        at_most=1,
+    )
+    boundaries: Any = option(
+        None,
+        help="told: methods are told where a task begins; hidden: they are not; a number: they are told of a boundary after "
+        "every so many samples, wherever tasks begin; null: told, but for kinds of streams whose boundaries are blurred",
+    )
     validation: float = option(0.0, help="fraction of every class's training samples held out", at_least=0, at_most=0.9)
     logit_scope: str = option(
         "seen",
@@ -138,6 +150,11 @@ class TrainerConfig:
         None, help="optimizer steps per task at most; with epochs=null, exactly", at_least=1
     )
     batch_size: int = option(128, help="new samples per step (replayed ones come on top)", at_least=1)
+    steps_per_batch: int = option(
+        1,
+        help="optimizer steps on every batch before the next one comes; with epochs=1, online learning with several updates",
+        at_least=1,
+    )
     microbatch: int | None = option(
         None,
         help="samples of a batch (and of a run) that pass through the network at a time; the step is that of the whole batch, "

@@ -88,6 +88,7 @@ def summary_record(
             config.evaluator.every,
             config.evaluator.kind == "adaptive",
             setup.learner.learns_at_task_end,
+            setup.evaluator.seen if setup.evaluator.counts_seen else None,
         ),
         "costs": _costs(setup, trainer, *peak_memory),
     }
@@ -98,6 +99,8 @@ def write_tables(folder: RunFolder, trainer: Trainer) -> None:
     folder.write_table("curve.parquet", trainer.curve)
     folder.write_table("tasks.parquet", trainer.tasks)
     folder.write_table("training.parquet", trainer.training)
+    if trainer.evaluator.counts_seen:
+        folder.write_table("seen.parquet", trainer.evaluator.seen)
     if len(trainer.method):
         folder.write_table("method.parquet", trainer.method)
     if trainer.diagnostics.every:

@@ -89,7 +89,7 @@ def set_up(composed: DictConfig) -> Setup:
     model = network_of(config, scenario).to(device)
     pretrained = origin(config.model, model.backbone)
     n_half = hold_frozen_in_half(model) if config.model.frozen_dtype == "bf16" else 0
-    refuse_stream(strategies, scenario, config.trainer)
+    refuse_stream(strategies, scenario, config)
     if device.type == "cpu":
         write_attention_out(model)
     memory_format = _memory_format(model, device)

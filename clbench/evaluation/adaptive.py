@@ -32,7 +32,7 @@ class AdaptiveEvaluator(ContinualEvaluator):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.policy = Refinement(self.scenario.n_tasks, self.config.share, self.config.dense, self.config.tolerance)
+        self.policy = Refinement(self.scenario.n_groups, self.config.share, self.config.dense, self.config.tolerance)
         self._stack: Stack | None = None
         self._window: StackedAdaptive | None = None
 

@@ -10,7 +10,10 @@ OF_SINGLE_TASKS = ("LA", "LCA")
 
 AT_THE_END = ("ACC", "ACC_pooled")
 
-AVERAGED = ("average_incremental_macro", "average_incremental_pooled", "AAA")
+POOLED = ("ACC_pooled", "average_incremental_pooled", "AAUC")
+"""Shares of all samples, and no means over tasks."""
+
+AVERAGED = ("average_incremental_macro", "average_incremental_pooled", "AAA", "AAUC")
 
 ACCURACIES = (*AT_THE_END, *AVERAGED, *OF_SINGLE_TASKS, *WORST)
 """The metrics in which a diverged run has a value. Forgetting, plasticity, gaps and costs of such a run are unknown: a network
@@ -34,7 +37,7 @@ def chance_level(scenario: dict[str, Any], metric: str) -> float:
         case "class":
             chances = [1 / sum(sizes[: k + 1]) for k in range(len(sizes))]
         case "task" if metric not in OF_SINGLE_TASKS:
-            weights = [task.get("n_validation", task["n_test"]) if metric.endswith("_pooled") else 1 for task in tasks]
+            weights = [task.get("n_validation", task["n_test"]) if metric in POOLED else 1 for task in tasks]
             chances = [
                 sum(weight / n for weight, n in zip(weights[: k + 1], sizes[: k + 1], strict=True))
                 / sum(weights[: k + 1])

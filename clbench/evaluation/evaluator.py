@@ -40,6 +40,10 @@ optimizer steps since the start of the stream (0: before the first); ``loss`` is
 CURVE_COLUMNS = [*COLUMNS, "consolidated"]
 """Those of the curve: ``consolidated`` is True in rows that were evaluated after the hooks at the end of ``task_learning``."""
 
+SEEN_COLUMNS = ["task_learning", "iteration", "classes", "n", "correct"]
+"""One row per evaluation of a stream whose classes need not arrive each with its task: how many classes have been seen, how many
+samples of the subsets are of one of them, and how many of those are classified correctly."""
+
 SAMPLES_AT_ONCE = {"cuda": 4096, "cpu": 8192, "cpu, convolutions": 128}
 """Samples of one forward pass. Convolutions on a processor want their activations to stay in its cache: slim ResNet-18 takes
 0.6 times as long for 128 at a time as for 1,024 (two cores)."""
@@ -73,7 +77,7 @@ class ContinualEvaluator:
         self.precision = precision
         self.split: Split = scenario.test if config.split == "test" else scenario.validation  # type: ignore[assignment]
         self.subset_ids: list[Tensor] = []
-        for task in range(scenario.n_tasks):
+        for task in range(scenario.n_groups):
             ids = self.split.ids(task)
             drawn = torch.randperm(len(ids), generator=torch_generator(seed, "evaluation_subset", task))
             self.subset_ids.append(ids[drawn[: config.subset].sort().values])
@@ -88,6 +92,10 @@ class ContinualEvaluator:
         self._stages: list[nn.Module] = []
         self._pending: list[tuple[int, int, bool, Tensor]] = []
         self._rows: list[np.ndarray] = []
+        self.counts_seen = scenario.segments is not None and scenario.setting == "class" and config.kind == "periodic"
+        """Whether each evaluation counts over the classes seen so far, too."""
+        self._pending_seen: list[tuple[int, int, Tensor]] = []
+        self._seen_rows: list[np.ndarray] = []
         self._modules = list(learner.modules())
         convolves = any(isinstance(module, nn.Conv2d) for module in self._modules)
         self._samples_at_once = SAMPLES_AT_ONCE[
@@ -157,11 +165,22 @@ class ContinualEvaluator:
     def _evaluate(self, task_learning: int, iteration: int, consolidated: bool) -> None:
         started = time.perf_counter()
         with self.undisturbed(), self.from_stages():
-            sizes = self.sizes[: task_learning + 1]
-            scores = self.fitting(lambda: [self._scores(self.subset(p), task) for p, task in self.passes(sizes)])
-            sums = sums_per_task(torch.cat(scores), sizes)
+            n = task_learning + 1
+            sizes = self.sizes if self.counts_seen else self.sizes[:n]
+            parts = self.fitting(lambda: [self._scores(self.subset(p), task) for p, task in self.passes(sizes)])
+            scores = torch.cat(parts)
+            sums = sums_per_task(scores, sizes)[:n]
+            if self.counts_seen:
+                self._pending_seen.append((task_learning, iteration, self._over_seen_classes(scores[:, 0])))
         self._pending.append((task_learning, iteration, consolidated, sums))
         self.seconds += time.perf_counter() - started
+
+    def _over_seen_classes(self, correct: Tensor) -> Tensor:
+        """float64 (3,): classes seen so far, samples of the subsets of one of them, and how many are ``correct`` (n,)."""
+        answer = self.learner.model.answer
+        seen = answer.first_seen <= answer.current_task
+        counts = seen[self._labels]
+        return torch.stack([seen.sum(), counts.sum(), (correct * counts).sum()]).double()
 
     def parts(self, n: int, states: int = 1) -> list[slice]:
         """``n`` samples in forward passes of nearly equal size, no larger than ``evaluator.batch_size`` or what suits the device.
@@ -223,7 +242,7 @@ class ContinualEvaluator:
         Covers the tasks seen so far; where outputs do not grow (task- and domain-incremental) also those to come, which
         forward transfer needs. ``task_learning`` is −1 before the first task.
         """
-        last = task_learning + 1 if self.scenario.setting == "class" else self.scenario.n_tasks
+        last = task_learning + 1 if self.scenario.setting == "class" else self.scenario.n_groups
         rows = []
         started = time.perf_counter()
         with self.undisturbed():
@@ -283,6 +302,27 @@ class ContinualEvaluator:
             self._rows = [np.concatenate(self._rows)]
         return self._rows[0] if self._rows else np.empty((0, len(CURVE_COLUMNS)))
 
+    @property
+    def seen(self) -> pd.DataFrame:
+        """The table with the columns :data:`SEEN_COLUMNS`, empty unless the evaluator :attr:`counts_seen`."""
+        rows = self._flush_seen()
+        return pd.DataFrame({name: rows[:, i].astype("int64") for i, name in enumerate(SEEN_COLUMNS)})
+
+    def _flush_seen(self) -> np.ndarray:
+        if self._pending_seen:
+            counts = torch.stack([counts for *_, counts in self._pending_seen]).cpu().numpy()
+            at = np.array([at[:2] for at in self._pending_seen], np.float64)
+            self._seen_rows = [*self._seen_rows, np.column_stack([at, counts])]
+            self._pending_seen = []
+        return np.concatenate([np.empty((0, len(SEEN_COLUMNS))), *self._seen_rows])
+
+    def drop_from(self, iteration: int) -> None:
+        """Forget all evaluations after ``iteration`` steps or more."""
+        self.settle()
+        rows, seen = self.flush(), self._flush_seen()
+        self.restore(rows[rows[:, 1] < iteration])
+        self._seen_rows = [seen[seen[:, 1] < iteration]]
+
     def extend(self, task_learning: int, iterations: list[int], sums: np.ndarray) -> None:
         """Record evaluations made elsewhere, after ``iterations`` (E,): their sums (E, tasks, 2: correct, loss)."""
         self.flush()
@@ -312,10 +352,12 @@ class ContinualEvaluator:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know beside the rows, as plain values."""
-        return {}
+        return {"seen": torch.from_numpy(self._flush_seen())} if self.counts_seen else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of a checkpoint."""
+        if self.counts_seen:
+            self._pending_seen, self._seen_rows = [], [state["seen"].cpu().numpy()]
 
     def _scores(self, samples: Samples, task: int | None) -> Tensor:
         learner, compilation = self.learner, self.learner.compilation

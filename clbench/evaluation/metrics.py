@@ -34,11 +34,14 @@ From the per-iteration table on fixed subsets (``curve``):
 * LCA = mean over tasks of the mean of the first 10 accuracies while the task is learned (A-GEM, without its zero-shot point,
   which the table holds for the first task only)
 * AAA = mean over evaluations of the mean accuracy on the tasks seen so far (Caccia et al. 2022; ocl_survey)
+* AAUC = mean over evaluations, but for that before the first step, of the share of all samples of the classes seen so far that
+  are right: the area under the curve of accuracy to samples (Koh et al. 2022, arXiv:2110.10031; Moon et al. 2023), each class
+  from its first sample on. Where classes arrive each with its task, these are the samples of the tasks seen so far
 
-Windows, LCA and AAA count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`) and take one
-evaluation of every iteration: the last, at a task's end that after e_i. Where the curve was recorded adaptively they, recovery
-and gap_area are computed on the curve with its gaps :func:`filled`; the minima and what follows from them rest on evaluated
-iterations alone.
+Windows, LCA, AAA and AAUC count evaluations, not iterations, so they belong to one evaluation period (:func:`coarsened`) and
+take one evaluation of every iteration: the last, at a task's end that after e_i. Where the curve was recorded adaptively they,
+recovery and gap_area are computed on the curve with its gaps :func:`filled`; the minima and what follows from them rest on
+evaluated iterations alone.
 
 Ours, labelled as such, each the mean over the tasks i that are followed by another, looking at A(E_i) while task i + 1 is
 learned; its *plateau* is the mean of the last tenth of those evaluations. A(E_i, f_{e_i}) is that after the end of task i.
@@ -95,7 +98,12 @@ OF_LEARNING_WITHIN_A_TASK = ("LCA", *(f"WP{w}" for w in WINDOWS), "recovery_iter
 
 
 def summarise(
-    curve: pd.DataFrame, tasks: pd.DataFrame, every: int, adaptive: bool = False, learns_at_task_end: bool = False
+    curve: pd.DataFrame,
+    tasks: pd.DataFrame,
+    every: int,
+    adaptive: bool = False,
+    learns_at_task_end: bool = False,
+    seen: pd.DataFrame | None = None,
 ) -> Summary:
     """Every metric of the module docstring, plus what a reader needs to judge them.
 
@@ -105,6 +113,8 @@ def summarise(
         every: the evaluation period, in iterations; 0 where only task switches are evaluated.
         adaptive: whether only some iterations were evaluated, at irregular distances, in place of all.
         learns_at_task_end: whether the method learns nothing of a task before the task is over.
+        seen: per-iteration counts over the classes seen so far (columns: iteration, n, correct), where classes need not arrive
+            each with its task.
 
     Returns:
         Metric → value; None where it has no meaning (fewer than two tasks, a run that diverged in its first task), and then
@@ -126,6 +136,7 @@ def summarise(
         **{f"WP{w}": windowed_plasticity(traces, w) for w in WINDOWS},
         "LCA": learning_curve_area(regular),
         "AAA": average_anytime_accuracy(regular),
+        "AAUC": area_under_accuracy(regular if seen is None else seen),
         "recovery_iterations": _mean(recovery),
         "gap_area": gap_area(regular),
     }
@@ -407,6 +418,13 @@ def average_anytime_accuracy(curve: pd.DataFrame) -> float:
         return math.nan
     last = last_of_iteration(curve)
     return float((last.correct / last.n).groupby(last.iteration).mean().mean())
+
+
+def area_under_accuracy(counts: pd.DataFrame) -> float:
+    """AAUC of a table with the columns iteration, n and correct, of all tasks or of all classes seen so far."""
+    last = last_of_iteration(counts) if "task_eval" in counts else counts.drop_duplicates("iteration", keep="last")
+    pooled = last[last.iteration > 0].groupby("iteration")[["correct", "n"]].sum()
+    return float((pooled.correct / pooled.n).mean()) if len(pooled) else math.nan
 
 
 def gap_depth(curve: pd.DataFrame) -> float:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from clbench.config import RunConfig, StrategyConfig, TrainerConfig
+from clbench.config import RunConfig, StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Strategy
 from clbench.models.continual import ContinualModel
@@ -244,13 +244,13 @@ def refuse_network(options: StrategyConfig, model: ContinualModel, scenario: Sce
         )
 
 
-def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, trainer: TrainerConfig) -> None:
+def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, config: RunConfig) -> None:
     """Refuse what is not defined where classes return, and what begins anew with every task where nobody is told of tasks.
 
     Raises:
         ConfigError: with the option or the strategy, and what goes instead.
     """
-    names = [options.name for options in chosen]
+    names, trainer = [options.name for options in chosen], config.trainer
     if scenario.segments is not None:
         for name, options in zip(names, chosen, strict=True):
             if "one task a class" in traits_of(STRATEGIES[name], options):
@@ -258,6 +258,25 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, trainer:
                     f"strategy {name} takes a class for one that arrives with a single task, and in {scenario.name} classes "
                     "return"
                 )
+            if overrides(STRATEGIES[name], "predict_task"):
+                raise ConfigError(
+                    f"strategy {name} makes a network for every task, and in {scenario.name} samples of several arrive together"
+                )
+    if scenario.groups_at is not None:
+        for option, given in (
+            ("plasticity_every", config.evaluator.plasticity_every),
+            ("connectivity_points", config.evaluator.connectivity_points),
+        ):
+            if given:
+                raise ConfigError(
+                    f"evaluator.{option}={given} compares tasks, and {scenario.name} has other tasks to learn than to evaluate: "
+                    f"set evaluator.{option}=0"
+                )
+    if scenario.ordered and (trainer.epochs != 1 or trainer.max_steps_per_task is not None):
+        raise ConfigError(
+            f"trainer.epochs={trainer.epochs} with trainer.max_steps_per_task={trainer.max_steps_per_task}: the samples of "
+            f"{scenario.name} arrive in one order, and once: set trainer.epochs=1 trainer.max_steps_per_task=null"
+        )
     if scenario.boundaries:
         return
     free = [name for name in STRATEGIES.names() if not STRATEGIES[name].needs.boundaries]
@@ -265,7 +284,7 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, trainer:
         if name not in free:
             raise ConfigError(
                 f"strategy {name} has to be told where a task begins, which {scenario.name} does not tell: set "
-                f"scenario.told=true, or choose one of {', '.join(free)}"
+                f"scenario.boundaries=told, or a number of samples, or choose one of {', '.join(free)}"
             )
     for option, given, has_to_be in (
         ("trainer.reset_optimizer", trainer.reset_optimizer, False),

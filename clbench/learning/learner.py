@@ -61,7 +61,7 @@ class Learner(nn.Module):
 
     def plan(self, task: Task) -> Plan:
         """The samples of every step of the task."""
-        plan = Plan(new=task.shuffled_batches(task.ids))
+        plan = Plan(new=task.arriving_batches())
         for strategy in self:
             plan = strategy.plan(task, plan)
         return plan

@@ -12,7 +12,7 @@ KINDS = ("two_phase", "conventional", "first_task", "first_k")
 CHEAP_METRICS = ("average_incremental_pooled", "average_incremental_macro", "ACC", "ACC_pooled", "LA")
 """Metrics that need accuracies at task ends only, so that nothing is evaluated in between while tuning."""
 
-METRICS = (*CHEAP_METRICS, "AAA", "min_ACC", "WC_ACC")
+METRICS = (*CHEAP_METRICS, "AAA", "AAUC", "min_ACC", "WC_ACC")
 
 
 @dataclass

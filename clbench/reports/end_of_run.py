@@ -33,6 +33,7 @@ ROWS: list[tuple[str, str, str]] = [
     ("WP10", "WP10", SUBSET),
     ("WP100", "WP100", SUBSET),
     ("AAA", "AAA", SUBSET),
+    ("AAUC", "AAUC", SUBSET),
 ]
 """Metric, what it is called in the table, and what it was measured on. All are shown in percent."""
 

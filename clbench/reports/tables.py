@@ -133,6 +133,7 @@ METRICS = {
         Metric("WP100", "WP100", SUBSETS, True),
         Metric("LCA", "LCA", SUBSETS, True),
         Metric("AAA", "AAA", SUBSETS, True),
+        Metric("AAUC", "AAUC", SUBSETS, True),
         Metric("gap_depth", "gap depth", SUBSETS, False),
         Metric("recovery_iterations", "recovery (iterations)", SUBSETS, False, 1.0),
         Metric("gap_area", "gap area", SUBSETS, False, 1.0, 2),

@@ -7,5 +7,6 @@
 ``own_data``       data of one's own
 ``cached_prefix``  a stream of what frozen stages make of the samples
 
-Kinds of streams are registered classes: see ``class_incremental``, then ``domain_incremental``, ``label_shift``, ``blurry``.
+Kinds of streams are registered classes: see ``class_incremental``, then ``domain_incremental``, ``label_shift``, ``blurry``,
+``class_repetition``. ``arrival`` has what goes with every kind: gradual drift, and where boundaries are told.
 """

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from clbench.data.store import shared_store
 from clbench.data.text import TextSet
 from clbench.errors import ConfigError
 from clbench.registry import SCENARIOS, SOURCES
+from clbench.scenarios.arrival import Arrival, cut_every, drifting
 from clbench.scenarios.scenario import Scenario, Split
 from clbench.seeding import numpy_generator
 
@@ -48,8 +50,7 @@ class StreamPlan:
             own that come first in an order of all images, so that tasks with the same images have the same subset.
         images_seed: seed of that order; None for the run's seed.
         judged_on_training: evaluation shows the training samples, since there is nothing to generalise to.
-        arrival: labels and tasks (N,) of the training samples → the ids of those that arrive while each task is learned; None:
-            those of the task.
+        arrival: labels and tasks (N,) of the training samples → which of them arrive when; None: each with its task.
         boundaries: whether methods are told where a task begins.
     """
 
@@ -62,7 +63,7 @@ class StreamPlan:
     images: int | None = None
     images_seed: int | None = None
     judged_on_training: bool = False
-    arrival: Callable[[np.ndarray, np.ndarray], list[np.ndarray]] | None = None
+    arrival: Callable[[np.ndarray, np.ndarray], Arrival] | None = None
     boundaries: bool = True
 
 
@@ -85,7 +86,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
             f"data.image_size={data_config.image_size} is not for the command line: set scenario.image_size instead"
         )
     source, data = read_source(config, replace(data_config, image_size=config.image_size))
-    plan = _first_tasks(kind.plan(config, data, seed), config)
+    plan = with_boundaries(_first_tasks(kind.plan(config, data, seed), config), config, seed)
     _refuse_returning_classes(config, plan)
     shown = _shown(plan, source.train, seed)
     place = data_config.placement
@@ -133,20 +134,66 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         _test=test,
         recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe, **_labelling(plan, train)},
         note=note,
-        segments=_segments(config, plan, train),
         boundaries=plan.boundaries,
+        **_arrival(config, plan, train),
     )
 
 
-def _segments(config: ScenarioConfig, plan: StreamPlan, train: Split) -> list[torch.Tensor] | None:
-    """The ids of the training samples that arrive while each task is learned, where those are not the task's own."""
+def with_boundaries(plan: StreamPlan, config: ScenarioConfig, seed: int) -> StreamPlan:
+    """The plan with the drift and the boundaries that the scenario's options ask for.
+
+    Raises:
+        ConfigError: they ask for something else than the valid choices, or for what this kind of stream cannot have.
+    """
+    every = (
+        config.boundaries if isinstance(config.boundaries, int) and not isinstance(config.boundaries, bool) else None
+    )
+    if (every is None and config.boundaries not in (None, "told", "hidden")) or (every is not None and every < 1):
+        raise ConfigError(
+            f"scenario.boundaries={config.boundaries} is unknown. Valid choices: told, hidden, null, or a number of samples "
+            "from 1"
+        )
+    for option, value in (("drift", config.drift), ("boundaries", config.boundaries)):
+        if plan.setting == "task" and value not in (None, "told"):
+            raise ConfigError(
+                f"scenario.{option}={value} has no meaning in the task-incremental {config.name}, where the task of every sample "
+                "is given: leave it at null"
+            )
+    if config.drift is not None and plan.arrival is not None:
+        raise ConfigError(
+            f"scenario.drift={config.drift} has no meaning with scenario.kind={config.kind}, which says by itself when samples "
+            "arrive: leave it at null"
+        )
+
+    def arrive(labels: np.ndarray, tasks: np.ndarray) -> Arrival:
+        if config.drift is not None:
+            found = drifting(tasks, config.drift, numpy_generator(seed, "drift"))
+        elif plan.arrival is not None:
+            found = plan.arrival(labels, tasks)
+        else:
+            found = Arrival([np.flatnonzero(tasks == task) for task in range(len(plan.parts))])
+        return found if every is None else cut_every(found, every, numpy_generator(seed, "cuts"))
+
+    told = plan.boundaries if config.boundaries is None else config.boundaries != "hidden"
+    asked = {"drift": config.drift, "boundaries": config.boundaries}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return plan
+    return replace(plan, arrival=arrive, boundaries=told, recipe={**plan.recipe, **asked})
+
+
+def _arrival(config: ScenarioConfig, plan: StreamPlan, train: Split) -> dict[str, Any]:
+    """The fields of the scenario that say which training samples arrive when, where those are not simply the task's own."""
     if plan.arrival is None:
-        return None
-    segments = plan.arrival(train.labels.cpu().numpy(), train.tasks.cpu().numpy())
-    for name, ids in zip(plan.task_names, segments, strict=True):
+        return {}
+    arrival = plan.arrival(train.labels.cpu().numpy(), train.tasks.cpu().numpy())
+    for number, ids in enumerate(arrival.segments):
         if not len(ids):
-            raise ConfigError(f"no training sample of scenario {config.name} arrives while task {name!r} is learned")
-    return [torch.from_numpy(ids) for ids in segments]
+            raise ConfigError(
+                f"no training sample of scenario {config.name} arrives while task {plan.task_names[number]!r} is learned"
+            )
+    segments = [torch.from_numpy(ids) for ids in arrival.segments]
+    return {"segments": segments, "groups_at": arrival.groups_at, "ordered": arrival.ordered}
 
 
 def _refuse_for_texts(config: ScenarioConfig) -> None:

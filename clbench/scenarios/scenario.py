@@ -99,7 +99,7 @@ class Scenario:
         setting: ``class`` (identity hidden, classes grow), ``task`` (identity given) or ``domain`` (identity hidden,
             classes shared by all tasks).
         class_names: names of the classes in label order.
-        task_classes: for each task the labels it contains.
+        task_classes: for each group of samples that is evaluated as a task, the labels it contains.
         input_shape: (C, H, W) of images, (L,) of texts.
         mean, std: per-channel normalisation of images; empty for texts.
         train, validation: the splits training and tuning may read; validation is None without a validation fraction.
@@ -107,9 +107,13 @@ class Scenario:
         test_locked: whether asking for the test split raises.
         note: what a reader of results has to know about these data, or empty.
         frozen: the definition in the catalogue that the stream was found to equal, e.g. ``split_mnist/v1``, or None.
-        segments: for each task the ids of the training samples that arrive while it is learned; None: those of the task. With
-            them a task is no more than a group of samples that are evaluated together; its classes may arrive early, or return.
-        boundaries: whether methods are told where a task begins.
+        segments: for each task that is learned the ids of the training samples that arrive meanwhile; None: those of the task.
+            With them the samples of a split that are of one task are no more than a group that is evaluated together; its classes
+            may arrive early, or return.
+        groups_at: for each segment the group that is recorded as being learned, ascending and without a gap; None: there are as
+            many segments as groups, and each is of its own.
+        ordered: whether segments are in the order of arrival, so that they may not be shuffled.
+        boundaries: whether methods are told where a segment begins.
     """
 
     name: str
@@ -128,6 +132,8 @@ class Scenario:
     note: str = ""
     frozen: str | None = None
     segments: list[Tensor] | None = None
+    groups_at: list[int] | None = None
+    ordered: bool = False
     boundaries: bool = True
 
     @property
@@ -154,6 +160,10 @@ class Scenario:
             return self.task_classes[task]
         return self.train.labels_of(self.segments[task]).unique().tolist()
 
+    def group_at(self, task: int) -> int:
+        """The group of evaluated samples that is recorded as being learned while ``task`` is learned."""
+        return task if self.groups_at is None else self.groups_at[task]
+
     @property
     def first_seen(self) -> list[int]:
         """For every label the task with which its first sample arrives, as methods know it before the first step.
@@ -170,7 +180,12 @@ class Scenario:
 
     @property
     def n_tasks(self) -> int:
-        """Number of tasks."""
+        """Number of tasks that are learned, one after another."""
+        return len(self.task_classes) if self.segments is None else len(self.segments)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups of samples that are evaluated as a task; that of the tasks, unless ``groups_at`` says otherwise."""
         return len(self.task_classes)
 
     @property
@@ -205,16 +220,21 @@ class Scenario:
                     **{f"{name}_hash": s.hashes[t] for name, s in splits.items() if s is not None},
                     **self._arrival(t),
                 }
-                for t in range(self.n_tasks)
+                for t in range(self.n_groups)
             ],
             "recipe": self.recipe,
+            **({} if self.groups_at is None else {"segments": self._segments_as_data(self.groups_at)}),
         }
 
+    def _segments_as_data(self, groups_at: list[int]) -> list[dict[str, str | int]]:
+        return [{"group": group, **self._arrives_in(segment)} for segment, group in enumerate(groups_at)]
+
     def _arrival(self, task: int) -> dict[str, str | int]:
-        """What arrives while ``task`` is learned, where that is not the task's own samples."""
-        if self.segments is None:
-            return {}
-        ids = self.segments[task].numpy().astype("<i8")
+        """What arrives while ``task`` is learned, where there is a segment for it and that is not the task's own samples."""
+        return {} if self.segments is None or self.groups_at is not None else self._arrives_in(task)
+
+    def _arrives_in(self, segment: int) -> dict[str, str | int]:
+        ids = self.arriving(segment).numpy().astype("<i8")
         return {"n_arriving": len(ids), "arriving_hash": hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()}
 
     @property

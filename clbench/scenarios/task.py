@@ -24,6 +24,7 @@ class Task:
         budget: epochs, steps and batch size.
         seed: the run's seed.
         segments: for each task the ids of the training samples that arrive while it is learned; None: the task's own.
+        ordered: whether these are in the order of arrival.
         smallest_batch: the fewest samples that the network can be trained on at a time.
         stage: 0 in the task's plan, k in the k-th stage after it; the random streams of stages are their own.
     """
@@ -38,6 +39,7 @@ class Task:
     segments: list[Tensor] | None = None
     smallest_batch: int = 1
     stage: int = 0
+    ordered: bool = False
 
     @property
     def ids(self) -> Tensor:
@@ -76,17 +78,23 @@ class Task:
     def _of_stage(self, purpose: str) -> str:
         return f"{purpose}, stage {self.stage}" if self.stage else purpose
 
-    def shuffled_batches(self, ids: Tensor, batch_size: int | None = None) -> list[Tensor]:
+    def arriving_batches(self) -> list[Tensor]:
+        """Batches of the samples that arrive, for this task's whole budget: in their order where they have one, else shuffled."""
+        return self.shuffled_batches(self.ids, in_order=self.ordered)
+
+    def shuffled_batches(self, ids: Tensor, batch_size: int | None = None, in_order: bool = False) -> list[Tensor]:
         """Batches of ``ids`` for this task's whole budget, reshuffled every epoch; an epoch's last batch may be smaller.
 
         ``epochs`` passes, cut off at ``max_steps_per_task``; with ``epochs=null`` as many passes as that takes. A last batch that
-        is smaller than ``smallest_batch`` joins the one before it.
+        is smaller than ``smallest_batch`` joins the one before it. Every batch is there ``steps_per_batch`` times in a row, as
+        the same tensor. ``in_order``: nothing is shuffled after all.
         """
         batch_size = self.budget.batch_size if batch_size is None else batch_size
         generator = self.torch_generator("batch_order")
         per_epoch, left_over = divmod(len(ids), batch_size)
         joins = 0 < left_over < self.smallest_batch and per_epoch > 0
         per_epoch += left_over > 0 and not joins
+        per_epoch *= self.budget.steps_per_batch
         limit = self.budget.max_steps_per_task
         if self.budget.epochs is not None:
             steps = self.budget.epochs * per_epoch
@@ -96,8 +104,9 @@ class Task:
             steps = limit
         batches: list[Tensor] = []
         while len(batches) < steps:
-            epoch = list(ids[torch.randperm(len(ids), generator=generator)].split(batch_size))
+            order = torch.arange(len(ids)) if in_order else torch.randperm(len(ids), generator=generator)
+            epoch = list(ids[order].split(batch_size))
             if joins:
                 epoch[-2:] = [torch.cat(epoch[-2:])]
-            batches += epoch
+            batches += [batch for batch in epoch for _ in range(self.budget.steps_per_batch)]
         return batches[:steps]

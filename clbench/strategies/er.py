@@ -33,6 +33,7 @@ from clbench.learning.parts.memory import (
     draw_balanced,
     draw_uniform,
     notes_of_room,
+    places_offered,
     reservoir_step,
 )
 from clbench.models.continual import ContinualModel
@@ -99,16 +100,13 @@ class ER(Strategy):
         by_step = self.options.update == "step"
         balanced = self.options.selection == "class_balanced"
         groups = self._groups(task, memory) if balanced else []
-        not_seen_yet = set(task.ids.tolist())  # a reservoir counts a sample once, not once per epoch
         replay = []
-        for ids in plan.new:
+        for ids, offered in zip(plan.new, places_offered(plan.new, task.ids), strict=True):
             size = self.options.replay_batch_size or len(ids)
             drawn = draw_balanced(groups, size, rng) if balanced else draw_uniform(memory[memory != EMPTY], size, rng)
             replay.append(torch.from_numpy(drawn))
-            if by_step and not_seen_yet:
-                arriving = [i for i in ids.tolist() if i in not_seen_yet]
-                not_seen_yet.difference_update(arriving)
-                n_seen = reservoir_step(memory, n_seen, np.array(arriving, np.int64), rng)
+            if by_step:
+                n_seen = reservoir_step(memory, n_seen, ids[offered].numpy(), rng)
         if not by_step:
             memory, n_seen = self._consolidated(task, memory, n_seen, rng)
         self._memory_after_task = memory, n_seen

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
-from clbench.learning.parts.memory import EMPTY, check_memory_size, notes_of_room
+from clbench.learning.parts.memory import EMPTY, check_memory_size, notes_of_room, places_offered
 from clbench.learning.parts.sample_gradients import gradients_of_each
 from clbench.models.continual import ContinualModel
 from clbench.options import option
@@ -74,12 +74,10 @@ class GSS(Strategy):
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Slots to replay and to compare with; of new samples that come first, their slots while there is room, and draws."""
         rng, size = task.numpy_generator("replay"), self.options.memory_size
-        n_seen, not_seen_yet = int(self.n_seen), set(task.ids.tolist())
+        n_seen = int(self.n_seen)
         replayed, compared, offered, room, draws = [], [], [], [], []
-        for new in plan.new:
+        for new, first in zip(plan.new, places_offered(plan.new, task.ids), strict=True):
             filled = min(n_seen, size)
-            first = [place for place, sample in enumerate(new.tolist()) if sample in not_seen_yet]
-            not_seen_yet.difference_update(new.tolist())
             n_replayed = min(self.options.replay_batch_size or len(new), filled)
             replayed.append(torch.from_numpy(rng.permutation(filled)[:n_replayed]))
             n_compared = min(self.options.compared, filled) if first else 0

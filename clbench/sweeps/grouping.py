@@ -45,13 +45,22 @@ def why_alone(config: DictConfig) -> str:
         reason = STRATEGIES[name].needs.alone
         if reason:
             return f"{name}: {reason}"
-    if config.scenario.kind == "blurry" and not config.scenario.told:
-        return "which classes have been seen is found out in every step"
+    if arrives_otherwise(config.scenario):
+        return "which classes have been seen is found out, and counted, run by run"
     if config.evaluator.diagnostics_every:
         return "diagnostics look into the gradients of one run"
     if config.trainer.precision == "fp16":
         return "with fp16 every run scales its loss by itself"
     return ""
+
+
+def arrives_otherwise(scenario: DictConfig) -> bool:
+    """Whether classes need not arrive each with its task, or nobody is told when they do."""
+    if scenario.boundaries == "hidden" or scenario.kind in ("blurry", "class_repetition"):
+        return True
+    return scenario.kind == "class_incremental" and (
+        scenario.drift is not None or scenario.boundaries not in (None, "told")
+    )
 
 
 def _shape(config: DictConfig) -> str:

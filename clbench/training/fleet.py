@@ -141,7 +141,7 @@ class Fleet:
             self._step_together(rows, step)
         self._enter(own)
         places = [
-            Place(row, self._task, member.steps_before + member.step, member.n_steps, member.iteration)
+            Place(row, member.group, member.steps_before + member.step, member.n_steps, member.iteration)
             for row, member in enumerate(self._living)
             if member.step > step
         ]
@@ -310,7 +310,7 @@ class Fleet:
         for members, iterations, terms in self._losses:
             for name in terms:
                 for member, iteration in zip(members, iterations, strict=True):
-                    member.losses.add_value(self._task, iteration, name, next(values))
+                    member.losses.add_value(member.group, iteration, name, next(values))
         self._losses = []
 
     def _freeze_diverged(self) -> None:

@@ -189,7 +189,8 @@ class Trainer:
         self.options = config
         self.learner.enter(self.learner.main_stage)  # hooks are not to see the last stage of the task before
         self._task = Task(index, self.scenario.n_tasks, self.scenario.classes_arriving(index), config, self.config.seed,
-                          self.scenario.train, self.inputs, self.scenario.segments, self._smallest_batch())  # fmt: skip
+                          self.scenario.train, self.inputs, self.scenario.segments, self._smallest_batch(),
+                          ordered=self.scenario.ordered)  # fmt: skip
         if not self._begun:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
@@ -312,8 +313,13 @@ class Trainer:
         self._train_step(self.task, self.steps[self.step])
         self.step += 1
         self.iteration += 1
-        self.evaluator.after_step(self.task, self.steps_before + self.step, self.n_steps, self.iteration)
+        self.evaluator.after_step(self.group, self.steps_before + self.step, self.n_steps, self.iteration)
         self.look_at_plasticity()
+
+    @property
+    def group(self) -> int:
+        """The group of evaluated samples that is recorded as being learned: the task, but for streams that say otherwise."""
+        return self.scenario.group_at(self.task)
 
     @property
     def n_steps(self) -> int:
@@ -337,10 +343,11 @@ class Trainer:
         if self.learner.consolidates:
             self._evaluate_consolidated()
         if self.task in (0, 1, self.scenario.n_tasks - 1):
-            refuse_batch_dependence(self.evaluator, self.task)
+            refuse_batch_dependence(self.evaluator, self.group)
         self.connectivity.look(self.task)
-        self._measurements += [(self.task, name, *reported) for name, reported in self.learner.measurements()]
-        self._task_tables.append(self.evaluator.evaluate_full(self.task, self.iteration))
+        if self.task + 1 == self.scenario.n_tasks or self.scenario.group_at(self.task + 1) != self.group:
+            self._measurements += [(self.group, name, *reported) for name, reported in self.learner.measurements()]
+            self._task_tables.append(self.evaluator.evaluate_full(self.group, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
         self.n_stages_after = self.steps_before = 0
         self.save()
@@ -356,7 +363,7 @@ class Trainer:
         self.train_mode()
         self.evaluator.compute_prefix()
         self.learner.eval()
-        self.evaluator.evaluate_consolidated(self.task, self.iteration)
+        self.evaluator.evaluate_consolidated(self.group, self.iteration)
 
     def show_progress(self) -> None:
         """Tell whoever displays it where training is."""
@@ -383,7 +390,7 @@ class Trainer:
             with torch.no_grad(), self.precision.autocast():
                 terms = self.learner.learn(Batch(samples, ids, step.n_new, columns=step.columns))
         kept = self.learner.compilation.kept
-        self.losses.add(task, self.iteration + 1, {name: kept(term) for name, term in terms.items()})
+        self.losses.add(self.group, self.iteration + 1, {name: kept(term) for name, term in terms.items()})
 
     def _recalled(self, step: Step) -> Step:
         """The step with the ids of what its slots hold at present."""
@@ -407,7 +414,7 @@ class Trainer:
                 total = sum(terms.values())
             self.optimizer.zero_grad(set_to_none=True)
             if look:
-                self.diagnostics.before_step(task, self.iteration + 1, terms)
+                self.diagnostics.before_step(self.group, self.iteration + 1, terms)
             self.precision.backward(total, self.optimizer)
             return terms, outputs
 
@@ -499,9 +506,7 @@ class Trainer:
         if bad is None:
             return
         task, iteration, term, loss = bad
-        self.evaluator.settle()
-        rows = self.evaluator.flush()
-        self.evaluator.restore(rows[rows[:, 1] < iteration])
+        self.evaluator.drop_from(iteration)
         raise Diverged(f"the loss term {term!r} became {loss} at iteration {iteration} (task {task})")
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clbench.errors import ConfigError
-from clbench.scenarios.blurry import segments
+from clbench.scenarios.blurry import segments, shuffled_share
 from clbench.seeding import numpy_generator
 from clbench.testing.stepping import finish_stage, fit_until
 
@@ -43,7 +43,7 @@ def test_every_sample_arrives_once_and_a_share_of_some_classes_elsewhere(counts,
 
 def test_without_blur_and_with_boundaries_it_is_the_class_incremental_stream(small_trainer):
     same = ["trainer.reset_optimizer=true", "trainer.batch_size=8", "trainer.lr=0.05"]
-    blurry = small_trainer("scenario=blurry_digits", "scenario.blur=0.0", "scenario.told=true", *same)
+    blurry = small_trainer("scenario=blurry_digits", "scenario.blur=0.0", "scenario.boundaries=told", *same)
     plain = small_trainer("scenario=split_digits", *same, checkpoint="plain")
     blurry.fit(), plain.fit()
     assert blurry.curve.equals(plain.curve)
@@ -80,7 +80,7 @@ def test_what_arrives_is_trained_on_and_what_is_evaluated_is_the_task(small_trai
 
 
 def test_rows_of_the_head_are_drawn_where_a_class_first_arrives(small_trainer):
-    trainer = small_trainer("scenario=blurry_digits", "scenario.told=true", "scenario.blur=0.5")
+    trainer = small_trainer("scenario=blurry_digits", "scenario.boundaries=told", "scenario.blur=0.5")
     scenario, model = trainer.scenario, trainer.learner.model
     trainer.begin()
     seen = set()
@@ -116,8 +116,9 @@ def test_a_killed_run_goes_on_with_what_it_has_seen(small_trainer):
         (["strategy=finetune", "trainer.scheduler=cosine"], "trainer.scheduler=constant"),
         (["strategy=er", "strategy.update=task"], "set strategy.update=step"),
         (["strategy=finetune", "strategy.plus=[lwf]"], "strategy lwf has to be told"),
-        (["strategy=icarl", "scenario.told=true"], "in blurry_digits classes return"),
-        (["strategy=finetune", "strategy.plus=[outliers]", "scenario.told=true"], "strategy outliers takes a class for one"),
+        (["strategy=icarl", "scenario.boundaries=told"], "in blurry_digits classes return"),
+        (["strategy=finetune", "strategy.plus=[outliers]", "scenario.boundaries=told"],
+         "strategy outliers takes a class for one"),
     ],
 )  # fmt: skip
 def test_what_acts_at_boundaries_is_refused_where_they_are_not_told(options, part, small_setup):
@@ -133,10 +134,58 @@ def test_the_stream_depends_on_the_seed_and_is_part_of_its_hash(small_setup):
 
 
 def test_joint_training_is_on_what_has_arrived_so_far(small_trainer):
-    trainer = small_trainer("scenario=blurry_digits", "scenario.told=true", "strategy=joint", "trainer.epochs=1",
+    trainer = small_trainer("scenario=blurry_digits", "scenario.boundaries=told", "strategy=joint", "trainer.epochs=1",
                             "trainer.max_steps_per_task=null")  # fmt: skip
     trainer.fit_task()
     trainer.begin_task()
     trained = set(torch.cat([step.ids for step in trainer.steps]).tolist())
     assert trained == set(torch.cat([trainer.scenario.arriving(task) for task in range(2)]).tolist())
     assert trained != set(torch.cat([trainer.scenario.train.ids(task) for task in range(2)]).tolist())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    counts=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), min_size=1, max_size=5),
+    n_disjoint=st.lists(st.integers(0, 4), min_size=5, max_size=5),
+    blur=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+def test_in_a_stochastic_stream_a_share_of_all_blurred_samples_changes_places(counts, n_disjoint, blur, seed):
+    sizes = [(task, n) for task, of_task in enumerate(counts) for n in of_task]
+    tasks = np.repeat([task for task, _ in sizes], [n for _, n in sizes])
+    labels = np.repeat(np.arange(len(sizes)), [n for _, n in sizes])
+    found = shuffled_share(labels, tasks, n_disjoint[: len(counts)], blur, numpy_generator(seed, "arrival"))
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(labels)))
+    assert [len(ids) for ids in found] == [sum(of_task) for of_task in counts]  # each gets back as many as it gave
+    blurred, label = 0, 0
+    for task, of_task in enumerate(counts):
+        for place, n in enumerate(of_task):
+            if place < n_disjoint[task]:
+                assert (labels[found[task]] == label).sum() == n
+            else:
+                blurred += n
+            label += 1
+    moved = sum(int((tasks[ids] != task).sum()) for task, ids in enumerate(found))
+    assert moved <= round(blur * blurred)
+
+
+def test_a_stochastic_stream_deals_disjoint_classes_out_at_random_and_the_others_equally(small_setup):
+    sizes, hashes = set(), set()
+    for seed in range(4):
+        scenario = small_setup(
+            "scenario=blurry_digits", "scenario.stochastic=true", "strategy=finetune", f"seed={seed}"
+        ).scenario
+        assert sorted(label for labels in scenario.task_classes for label in labels) == list(range(10))
+        assert scenario.task_classes == [sorted(labels) for labels in scenario.task_classes]
+        assert min(map(len, scenario.task_classes)) >= 1  # one of the five classes that are not disjoint
+        sizes.add(tuple(map(len, scenario.task_classes)))
+        hashes.add(scenario.hash)
+        for task, labels in enumerate(scenario.task_classes):
+            assert set(scenario.test.labels_of(scenario.test.ids(task)).tolist()) == set(labels)
+    assert len(sizes) > 1
+    assert len(hashes) == 4
+
+
+def test_a_stochastic_stream_in_which_a_task_has_no_class_is_refused(small_setup):
+    with pytest.raises(ConfigError, match="leaves a task without a class"):
+        small_setup("scenario=blurry_digits", "scenario.stochastic=true", "scenario.disjoint=1.0", "strategy=finetune")

@@ -4,6 +4,8 @@ All functions work on numpy arrays on the host and draw from the generator they 
 step depends on ids and draws only, not on the network, so a whole task's replay is known before the task starts.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,25 @@ def reservoir_step(memory: np.ndarray, n_seen: int, arriving: np.ndarray, rng: n
         if slot < size:
             memory[slot] = sample
     return n_seen + len(arriving)
+
+
+def places_offered(batches: Sequence[Tensor], ids: Tensor) -> list[list[int]]:
+    """For every step the places, within its batch, of the samples that a memory is offered after it.
+
+    Each of the arriving ``ids`` is offered once, not once per epoch: after the last of the successive steps on the batch that it
+    first comes with (``trainer.steps_per_batch``).
+    """
+    not_offered_yet = set(ids.tolist())
+    offered: list[list[int]] = []
+    for step, batch in enumerate(batches):
+        offered.append([])
+        if not not_offered_yet or (step + 1 < len(batches) and batches[step + 1] is batch):
+            continue
+        for place, sample in enumerate(batch.tolist()):
+            if sample in not_offered_yet:
+                not_offered_yet.remove(sample)
+                offered[-1].append(place)
+    return offered
 
 
 def draw_uniform(memory: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -73,7 +94,7 @@ class TaskMemory(nn.Module):
         super().__init__()
         check_memory_size(size, scenario)
         share = size // scenario.n_tasks
-        self.size, self.sizes = size, [min(share, stop - start) for start, stop in scenario.train.bounds]
+        self.size, self.sizes = size, [min(share, len(scenario.arriving(task))) for task in range(scenario.n_tasks)]
         self.register_buffer("ids", torch.full((scenario.n_tasks, max(self.sizes)), EMPTY))
 
     def store(self, task: Task) -> None:

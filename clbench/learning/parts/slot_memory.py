@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.learning.base import Plan
-from clbench.learning.parts.memory import EMPTY
+from clbench.learning.parts.memory import EMPTY, places_offered
 from clbench.scenarios.task import Task
 
 
@@ -46,24 +46,20 @@ class SlotMemory(nn.Module):
         """
         rng = task.numpy_generator("replay")
         ids, n_seen = self.ids.cpu().numpy().copy(), int(self.n_seen)
-        not_seen_yet = set(task.ids.tolist())
         replay, read, write = [], [], []
-        for new in plan.new:
+        for new, offered in zip(plan.new, places_offered(plan.new, task.ids), strict=True):
             filled = min(n_seen, self.size)
             n = min(size or len(new), filled)
             slots = [rng.choice(filled, n, replace=False) if n else np.empty(0, np.int64) for _ in range(n_draws)]
             replay.append(torch.from_numpy(ids[np.concatenate(slots)]))
             read.append(torch.from_numpy(slots[0]))
             written = np.full(len(new), self.size)
-            for position, sample in enumerate(new.tolist()):
-                if sample not in not_seen_yet:
-                    continue
-                not_seen_yet.remove(sample)
+            for position in offered:
                 slot = n_seen if n_seen < self.size else int(rng.integers(0, n_seen + 1))
                 n_seen += 1
                 if slot < self.size:
                     written[written == slot] = self.size  # the later sample evicts the earlier one
-                    written[position], ids[slot] = slot, sample
+                    written[position], ids[slot] = slot, int(new[position])
             write.append(torch.from_numpy(written))
         self._after_task = ids, n_seen
         return plan._replace(replay=replay).with_columns(**{self.read: read, self.write: write})
