@@ -263,14 +263,14 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, config: 
                     f"strategy {name} makes a network for every task, and in {scenario.name} samples of several arrive together"
                 )
     if scenario.groups_at is not None:
-        for option, given in (
+        for name, number in (
             ("plasticity_every", config.evaluator.plasticity_every),
             ("connectivity_points", config.evaluator.connectivity_points),
         ):
-            if given:
+            if number:
                 raise ConfigError(
-                    f"evaluator.{option}={given} compares tasks, and {scenario.name} has other tasks to learn than to evaluate: "
-                    f"set evaluator.{option}=0"
+                    f"evaluator.{name}={number} compares tasks, and {scenario.name} has other tasks to learn than to evaluate: "
+                    f"set evaluator.{name}=0"
                 )
     if scenario.ordered and (trainer.epochs != 1 or trainer.max_steps_per_task is not None):
         raise ConfigError(

@@ -99,11 +99,9 @@ def occurrences(
     n_classes: int, n_experiences: int, first_occurrence: float | None, repetition: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Which class is in which experience, boolean (n_classes, experiences that are not empty)."""
-    likelihood = np.ones(n_experiences)
-    if first_occurrence is not None:
-        likelihood = (1 - first_occurrence) ** np.arange(n_experiences)
-    first = rng.choice(n_experiences, n_classes, p=likelihood / likelihood.sum())
     experience = np.arange(n_experiences)
+    likelihood = (1 - (first_occurrence or 0.0)) ** experience  # equal for null
+    first = rng.choice(n_experiences, n_classes, p=likelihood / likelihood.sum())
     repeats = rng.random((n_classes, n_experiences)) < repetition
     occurs = (experience == first[:, None]) | (repeats & (experience > first[:, None]))
     return occurs[:, occurs.any(0)]
