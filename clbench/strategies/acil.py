@@ -42,7 +42,7 @@ class ACIL(FrozenFeatures):
     """Recursive ridge regression on random features of a frozen extractor."""
 
     config = ACILConfig
-    needs = Needs()
+    needs = Needs(boundaries=False)
     options: ACILConfig
     expansion: Tensor
     R: Tensor

@@ -50,7 +50,7 @@ class SLDA(FrozenFeatures):
     """Linear discriminant analysis on a frozen extractor's features, a sample at a time."""
 
     config = SLDAConfig
-    needs = Needs()
+    needs = Needs(boundaries=False)
     options: SLDAConfig
     shrinkage: Tensor
     means: Tensor

@@ -198,3 +198,17 @@ def test_a_memory_is_offered_every_sample_once_after_the_last_step_on_its_batch(
         if sample < 8 and sample not in expected:
             expected.append(sample)
     assert found == expected
+
+
+@pytest.mark.parametrize("strategy", ["slda", "acil"])
+def test_a_classifier_on_frozen_features_takes_every_sample_in_once(small_trainer, strategy):
+    same = [*SAME, *ONCE, f"strategy={strategy}", "strategy.extractor=frozen"]
+    plain = small_trainer(*same, checkpoint="plain")
+    hidden = small_trainer(*same, "trainer.steps_per_batch=3", "scenario.boundaries=hidden",
+                           "trainer.reset_optimizer=false", checkpoint="hidden")  # fmt: skip
+    plain.fit(), hidden.fit()
+    state, other = plain.learner.state_dict(), hidden.learner.state_dict()
+    assert all(torch.equal(state[name], other[name]) for name in state if name.startswith("strategies"))
+    with pytest.raises(ConfigError, match="set strategy"):
+        small_trainer(*same[:-1], "strategy.extractor=first_task", "scenario.boundaries=hidden",
+                      "trainer.reset_optimizer=false")  # fmt: skip

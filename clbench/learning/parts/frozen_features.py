@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clbench.config import StrategyConfig
+from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Plan, Strategy
 from clbench.learning.stage import Stage
 from clbench.models.continual import ContinualModel
@@ -49,6 +50,11 @@ class FrozenFeatures(Strategy):
 
     def __init__(self, config: FrozenFeaturesConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
+        if config.extractor == "first_task" and not scenario.boundaries:
+            raise ConfigError(
+                f"strategy.extractor=first_task has no end in {scenario.name}, which does not tell where a task ends: set "
+                "strategy.extractor=frozen"
+            )
         if config.extractor == "frozen":
             model.backbone.requires_grad_(False)
 
@@ -114,11 +120,14 @@ class FrozenFeatures(Strategy):
 
 
 def first_pass(batches: list[Tensor], n_samples: int) -> list[Tensor]:
-    """The first of ``batches`` that hold ``n_samples`` ids, or all where they are fewer."""
-    chosen, n_left = [], n_samples
+    """The first of ``batches`` that hold ``n_samples`` ids, or all where they are fewer; of one that is repeated, one."""
+    chosen: list[Tensor] = []
+    n_left = n_samples
     for batch in batches:
         if n_left <= 0:
             break
+        if chosen and batch is chosen[-1]:
+            continue
         chosen.append(batch)
         n_left -= len(batch)
     return chosen
