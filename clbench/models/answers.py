@@ -42,14 +42,15 @@ class ClassLabels(nn.Module):
         super().__init__()
         self.setting, self.logit_scope = setting, logit_scope
         self.n_classes = 1 + max(label for labels in task_classes for label in labels)
-        class_task = torch.zeros(self.n_classes, dtype=torch.int64)
+        class_task = [0] * self.n_classes
         if setting != "domain":
             for task, labels in enumerate(task_classes):
-                class_task[labels] = task
-        self.register_buffer("class_task", class_task)
-        arrives = class_task.clone() if first_seen is None or setting == "domain" else torch.tensor(first_seen)
-        self.register_buffer("first_seen", arrives)
-        self._begins_with_a_class = bool((arrives == 0).any())  # so that there always is one that has been seen
+                for label in labels:
+                    class_task[label] = task
+        arrives = class_task if first_seen is None or setting == "domain" else first_seen
+        self.register_buffer("class_task", torch.tensor(class_task))
+        self.register_buffer("first_seen", torch.tensor(arrives))
+        self._begins_with_a_class = 0 in arrives  # so that there always is one that has been seen
         self.register_buffer("current_task", torch.zeros((), dtype=torch.int64))
 
     # ---- which answers are possible -------------------------------------------------------------------------------------
