@@ -20,12 +20,13 @@ What there is, the lowest first. A module imports from the lines above its own a
 ``records``                                    the run folder
 ``training``, ``reports``                      the training loop; tables and figures
 ``compose``                                    configurations from YAML files and overrides
+``published``                                  figures of papers beside those of runs
 ``set_up``                                     from a configuration to all that a run needs
 ``recording``                                  what is written of a run
 ``run``                                        the life of a run
 ``protocol``, ``sweeps``                       tuning apart from evaluation; many runs together
 ``command_line``                               from words to one of these
-``listing``, ``pretraining``, ``scenarios.freeze``  further commands
+``listing``, ``pretraining``, ``reproduction``, ``scenarios.freeze``  further commands
 ``testing``                                    tests for methods, also for one's own
 ``__main__``                                   ``python -m clbench``
 """

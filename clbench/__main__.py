@@ -75,7 +75,7 @@ def _do(command: str | None, words: list[str], commands: list[str]) -> int:
 
 
 def _dispatch(command: str | None, words: list[str], commands: list[str]) -> int:
-    if command in ("list", "describe", "resume"):
+    if command in ("list", "describe", "resume", "reproduce"):
         words = _with_config_dirs(words)
     match command:
         case "list":
@@ -97,6 +97,10 @@ def _dispatch(command: str | None, words: list[str], commands: list[str]) -> int
             from clbench.reports.command import report
 
             report(words)
+        case "reproduce":
+            from clbench.reproduction import reproduce
+
+            return reproduce(words)
         case "runs":
             from clbench.reports.run_list import runs
 

@@ -52,6 +52,11 @@ def catalogue_dir() -> Path:
     return _shipped("scenarios", "_catalogue")
 
 
+def published_dir() -> Path:
+    """The comparisons with published figures: the checkout's ``reports/published/``, else the copy inside the installed wheel."""
+    return _shipped("reports/published", "_published")
+
+
 def _shipped(in_checkout: str, in_wheel: str) -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parent / in_checkout

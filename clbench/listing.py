@@ -16,10 +16,11 @@ from clbench.conf_files import config_file, group_choices, yaml_mapping
 from clbench.config import DataConfig, EvaluatorConfig
 from clbench.errors import ConfigError, choose_from, nearest
 from clbench.protocol.options import ProtocolConfig
+from clbench.published.committed import of_strategy
 from clbench.registry import MODELS, SCENARIOS, SOURCES, STRATEGIES, broken_plug_ins
 from clbench.scenarios.scenario import EXAMPLES
 
-GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "protocol", "search_space")
+GROUPS = ("strategy", "scenario", "model", "evaluator", "experiment", "protocol", "search_space", "table")
 SETTING_LETTERS = {"class": "C", "task": "T", "domain": "D"}
 
 
@@ -92,6 +93,7 @@ def describe(name: str) -> None:
             console.print(escape(_module_docstring(STRATEGIES[name])), "", sep="\n", highlight=False)
             _print_needs(console, name)
             _print_options(console, STRATEGIES[name].config, file, group)
+            _print_published(console, name)
             training = _file("training", name)
             if training.is_file():
                 console.print(
@@ -222,6 +224,19 @@ def _print_needs(console: Console, name: str) -> None:
     console.print("[bold]needs[/bold]  " + "; ".join(facts) + "\n", highlight=False)
 
 
+def _print_published(console: Console, name: str) -> None:
+    """What has been published of a strategy and compared with runs of clbench, where there is such a comparison."""
+    figures = of_strategy(name)
+    if not figures:
+        return
+    table = Table(title="published figures, in percent (reports/published)", title_justify="left")
+    for column in ("table", "cell", "metric", "published", "clbench", "verdict"):
+        table.add_column(column, no_wrap=column in ("published", "clbench"))
+    for figure in figures:
+        table.add_row(figure.table, figure.cell, figure.metric, figure.published, figure.clbench, figure.verdict)
+    console.print(table, "", highlight=False)
+
+
 def _print_options(console: Console, schema: type, file: Path, group: str) -> None:
     """A table of the fields of ``schema`` with the defaults of the YAML file, and the comments there (their sources)."""
     defaults = yaml_mapping(file) if file.is_file() else OmegaConf.create()
@@ -247,6 +262,8 @@ def _command(group: str, name: str) -> str:
         return f"python -m clbench -m protocol={name} strategy=er,ewc"
     if group == "search_space":
         return f"python -m clbench -m protocol=two_phase search_space={name} strategy=er,ewc"
+    if group == "table":
+        return f"python -m clbench reproduce {name}"
     if group == "strategy" and "class" not in STRATEGIES[name].needs.settings:  # which the default scenario is
         return f"python -m clbench strategy={name} scenario={EXAMPLES[STRATEGIES[name].needs.settings[0]]}"
     return f"python -m clbench {group}={name}"

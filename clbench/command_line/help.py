@@ -44,6 +44,7 @@ COMMANDS = {
     ),
     "runs": ("[FOLDER …]", "the runs as a table, the latest first"),
     "report": ("FOLDER …", "compare runs: a table here, and a page with figures"),
+    "reproduce": ("TABLE", "make the runs of a published table, and compare with its figures"),
     "resume": ("FOLDER", "continue a run, a sweep or a study that was stopped"),
     "pretrain": ("data=… classes=…", "train a backbone for streams of the other classes"),
     "help": ("[COMMAND]", "this text, or that of a command"),
@@ -51,7 +52,7 @@ COMMANDS = {
 """Command → its arguments, and what it does."""
 
 DETAILS = {
-    "list": "KIND is one of strategy, scenario, model, evaluator, experiment, protocol, search_space, source.",
+    "list": "KIND is one of strategy, scenario, model, evaluator, experiment, protocol, search_space, table, source.",
     "describe": "NAME is a name that list shows, or a metric of a run, such as ACC, FORG, min_ACC or WF10.",
     "resume": (
         "FOLDER is a run folder, the folder of a sweep (with multirun.yaml) or of a study (with study.json). A run goes on from "

@@ -34,9 +34,7 @@ def launch(words: list[str], commands: list[str]) -> int:
     """
     from clbench.command_line.checks import checked
 
-    arguments = taken_apart(words, commands)
-    add_config_dirs(arguments.config_dirs)
-    store_schemas()
+    arguments = _arguments(words, commands)
     if arguments.is_hydras:
         _call_hydra(arguments, arguments.overrides, train)
         return 0
@@ -45,8 +43,32 @@ def launch(words: list[str], commands: list[str]) -> int:
         _call_hydra(arguments, overrides, train)
         return 0
     if arguments.is_sweep:
-        return _sweep(arguments, overrides, composed)
+        failures, status = _sweep(arguments, overrides, composed)
+        for failure in failures:
+            print(f"clbench: {failure}", file=sys.stderr)
+        return status
     return _single(arguments, overrides, composed)
+
+
+def sweep(words: list[str], commands: list[str]) -> list[str]:
+    """Make the runs of a sweep, as ``launch`` does; returns a line for each that has failed.
+
+    Raises:
+        ClbenchError: none of it can be run.
+    """
+    from clbench.command_line.checks import checked
+
+    arguments = _arguments(words, commands)
+    failures, _ = _sweep(arguments, *checked(arguments))
+    return failures
+
+
+def _arguments(words: list[str], commands: list[str]) -> Arguments:
+    """The command line taken apart, with all that its overrides may name at hand."""
+    arguments = taken_apart(words, commands)
+    add_config_dirs(arguments.config_dirs)
+    store_schemas()
+    return arguments
 
 
 def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) -> int:
@@ -78,12 +100,13 @@ def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) ->
     return DIVERGED if result["summary"]["status"] == "diverged" else 0
 
 
-def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> int:
-    """A sweep or a study; returns 1 where a run has failed, 2 where the first step of none was possible."""
+def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> tuple[list[str], int]:
+    """A sweep or a study; returns a line for each failure, and 1 where a run has failed, 2 where none could take a step."""
     from clbench.reports.after_sweep import conclude_sweep
 
     folder = NewFolder(folder_of(composed, "sweep"))
-    failures, status = [], 0
+    failures: list[str] = []
+    status = 0
     with folder.removed_if_refused():
         try:
             _call_hydra(arguments, [*overrides, *folder.override("hydra.sweep.dir")], train)
@@ -95,9 +118,7 @@ def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> 
             raise Interrupted(str(folder.path), getattr(error, "signal", None)) from error
         finally:
             conclude_sweep()
-    for failure in failures:
-        print(f"clbench: {failure}", file=sys.stderr)
-    return status
+    return failures, status
 
 
 def _call_hydra(arguments: Arguments, overrides: list[str], task: Callable[[DictConfig], Any]) -> None:

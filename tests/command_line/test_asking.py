@@ -23,7 +23,7 @@ def test_help_names_every_command_and_the_statuses(words, clb):
     assert "3 the run has diverged" in out
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("report", "runs", "help")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("report", "reproduce", "runs", "help")])
 def test_help_of_a_command(command, clb):
     for words in ([command, "--help"], [command, "-h"], ["help", command]):
         status, out, _ = clb(*words)
@@ -31,7 +31,7 @@ def test_help_of_a_command(command, clb):
         assert out.startswith(f"usage: python -m clbench {command} ")
 
 
-@pytest.mark.parametrize("command", ["report", "runs"])
+@pytest.mark.parametrize("command", ["report", "reproduce", "runs"])
 def test_help_of_a_command_with_options_of_its_own(command, clb):
     with pytest.raises(SystemExit) as ended:
         clb("help", command)

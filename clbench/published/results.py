@@ -1,0 +1,93 @@
+"""The runs of a published cell, read from their folders."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from clbench.compose import load_run_config
+from clbench.config import without_hydra
+from clbench.errors import DamagedRecord
+from clbench.published.comparison import Compared, compared
+from clbench.published.tables import PublishedCell
+from clbench.reports.labels import flat_leaves, is_of_the_method
+from clbench.reports.loading import load
+
+
+@dataclass(frozen=True)
+class Result:
+    """A published figure and what runs have found."""
+
+    cell: PublishedCell
+    verdict: str
+    """One of :data:`clbench.published.comparison.VERDICTS`."""
+
+    compared: Compared | None = None
+    """None where no run has ended, or none has the metric."""
+
+    runs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Rows of :attr:`clbench.reports.loading.Runs.table`: the runs of the cell's configuration."""
+
+    strategy: str = ""
+    reason: str = ""
+    """Why there is no figure, or not one over all seeds."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that the mean is over."""
+        return sorted(int(seed) for seed in self.runs[self.runs.status == "finished"].seed) if len(self.runs) else []
+
+
+def read_result(cell: PublishedCell, folder: Path, config: DictConfig | None, reason: str = "") -> Result:
+    """What the runs below ``folder`` say of a cell.
+
+    Args:
+        cell: the published figure.
+        folder: with a run folder for every seed; it need not be there.
+        config: the configuration that its overrides make, of any seed; None where they make none. Runs of another are left out.
+        reason: why there is no configuration, or why the sweep ended early.
+    """
+    if cell.missing:
+        return Result(cell, "not possible", reason=cell.missing)
+    if config is None:
+        return Result(cell, "not possible", reason=reason)
+    strategy = "+".join([config.strategy.name, *config.strategy.plus])
+    files = sorted(folder.glob("*/config.yaml"))
+    own = [file.parent for file in files if _same_setting(file, config)]
+    if not own:
+        other = "there are runs of another configuration in its folder" if files else ""
+        return Result(cell, "failed" if reason else "not run", strategy=strategy, reason=reason or other)
+    runs = load(own).table
+    finished = runs[runs.status == "finished"]
+    values = [float(100 * value) for value in finished.get(cell.metric, pd.Series(dtype=float)).dropna()]
+    found = compared(cell, values) if values else None
+    states = Counter(runs.status)
+    said = [str(text) for text in runs.get("reason", pd.Series(dtype=object)).dropna()]
+    if len(finished) and not values:
+        said.append(f"the runs have no {cell.metric}")
+    reason = "; ".join(dict.fromkeys([*([reason] if reason else []), *said]))
+    if states["diverged"]:
+        verdict = "diverged"
+    elif states["failed"] or states["unreadable"]:
+        verdict = "failed"
+    else:
+        verdict = found.verdict if found is not None else "not run"
+    return Result(cell, verdict, found, runs, strategy, reason)
+
+
+def _same_setting(file: Path, config: DictConfig) -> bool:
+    """Whether a run's ``config.yaml`` computes what ``config`` does, with whatever seed, on whatever machine."""
+    try:
+        recorded = load_run_config(file)
+    except DamagedRecord:
+        return False
+    return setting_of(recorded) == setting_of(config)
+
+
+def setting_of(config: DictConfig) -> dict[str, Any]:
+    """The options that say what is computed: dotted name → value."""
+    values: dict[str, Any] = OmegaConf.to_container(without_hydra(config), resolve=True)  # type: ignore[assignment]
+    return {name: value for name, value in flat_leaves(values) if is_of_the_method(name)}
