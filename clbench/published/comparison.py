@@ -23,7 +23,7 @@ VERDICTS = {
     "diverged": "a run's loss became infinite or NaN, so that there is no mean over all seeds",
     "failed": "runs ended with an error",
     "not run": "no run of this configuration has ended",
-    "not possible": "clbench lacks something that the setting needs",
+    "not possible": "clbench lacks something that the setting needs, or the source does not say what the setting is",
 }
 """What each word means."""
 
