@@ -43,7 +43,12 @@ def launch(words: list[str], commands: list[str]) -> int:
         _call_hydra(arguments, overrides, train)
         return 0
     if arguments.is_sweep:
-        failures, status = _sweep(arguments, overrides, composed)
+        from clbench.reports.after_sweep import conclude_sweep
+
+        try:
+            failures, status = _sweep(arguments, overrides, composed)
+        finally:
+            conclude_sweep()
         for failure in failures:
             print(f"clbench: {failure}", file=sys.stderr)
         return status
@@ -51,7 +56,7 @@ def launch(words: list[str], commands: list[str]) -> int:
 
 
 def sweep(words: list[str], commands: list[str]) -> list[str]:
-    """Make the runs of a sweep, as ``launch`` does; returns a line for each that has failed.
+    """Make the runs of a sweep, as ``launch`` does, without comparing them; returns a line for each that has failed.
 
     Raises:
         ClbenchError: none of it can be run.
@@ -102,8 +107,6 @@ def _single(arguments: Arguments, overrides: list[str], composed: DictConfig) ->
 
 def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> tuple[list[str], int]:
     """A sweep or a study; returns a line for each failure, and 1 where a run has failed, 2 where none could take a step."""
-    from clbench.reports.after_sweep import conclude_sweep
-
     folder = NewFolder(folder_of(composed, "sweep"))
     failures: list[str] = []
     status = 0
@@ -116,8 +119,6 @@ def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> 
                 folder.remove()
         except KeyboardInterrupt as error:
             raise Interrupted(str(folder.path), getattr(error, "signal", None)) from error
-        finally:
-            conclude_sweep()
     return failures, status
 
 

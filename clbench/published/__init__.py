@@ -4,5 +4,5 @@
 ``results``     the runs of a cell, read from their folders
 ``comparison``  two means and their spreads, and what is said of them
 ``page``        all of it as Markdown and CSV
-``committed``   the CSV files in ``reports/published/``, for ``describe``
+``committed``   the CSV files in ``reports/published/``, for the description of a strategy
 """

@@ -1,6 +1,5 @@
 """The runs of a published cell, read from their folders."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,41 +40,40 @@ class Result:
         return sorted(int(seed) for seed in self.runs[self.runs.status == "finished"].seed) if len(self.runs) else []
 
 
-def read_result(cell: PublishedCell, folder: Path, config: DictConfig | None, reason: str = "") -> Result:
+def read_result(cell: PublishedCell, folder: Path, config: DictConfig | None, failure: str = "") -> Result:
     """What the runs below ``folder`` say of a cell.
 
     Args:
         cell: the published figure.
         folder: with a run folder for every seed; it need not be there.
         config: the configuration that its overrides make, of any seed; None where they make none. Runs of another are left out.
-        reason: why there is no configuration, or why the sweep ended early.
+        failure: why there is no configuration, or which runs could not be made just now.
     """
-    if cell.missing:
-        return Result(cell, "not possible", reason=cell.missing)
-    if config is None:
-        return Result(cell, "not possible", reason=reason)
+    if cell.missing or config is None:
+        return Result(cell, "not possible", reason=cell.missing or failure)
     strategy = "+".join([config.strategy.name, *config.strategy.plus])
     files = sorted(folder.glob("*/config.yaml"))
     own = [file.parent for file in files if _same_setting(file, config)]
     if not own:
         other = "there are runs of another configuration in its folder" if files else ""
-        return Result(cell, "failed" if reason else "not run", strategy=strategy, reason=reason or other)
+        return Result(cell, "failed" if failure else "not run", strategy=strategy, reason=failure or other)
     runs = load(own).table
-    finished = runs[runs.status == "finished"]
-    values = [float(100 * value) for value in finished.get(cell.metric, pd.Series(dtype=float)).dropna()]
+    values = [100 * float(value) for value in runs[runs.status == "finished"].get(cell.metric, _NONE).dropna()]
     found = compared(cell, values) if values else None
-    states = Counter(runs.status)
-    said = [str(text) for text in runs.get("reason", pd.Series(dtype=object)).dropna()]
-    if len(finished) and not values:
-        said.append(f"the runs have no {cell.metric}")
-    reason = "; ".join(dict.fromkeys([*([reason] if reason else []), *said]))
-    if states["diverged"]:
+    recorded = [str(reason) for reason in runs.get("reason", _NONE).dropna()]
+    reasons = [failure, *(reason for reason in recorded if not failure or reason not in failure)]
+    states = set(runs.status)
+    if "diverged" in states:
         verdict = "diverged"
-    elif states["failed"] or states["unreadable"]:
+    elif failure or states & {"failed", "unreadable"}:
         verdict = "failed"
     else:
         verdict = found.verdict if found is not None else "not run"
-    return Result(cell, verdict, found, runs, strategy, reason)
+    return Result(cell, verdict, found, runs, strategy, "; ".join(dict.fromkeys(filter(None, reasons))))
+
+
+_NONE = pd.Series(dtype=object)
+"""What a table without a column has in it."""
 
 
 def _same_setting(file: Path, config: DictConfig) -> bool:
