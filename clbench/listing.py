@@ -106,7 +106,7 @@ def describe(name: str) -> None:
             )
             _print_options(console, MODELS[kind].config, file, group)
         elif group == "scenario":
-            kind = yaml_mapping(file).scenario.kind
+            kind = _scenario(name).kind
             console.print(
                 escape(_comment(file)), "", escape(_module_docstring(SCENARIOS[kind])), "", sep="\n", highlight=False
             )
@@ -240,7 +240,9 @@ def _print_published(console: Console, name: str) -> None:
 def _print_options(console: Console, schema: type, file: Path, group: str) -> None:
     """A table of the fields of ``schema`` with the defaults of the YAML file, and the comments there (their sources)."""
     defaults = yaml_mapping(file) if file.is_file() else OmegaConf.create()
-    if group in ("scenario", "protocol"):
+    if group == "scenario":
+        defaults = _scenario(file.stem)
+    elif group == "protocol":
         defaults = defaults[group]
     comments = _line_comments(file) if file.is_file() else {}
     table = Table(title="options", title_justify="left")
@@ -275,7 +277,14 @@ def _as_typed(value: Any) -> str:
 
 
 def _source_of(scenario: str) -> str:
-    return OmegaConf.load(_file("scenario", scenario)).scenario.source
+    return _scenario(scenario).source
+
+
+def _scenario(name: str) -> Any:
+    """What the file of a scenario sets under ``scenario``, and the files that it builds on."""
+    content, known = yaml_mapping(_file("scenario", name)), group_choices("scenario")
+    parents = [entry for entry in content.defaults if entry in known]
+    return OmegaConf.merge(*map(_scenario, parents), content.scenario)
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -52,6 +52,13 @@ def test_defaults_are_those_of_the_file_not_of_the_dataclass(capsys, monkeypatch
     assert shown["scenario.classes"] == "null"
 
 
+def test_a_scenario_has_what_the_one_has_that_it_builds_on(capsys, monkeypatch):
+    own, base = (shown_defaults(name, capsys, monkeypatch) for name in ("si_blurry_cifar100", "blurry_cifar100"))
+    different = {name for name in own if own[name] != base[name]}
+    assert different == {"scenario.name", "scenario.stochastic"}
+    assert listing._source_of("si_blurry_cifar100") == "cifar100"
+
+
 def test_model_that_a_user_registered_without_a_yaml_file(capsys, monkeypatch):
     monkeypatch.setitem(MODELS._entries, "mine", MODELS["mlp"])
     listing.list_everything()
