@@ -37,7 +37,12 @@ from clbench.strategies.finetune import Finetune
         (["scenario.source=digit"], "unknown data source 'digit': did you mean 'digits'?"),
         (["strategy=er", "strategy.memory_size=5"], "at least 10"),
         (["strategy=gem", "strategy.memory_size=5"], "at least 10"),
-        (["strategy=er", "strategy.update=step"], "not defined for strategy.selection=class_balanced"),
+        (
+            ["strategy=er", "strategy.update=step", "strategy.selection=task_balanced"],
+            "not defined for strategy.selection=task_balanced",
+        ),
+        (["strategy=er", "strategy.selection=reservoir", "strategy.share=stream"], "share=stream has no meaning"),
+        (["strategy=er", "strategy.mixing=data_set"], "strategy.weighting=fixed contradicts"),
         (["strategy=er", "strategy.plus=[joint]"], "er and joint cannot be combined"),
         (["strategy=gem", "strategy.plus=[agem]"], "gem and agem cannot be combined"),
         (["strategy=er", "strategy.plus=[ewcc]"], "did you mean 'ewc'"),

@@ -62,7 +62,8 @@ class Learner(nn.Module):
     def plan(self, task: Task) -> Plan:
         """The samples of every step of the task."""
         plan = Plan(new=task.arriving_batches())
-        for strategy in self:
+        owner = self._owner["data_loss"]  # first: it may make other batches, to which the others add samples or columns
+        for strategy in sorted(self, key=lambda strategy: strategy is not owner):
             plan = strategy.plan(task, plan)
         return plan
 

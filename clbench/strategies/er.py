@@ -13,9 +13,17 @@ A memory of M samples; every step trains on B new and B replayed samples in one 
 Stores the ids of the M samples. Variants, which give different results and are not interchangeable:
 
 * ``selection=class_balanced``, ``update=task`` (De Lange et al.): refilled from all classes so far at the end of each task
-  with equal counts; replay draws classes equally often, and samples without replacement within a step.
+  with equal counts; replay draws classes equally often, and samples without replacement within a step. ``task_balanced`` is the
+  same with tasks in place of classes, each with ⌊M/t⌋ samples (Hsu et al. 2018, arXiv:1810.12488).
 * ``selection=reservoir``, ``update=step`` (Chaudhry et al.; Mammoth): a uniform sample of all samples seen so far, those of
   the current task included. A sample counts when it is seen first, not once per epoch (Mammoth counts every epoch).
+* ``selection=class_balanced``, ``update=step`` (online replay of Avalanche): a reservoir for every class, which gives up a random
+  part as classes come; in domain-incremental streams too it is the class that counts, whatever the domain.
+* ``share=stream`` (van de Ven et al. 2022): from the start a class, or task, has only the share that it will have in the end;
+  with ``share=seen`` the first ones have all the memory, until others come.
+* ``mixing=data_set`` (naive rehearsal of Hsu et al.): instead of adding replayed samples to every step, the memory is put into
+  the task's data, max(⌊n/M⌋, 1) times for n samples, so that the two are about as large. Batches of ``trainer.batch_size`` are
+  drawn from both: the first task trains with full batches, and later ones, with ``trainer.epochs``, take more steps.
 """
 
 from dataclasses import dataclass
@@ -27,15 +35,8 @@ from torch import Tensor
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
-from clbench.learning.parts.memory import (
-    EMPTY,
-    check_memory_size,
-    draw_balanced,
-    draw_uniform,
-    notes_of_room,
-    places_offered,
-    reservoir_step,
-)
+from clbench.learning.parts.memory import EMPTY
+from clbench.learning.parts.replay_policy import ReplayPolicy
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -48,12 +49,24 @@ class ERConfig(StrategyConfig):
     """Options of ``strategy=er``."""
 
     memory_size: int = option(help="samples in the memory, over all classes", at_least=1)
-    selection: str = option(help="which samples are kept", choices=("reservoir", "class_balanced"))
+    selection: str = option(help="which samples are kept", choices=("reservoir", "class_balanced", "task_balanced"))
+    share: str = option(
+        "seen",
+        help="selection=class_balanced or task_balanced: the memory is divided among classes or tasks seen so far, or among all "
+        "of the stream from the start",
+        choices=("seen", "stream"),
+    )
     update: str = option(
         help="when the memory changes: after every step, or at the end of each task", choices=("step", "task")
     )
     replay_batch_size: int | None = option(
         None, help="replayed samples per step; null: as many as new ones", at_least=1
+    )
+    mixing: str = option(
+        "batch",
+        help="replayed samples are added to the batch of every step, or the memory to the task's data, as many times as makes it "
+        "about as large",
+        choices=("batch", "data_set"),
     )
     weighting: str = option(
         help="weights of the losses on new and replayed samples: new_weight and 1 - new_weight; 1/k and 1 - 1/k in the k-th "
@@ -76,44 +89,42 @@ class ER(Strategy):
 
     def __init__(self, config: ERConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        check_memory_size(config.memory_size, scenario)
-        self._notes = notes_of_room(config.memory_size, scenario)
-        if not scenario.boundaries and (config.update == "task" or config.weighting == "tasks"):
-            raise ConfigError(
-                f"strategy.update={config.update} with strategy.weighting={config.weighting} needs to know where a task ends, "
-                f"which {scenario.name} does not tell: set strategy.update=step, with selection=reservoir and weighting=samples"
-            )
-        if config.selection == "class_balanced" and config.update == "step":
-            raise ConfigError(
-                "strategy.update=step is not defined for strategy.selection=class_balanced. Valid choices: "
-                "update=task, or selection=reservoir"
-            )
+        self.policy = ReplayPolicy(config.memory_size, config.selection, config.share, config.update, scenario)
+        _check(config, scenario)
         self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
-        self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("n_seen", torch.zeros(self.policy.counted, dtype=torch.int64))
         # What end_task puts into the memory; plan() makes it, and makes it again when a run resumes.
-        self._memory_after_task: tuple[np.ndarray, int] | None = None
+        self._memory_after_task: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def traits(cls, options: ERConfig) -> frozenset[str]:
+        return cls.needs.traits | ({"trains on all data"} if options.mixing == "data_set" else frozenset())
 
     def plan(self, task: Task, plan: Plan) -> Plan:
-        """Walk through the task's steps: draw from the memory as it is, then offer it the new samples."""
-        rng = task.numpy_generator("replay")
-        memory, n_seen = self.memory.cpu().numpy().copy(), int(self.n_seen)
-        by_step = self.options.update == "step"
-        balanced = self.options.selection == "class_balanced"
-        groups = self._groups(task, memory) if balanced else []
-        replay = []
-        for ids, offered in zip(plan.new, places_offered(plan.new, task.ids), strict=True):
-            size = self.options.replay_batch_size or len(ids)
-            drawn = draw_balanced(groups, size, rng) if balanced else draw_uniform(memory[memory != EMPTY], size, rng)
-            replay.append(torch.from_numpy(drawn))
-            if by_step:
-                n_seen = reservoir_step(memory, n_seen, ids[offered].numpy(), rng)
-        if not by_step:
-            memory, n_seen = self._consolidated(task, memory, n_seen, rng)
-        self._memory_after_task = memory, n_seen
+        """Draw what every step replays, from the memory as it then is."""
+        memory, n_seen = self.memory.cpu().numpy().copy(), self.n_seen.cpu().numpy().copy()
+        if self.options.mixing == "data_set":
+            plan = self._mixed(task, plan, memory)
+            self._memory_after_task = self.policy.after_task(task, memory, n_seen, task.numpy_generator("replay"))
+            return plan
+        replay, *after = self.policy.walk(task, plan.new, memory, n_seen, self.options.replay_batch_size)
+        self._memory_after_task = after[0], after[1]
         return plan._replace(replay=replay)
+
+    def _mixed(self, task: Task, plan: Plan, memory: np.ndarray) -> Plan:
+        """Batches of the task's samples and those of the memory together."""
+        stored = torch.from_numpy(memory[memory != EMPTY])
+        copies = max(len(task.ids) // len(memory), 1)
+        new = task.shuffled_batches(torch.cat([task.ids, stored.repeat(copies)])) if len(stored) else plan.new
+        replayed = {f"{self.name}.replayed": [torch.isin(ids, stored) for ids in new]}
+        return plan._replace(new=new).with_columns(**replayed)
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         losses = self.cross_entropy(outputs.logits, batch.samples)
+        if self.options.mixing == "data_set":
+            is_replayed = batch.columns[f"{self.name}.replayed"]
+            new = torch.where(is_replayed, 0.0, losses).sum() / len(losses)
+            return {"new": new, "replay": torch.where(is_replayed, losses, 0.0).sum() / len(losses)}
         new, replayed = losses[: batch.n_new], losses[batch.n_new :]
         weights: dict[str, Tensor | float] = {
             "fixed": self.new_weight,
@@ -130,27 +141,24 @@ class ER(Strategy):
         assert self._memory_after_task is not None
         memory, n_seen = self._memory_after_task
         self.memory.copy_(torch.from_numpy(memory))
-        self.n_seen.fill_(n_seen)
+        self.n_seen.copy_(torch.as_tensor(n_seen))
 
     def notes(self) -> list[str]:
-        return self._notes
+        return self.policy.notes
 
-    def _consolidated(
-        self, task: Task, memory: np.ndarray, n_seen: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, int]:
-        """The memory after the task, for ``update=task``."""
-        if self.options.selection == "reservoir":
-            return memory, reservoir_step(memory, n_seen, rng.permutation(task.ids.numpy()), rng)
-        candidates = np.concatenate([memory[memory != EMPTY], task.ids.numpy()])
-        kept = draw_balanced(self._groups(task, candidates), len(memory), rng)
-        refilled = np.full_like(memory, EMPTY)
-        refilled[: len(kept)] = kept
-        return refilled, n_seen + len(task.ids)
 
-    def _groups(self, task: Task, ids: np.ndarray) -> list[np.ndarray]:
-        """``ids`` by class; in domain-incremental streams by class and task, so that no domain crowds out another."""
-        ids = ids[ids != EMPTY]
-        labels = task.labels_of(torch.from_numpy(ids)).numpy()
-        tasks = task.tasks_of(torch.from_numpy(ids)).numpy()
-        keys = tasks * (labels.max(initial=0) + 1) + labels
-        return [ids[keys == key] for key in np.unique(keys)]
+def _check(config: ERConfig, scenario: Scenario) -> None:
+    """Refuse options that contradict each other, or the stream."""
+    if not scenario.boundaries and (config.update == "task" or config.weighting == "tasks"):
+        raise ConfigError(
+            f"strategy.update={config.update} with strategy.weighting={config.weighting} needs to know where a task ends, "
+            f"which {scenario.name} does not tell: set strategy.update=step, and weighting=samples"
+        )
+    mixed = {"update": "task", "weighting": "samples", "replay_batch_size": None}
+    wrong = [name for name, value in mixed.items() if getattr(config, name) != value]
+    if config.mixing == "data_set" and wrong:
+        raise ConfigError(
+            f"strategy.mixing=data_set mixes the memory into the task's data before the first step, which strategy.{wrong[0]}="
+            f"{getattr(config, wrong[0])} contradicts: set strategy.update=task strategy.weighting=samples "
+            "strategy.replay_batch_size=null"
+        )

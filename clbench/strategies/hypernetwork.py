@@ -45,17 +45,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Strategy, buffer_name
+from clbench.learning.parts.sample_gradients import gradients_at
 from clbench.learning.parts.task_statistics import TaskStatistics
 from clbench.models.continual import ContinualModel
 from clbench.models.hypernetworks import ChunkedHypernetwork, Hypernetwork, Pieces, RecurrentHypernetwork
 from clbench.options import option
 from clbench.registry import STRATEGIES
-from clbench.scenarios.scenario import Scenario
+from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import hashed_uniform, stream_seed
 
@@ -298,16 +298,14 @@ class HypernetworkLearning(Strategy):
         ids = task.ids[torch.randperm(len(task.ids), generator=task.torch_generator("importance"))]
         ids = ids[: self.options.importance_samples]
 
-        def loss(weights: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-            logits = self.model.with_weights(self._named(weights), x[None])[1]
-            return F.cross_entropy(self._own_classes(logits, t), y[None])
+        def loss(weights: Tensor, sample: Samples) -> Tensor:
+            logits = self.model.with_weights(self._named(weights), sample.x)[1]
+            return F.cross_entropy(self._own_classes(logits, sample.task), sample.y)
 
         weights = self._made_now().detach()
         total = torch.zeros_like(weights)
         for samples in task.batches(ids, SAMPLES_AT_ONCE):
-            with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
-                gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0))(weights, *samples)
-            total += gradients.square().sum(0)
+            total += gradients_at(weights, loss, samples).square().sum(0)
         return total / len(ids)
 
     # ---- predictions ----------------------------------------------------------------------------------------------------

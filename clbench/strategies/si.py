@@ -51,38 +51,31 @@ class SI(ImportancePenalty):
     c: Tensor
     xi: Tensor
     omega: Tensor
-    before: Tensor
 
     def __init__(self, config: SIConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
         self.register_buffer("omega", torch.zeros_like(self.anchor))
-        self.register_buffer("before", self.anchor.clone())
 
     @property
     def strength(self) -> Tensor:
         return self.c
 
     @property
-    def keeps_gradient(self) -> bool:
+    def follows_gradient(self) -> bool:
         """Its product with the step is integrated."""
         return True
 
     @torch.no_grad()
-    def begin_task(self, task: Task) -> None:
-        self.before.copy_(self.flat_parameters())
-
-    @torch.no_grad()
     def weights_renewed(self, renewed: Tensor) -> None:
-        """Let go of them; the leap to their new values is no learning."""
+        """Let go of them."""
         super().weights_renewed(renewed)
         self.omega.copy_(torch.where(renewed, 0.0, self.omega))
-        self.before.copy_(torch.where(renewed, self.flat_parameters(), self.before))
 
     def after_step(self, step: int, batch: Batch) -> None:
         assert batch.gradient is not None
-        theta, gradient = self.flat_parameters(), batch.gradient[: len(self.omega)]  # the model's part comes first
-        if self.options.gradient == "data" and self.tasks_learned > 0:
-            gradient = gradient - 2 * self.c * self.importance * (self.before - self.anchor)
+        of_data = self.options.gradient == "data"
+        gradient = self.data_gradient(batch) if of_data else batch.gradient[: len(self.omega)]
+        theta = self.flat_parameters()
         self.omega.sub_(gradient * (theta - self.before))
         self.before.copy_(theta)
 

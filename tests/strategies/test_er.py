@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from clbench.errors import ConfigError
 from clbench.learning.parts.memory import EMPTY
+from clbench.learning.parts.replay_policy import ClassReservoirs
 
 ER = ["strategy=er", "strategy.memory_size=40"]
 RESERVOIR = [*ER, "strategy.selection=reservoir"]
@@ -52,7 +53,16 @@ def test_domain_incremental_memory_is_balanced_over_domains_and_classes(small_tr
     assert (counts == 2).all()
 
 
-@pytest.mark.parametrize("overrides", [ER, [*RESERVOIR, "strategy.update=task"], [*RESERVOIR, "strategy.update=step"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ER,
+        [*RESERVOIR, "strategy.update=task"],
+        [*RESERVOIR, "strategy.update=step"],
+        [*ER, "strategy.update=step"],
+        [*ER, "strategy.selection=task_balanced", "strategy.mixing=data_set", "strategy.weighting=samples"],
+    ],
+)
 def test_plan_is_the_same_when_made_twice(overrides, small_trainer, learn_tasks, task_of):
     """A run that resumes within a task makes its plan again."""
     trainer = small_trainer(*overrides)
@@ -61,10 +71,10 @@ def test_plan_is_the_same_when_made_twice(overrides, small_trainer, learn_tasks,
     first = trainer.learner.plan(task)
     after_first = strategy._memory_after_task
     second = trainer.learner.plan(task)
-    for ours, again in zip(first.replay, second.replay, strict=True):
+    for ours, again in zip(first.replay or first.new, second.replay or second.new, strict=True):
         assert torch.equal(ours, again)
     assert (after_first[0] == strategy._memory_after_task[0]).all()
-    assert after_first[1] == strategy._memory_after_task[1]
+    assert (after_first[1] == strategy._memory_after_task[1]).all()
 
 
 @pytest.mark.parametrize("overrides", [ER, [*RESERVOIR, "strategy.update=task"]])
@@ -137,6 +147,171 @@ def test_weighting_while_nothing_is_replayed(weighting, weight, small_trainer, t
     torch.testing.assert_close(terms["new"], weight * losses_of(trainer, batch).mean())
 
 
-def test_class_balanced_by_step_is_refused(small_setup):
-    with pytest.raises(ConfigError, match=r"update=step is not defined for strategy\.selection=class_balanced"):
-        small_setup(*ER, "strategy.update=step")
+def test_options_that_contradict_each_other_are_refused(small_setup):
+    for options, sentence in (
+        (
+            ["selection=task_balanced", "update=step"],
+            r"update=step is not defined for strategy\.selection=task_balanced",
+        ),
+        (["selection=reservoir", "share=stream"], r"share=stream has no meaning with strategy\.selection=reservoir"),
+        (["mixing=data_set"], r"strategy\.weighting=fixed contradicts: set strategy\.update=task"),
+        (
+            ["mixing=data_set", "weighting=samples", "replay_batch_size=3"],
+            r"strategy\.replay_batch_size=3 contradicts",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            small_setup(*ER, *(f"strategy.{option}" for option in options))
+
+
+# ---- shares -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_tasks", [1, 2, 5])
+def test_share_of_the_stream_holds_from_the_first_task_on(n_tasks, small_trainer, learn_tasks):
+    """100 a class for the first classes too, as in van de Ven's code, and not all the memory until others come."""
+    trainer = small_trainer(*ER, "strategy.memory_size=43", "strategy.share=stream")
+    learn_tasks(trainer, n_tasks)
+    counts = np.bincount(trainer.scenario.train.labels_of(kept(trainer)), minlength=10)
+    assert counts.tolist() == [4] * (2 * n_tasks) + [0] * (10 - 2 * n_tasks)
+
+
+def test_share_of_the_stream_keeps_what_was_kept(small_trainer, learn_tasks):
+    trainer = small_trainer(*ER, "strategy.share=stream")
+    learn_tasks(trainer, 1)
+    before = set(kept(trainer).tolist())
+    trainer.task = 1
+    trainer.fit_task()
+    assert before < set(kept(trainer).tolist())
+
+
+def test_share_of_a_domain(small_trainer, learn_tasks):
+    options = ["strategy=er", "strategy.share=stream", "scenario=permuted_mnist", "scenario.source=digits",
+               "scenario.frozen=null", "scenario.n_tasks=3", "model.hidden=[16]"]  # fmt: skip
+    trainer = small_trainer(*options, "strategy.memory_size=60")
+    learn_tasks(trainer, 1)
+    assert np.bincount(trainer.scenario.train.labels_of(kept(trainer))).tolist() == [2] * 10
+    with pytest.raises(
+        ConfigError, match=r"memory_size=29 is too small for strategy\.share=stream: .* there are 30 shares"
+    ):
+        small_trainer(*options, "strategy.memory_size=29", checkpoint="small")
+
+
+@pytest.mark.parametrize("share", ["seen", "stream"])
+def test_task_balanced_memory_has_whole_shares_of_tasks(share, small_trainer, learn_tasks):
+    """⌊M/t⌋ of every task, random within it: the classes of a task need not be equal."""
+    trainer = small_trainer(
+        *ER, "strategy.memory_size=43", "strategy.selection=task_balanced", f"strategy.share={share}"
+    )
+    for n_tasks in (1, 2, 3):
+        trainer.task = n_tasks - 1
+        trainer.fit_task()
+        counts = np.bincount(trainer.scenario.train.tasks[kept(trainer)]).tolist()
+        assert counts == [43 // (n_tasks if share == "seen" else 5)] * n_tasks
+    drawn = trainer.learner.plan(trainer._task).replay
+    assert all(max(np.bincount(trainer.scenario.train.tasks[ids])) - len(ids) / 3 < 1 for ids in drawn)
+
+
+# ---- a reservoir for every class ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_shares", [None, 3])
+def test_every_sample_of_a_class_is_as_likely_to_be_kept(n_shares):
+    """Also those that came before the class had to give up room; Avalanche's online replay."""
+    labels = [0] * 6 + [1] * 3 + [0] * 4 + [2] * 8 + [1] * 2
+    stream, n_runs = np.arange(len(labels)), 3000
+    times_kept = np.zeros(len(labels))
+    for seed in range(n_runs):
+        empty = np.full(7, EMPTY)
+        reservoirs = ClassReservoirs(empty, empty, np.zeros(3, np.int64), n_shares, np.random.default_rng(seed))
+        for start in range(0, len(labels), 5):
+            reservoirs.offer(stream[start : start + 5].tolist(), labels[start : start + 5])
+            if start == 10:  # a task ends here: what is held is all that is known of it
+                labels_held = np.array([labels[i] for i in reservoirs.memory()])
+                reservoirs = ClassReservoirs(
+                    reservoirs.memory(), labels_held, reservoirs.n_seen, n_shares, np.random.default_rng(10_000 + seed)
+                )
+            share = 7 // (n_shares or len(set(labels[: start + 5])))
+            seen = np.bincount(labels[: start + 5], minlength=3)
+            held = np.bincount([labels[i] for i in reservoirs.memory() if i != EMPTY], minlength=3)
+            assert (held == np.minimum(seen, share)).all()
+        times_kept[reservoirs.memory()[reservoirs.memory() != EMPTY]] += 1
+    for label in range(3):
+        of_class = times_kept[np.array(labels) == label]
+        expected = n_runs * 2 / len(of_class)
+        chi_square = ((of_class - expected) ** 2 / (expected * (1 - 2 / len(of_class)))).sum()
+        assert chi_square < 35, (label, of_class / n_runs)  # 10 samples at most: p < 0.0001
+
+
+@pytest.mark.parametrize("share", ["seen", "stream"])
+def test_class_balanced_memory_updated_by_step(share, small_trainer, learn_tasks, task_of):
+    options = ["strategy.memory_size=43", "strategy.update=step", f"strategy.share={share}"]
+    trainer = small_trainer(*ER, *options, "trainer.max_steps_per_task=100", "trainer.batch_size=30")
+    trainer.learner.begin_task(task := task_of(trainer, 0))
+    plan, seen = trainer.learner.plan(task), set()
+    for new, replayed in zip(plan.new, plan.replay, strict=True):
+        assert set(replayed.tolist()) <= seen
+        seen |= set(new.tolist())
+    for n_tasks in (1, 2, 3):
+        trainer.task = n_tasks - 1
+        trainer.fit_task()
+        counts = np.bincount(trainer.scenario.train.labels_of(kept(trainer)), minlength=10)
+        each = 43 // (2 * n_tasks if share == "seen" else 10)
+        assert counts.tolist() == [each] * (2 * n_tasks) + [0] * (10 - 2 * n_tasks)
+    n_seen = trainer.learner.strategies[0].n_seen
+    arrived = torch.cat([trainer.scenario.train.labels_of(trainer.scenario.train.ids(t)) for t in range(3)])
+    assert torch.equal(n_seen, torch.bincount(arrived, minlength=10))
+
+
+# ---- memory mixed into the data ----------------------------------------------------------------------------------------------
+
+MIXED = [*ER, "strategy.selection=task_balanced", "strategy.mixing=data_set", "strategy.weighting=samples",
+         "trainer.epochs=1", "trainer.max_steps_per_task=null", "trainer.batch_size=16"]  # fmt: skip
+
+
+def test_the_first_task_is_trained_with_full_batches(small_trainer, task_of):
+    """Half a batch of new samples, with nothing beside them, is another method than naive rehearsal."""
+    mixed, alone = small_trainer(*MIXED), small_trainer("strategy=finetune", *MIXED[4:], checkpoint="alone")
+    plans = [trainer.learner.plan(task_of(trainer, 0)) for trainer in (mixed, alone)]
+    assert plans[0].replay is None
+    assert len(plans[0].new) == len(plans[1].new)
+    assert all(torch.equal(*ids) for ids in zip(plans[0].new, plans[1].new, strict=True))
+
+
+def test_memory_is_repeated_until_it_is_about_as_large_as_the_data(small_trainer, learn_tasks, task_of):
+    trainer = small_trainer(*MIXED)
+    learn_tasks(trainer, 2)
+    task, stored = task_of(trainer, 2), kept(trainer)
+    plan = trainer.learner.plan(task)
+    copies = len(task.ids) // 40
+    assert copies == 7
+    ids, counts = torch.cat(plan.new).unique(return_counts=True)
+    expected = {**dict.fromkeys(task.ids.tolist(), 1), **dict.fromkeys(stored.tolist(), copies)}
+    assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == expected
+    assert {len(batch) for batch in plan.new[:-1]} == {16}
+    for batch, replayed in zip(plan.new, plan.columns["er.replayed"], strict=True):
+        assert replayed.tolist() == [i in set(stored.tolist()) for i in batch.tolist()]
+
+
+def test_the_loss_of_mixed_batches_is_one_mean(small_trainer, learn_tasks, task_of, batch_of):
+    trainer = small_trainer(*MIXED)
+    learn_tasks(trainer, 1)
+    trainer.learner.begin_task(task_of(trainer, 1))
+    ids = torch.cat([task_of(trainer, 1).ids[:5], kept(trainer)[:3]])[torch.randperm(8)]
+    replayed = torch.isin(ids, kept(trainer))
+    batch = batch_of(trainer, ids)._replace(columns={"er.replayed": replayed})
+    losses, terms = losses_of(trainer, batch), trainer.learner.loss(batch)
+    torch.testing.assert_close(terms["new"], losses[~replayed].sum() / 8)
+    torch.testing.assert_close(terms["replay"], losses[replayed].sum() / 8)
+
+
+@pytest.mark.parametrize("other", ["gem", "agem"])
+def test_others_plan_for_the_batches_that_are_made(other, small_trainer, learn_tasks):
+    """Whichever is named first: reference samples belong to steps, of which there are more with the memory among the data."""
+    trainer = small_trainer(
+        f"strategy={other}", "strategy.memory_size=40", "strategy.plus=[er]", "+plus.er.memory_size=40",
+        "+plus.er.mixing=data_set", "+plus.er.weighting=samples", *MIXED[4:],
+    )  # fmt: skip
+    learn_tasks(trainer, 2)
+    plan = trainer.learner.plan(trainer._task)
+    assert len(plan.reference) == len(plan.new) > len(trainer._task.shuffled_batches(trainer._task.ids))

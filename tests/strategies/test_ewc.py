@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 
 from clbench.compose import compose
 from clbench.errors import ConfigError
+from clbench.learning.parts import fisher
 from clbench.set_up import set_up
-from clbench.strategies.ewc import fisher_diagonal
+
+
+def fisher_diagonal(strategy, task):
+    """The estimate that the strategy's options ask for."""
+    options = strategy.options
+    return fisher.fisher_diagonal(strategy, task, options.fisher, options.fisher_samples, options.fisher_batch_size)
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def squared_gradient(setup, scalar):
     return torch.cat([part.reshape(-1) for part in parts]).square()
 
 
-@pytest.mark.parametrize("fisher", ["exact", "sample", "empirical", "batched"])
+@pytest.mark.parametrize("fisher", fisher.ESTIMATORS)
 def test_fisher_equals_a_loop_over_samples(fisher, setting, learning):
     setup, task = learning(f"strategy.fisher={fisher}", "strategy.fisher_batch_size=7", *setting, "model.hidden=[6]",
                            "strategy.fisher_samples=30")  # fmt: skip
@@ -61,6 +67,8 @@ def test_fisher_equals_a_loop_over_samples(fisher, setting, learning):
         p_of_all = torch.zeros(30, setup.scenario.n_classes, dtype=torch.float64)
         p_of_all[:, classes] = log_p.detach().exp()
         label = torch.tensor([classes.index(y) for y in torch.multinomial(p_of_all, 1, generator=generator)[:, 0]])
+    if fisher == "predicted":
+        label = log_p.argmax(1)
     total = 0
     if fisher == "batched":
         for part in range(0, 30, 7):
@@ -75,6 +83,23 @@ def test_fisher_equals_a_loop_over_samples(fisher, setting, learning):
                 total = total + weight * squared_gradient(setup, log_p[i, c])
         expected = total / 30
     torch.testing.assert_close(estimate, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_predicted_labels_are_visible_ones_of_single_samples(learning):
+    """Not those of outputs to come, and not of a batch's mean gradient, which is about 1/|b| of it (CIFAR-100 of Hsu et al.)."""
+    setup, task = learning("strategy.fisher=predicted", "model.hidden=[]", "strategy.fisher_samples=64")
+    with torch.no_grad():
+        setup.learner.model.head.bias[5] = 100.0  # of a class to come
+    strategy = setup.learner.strategies[0]
+    ids = task.ids[torch.randperm(len(task.ids), generator=task.torch_generator("fisher"))][:64]
+    samples = task.samples(ids)
+    p = log_probabilities(setup, samples, 1).exp()  # of classes 0 to 3
+    difference = p - F.one_hot(p.argmax(1), 4)
+    estimate = fisher_diagonal(strategy, task)
+    bias = estimate[-10:]
+    torch.testing.assert_close(bias[:4], difference.square().mean(0), atol=1e-12, rtol=1e-9)
+    assert not bias[4:].any()
+    assert (bias[:4] > 1.5 * difference.mean(0).square()).all()
 
 
 def test_exact_fisher_of_logistic_regression_is_analytic(learning):
@@ -176,7 +201,7 @@ def test_penalty_after_real_tasks(mode, small_trainer, monkeypatch):
     strategy = trainer.learner.strategies[0]
     recorded = []
 
-    def record(strategy, task):
+    def record(strategy, task, *options):
         recorded.append((fisher_diagonal(strategy, task), strategy.flat_parameters().detach().clone()))
         return recorded[-1][0]
 
@@ -218,7 +243,7 @@ def test_fisher_leaves_batch_norm_alone(small_trainer_with_batch_norm, learn_tas
     trainer = small_trainer_with_batch_norm("strategy=ewc", "strategy.fisher_samples=16")
     before = {}
 
-    def record(strategy, task):
+    def record(strategy, task, *options):
         before.update({name: value.clone() for name, value in trainer.learner.model.state_dict().items()})
         return fisher_diagonal(strategy, task)
 

@@ -1,9 +1,11 @@
 """What several methods share. A method imports one of these, or takes it as its base.
 
 ``memory``         which samples are kept: reservoirs and class-balanced memories, as ids; ``slot_memory`` with more than ids
+``replay_policy``  which of them are replayed, and which are kept of classes and of tasks
 ``exemplars``      samples that the network chooses at a task's end
 ``teacher``        the network as it was before the task
 ``importance``     how much single weights are worth to earlier tasks
+``fisher``         the Fisher information of weights, by several estimators
 ``sample_gradients``  gradients of single samples
 ``frozen_features``, ``least_squares``, ``random_representation``  classifiers that are fitted without gradients
 ``masked_layers``, ``sparsity``, ``task_statistics``  a subnetwork for each task
