@@ -1,7 +1,7 @@
 """Which samples a replay memory of ids keeps, and which of them a step replays: for memories that hold ids and nothing else.
 
-* ``selection``: ``reservoir``, a uniform draw of all samples seen; ``class_balanced`` or ``task_balanced``, a share for every class
-  or task, and replay that draws these equally often;
+* ``selection``: ``reservoir``, a uniform draw of all samples seen; ``class_balanced`` or ``task_balanced``, a share for every
+  class or task, and replay that draws these equally often;
 * ``share``: the memory is divided among the classes or tasks ``seen`` so far, or among all of the ``stream`` from the start;
 * ``update``: the memory changes after every ``step``, or at the end of each ``task``.
 
