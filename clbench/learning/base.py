@@ -10,6 +10,7 @@ A strategy overrides only what it needs of
 ``stages``                further parts of the task's training: with the head alone, with a plan and a budget of their own, …
 ``outputs``               how a training batch passes through the network; default: through the model as it is
 ``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
+``data_weight``           how much the loss on samples counts beside the strategy's penalty
 ``penalty``               a further loss term (regularisation, distillation)
 ``edit_gradients``        change the gradient before the optimizer sees it (projection, masks)
 ``rate_factor``           a factor of the learning rate for single parameters
@@ -281,6 +282,11 @@ class Strategy(nn.Module):
         The term called ``new`` is the plasticity term, every other one counts as stability.
         """
         return {"new": self.cross_entropy(outputs.logits, batch.samples).mean()}
+
+    @property
+    def data_weight(self) -> float:
+        """What the terms of ``data_loss`` are multiplied by in the task being learned; weights of several strategies multiply."""
+        return 1.0
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         """A further loss term (scalar), or None."""

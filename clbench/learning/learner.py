@@ -139,6 +139,9 @@ class Learner(nn.Module):
     def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """All loss terms by name, from the ``outputs`` of the batch's samples."""
         terms = dict(self._owner["data_loss"].data_loss(batch, outputs))
+        weight = math.prod(strategy.data_weight for strategy in self)
+        if weight != 1:
+            terms = {name: weight * term for name, term in terms.items()}
         for strategy in self:
             penalty = strategy.penalty(batch, outputs)
             if penalty is not None:
