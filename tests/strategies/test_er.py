@@ -219,7 +219,7 @@ def test_task_balanced_memory_has_whole_shares_of_tasks(share, small_trainer, le
 def test_every_sample_of_a_class_is_as_likely_to_be_kept(n_shares):
     """Also those that came before the class had to give up room; Avalanche's online replay."""
     labels = [0] * 6 + [1] * 3 + [0] * 4 + [2] * 8 + [1] * 2
-    stream, n_runs = np.arange(len(labels)), 3000
+    stream, n_runs = np.arange(len(labels)), 1200
     times_kept = np.zeros(len(labels))
     for seed in range(n_runs):
         empty = np.full(7, EMPTY)
@@ -271,7 +271,7 @@ MIXED = [*ER, "strategy.selection=task_balanced", "strategy.mixing=data_set", "s
 
 def test_the_first_task_is_trained_with_full_batches(small_trainer, task_of):
     """Half a batch of new samples, with nothing beside them, is another method than naive rehearsal."""
-    mixed, alone = small_trainer(*MIXED), small_trainer("strategy=finetune", *MIXED[4:], checkpoint="alone")
+    mixed, alone = small_trainer(*MIXED), small_trainer("strategy=finetune", *MIXED[5:], checkpoint="alone")
     plans = [trainer.learner.plan(task_of(trainer, 0)) for trainer in (mixed, alone)]
     assert plans[0].replay is None
     assert len(plans[0].new) == len(plans[1].new)
@@ -310,7 +310,7 @@ def test_others_plan_for_the_batches_that_are_made(other, small_trainer, learn_t
     """Whichever is named first: reference samples belong to steps, of which there are more with the memory among the data."""
     trainer = small_trainer(
         f"strategy={other}", "strategy.memory_size=40", "strategy.plus=[er]", "+plus.er.memory_size=40",
-        "+plus.er.mixing=data_set", "+plus.er.weighting=samples", *MIXED[4:],
+        "+plus.er.mixing=data_set", "+plus.er.weighting=samples", *MIXED[5:],
     )  # fmt: skip
     learn_tasks(trainer, 2)
     plan = trainer.learner.plan(trainer._task)

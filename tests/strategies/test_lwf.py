@@ -220,6 +220,7 @@ def test_the_loss_of_another_strategy_is_weighed_too(small_setup, task_of, batch
     batch = batch_of(setup, task_of(setup, 0).ids[:4], task_of(setup, 0).ids[4:7])
     alone = learner.strategies[0].data_loss(batch, learner.outputs(batch))
     assert learner.loss(batch) == alone  # 1/k of the first task
+    learner.plan(task_of(setup, 0))
     learner.end_task(task_of(setup, 0))
     learner.begin_task(task_of(setup, 1))
     alone = learner.strategies[0].data_loss(batch, learner.outputs(batch))
