@@ -84,6 +84,12 @@ class ScenarioConfig:
     image_size: int | None = option(
         None, help="resize to this height and width in pixels; null keeps the source's", at_least=1
     )
+    pad: int | None = option(
+        None,
+        help="pixels of value 0 added on each side of every image, after resizing and before anything else, so that they are "
+        "normalised, permuted and turned with the image; null: none",
+        at_least=1,
+    )
     tasks: int | None = option(None, help="only the first so many tasks of the stream; null: all", at_least=1)
     drift: float | None = option(
         None,
@@ -96,6 +102,12 @@ class ScenarioConfig:
         None,
         help="told: methods are told where a task begins; hidden: they are not; a number: they are told of a boundary after "
         "every so many samples, wherever tasks begin; null: told, but for kinds of streams whose boundaries are blurred",
+    )
+    skip_tasks: int | None = option(
+        None,
+        help="leave out the first so many tasks, on which options were chosen, say (A-GEM: 3 of 20); tasks counts from there; "
+        "null: none",
+        at_least=1,
     )
     validation: float = option(0.0, help="fraction of every class's training samples held out", at_least=0, at_most=0.9)
     logit_scope: str = option(
@@ -122,7 +134,9 @@ class FirstTaskConfig:
     epochs: int | None = option(None, help="passes over the first task's data", at_least=1)
     max_steps_per_task: int | None = option(None, help="optimizer steps of the first task at most", at_least=1)
     batch_size: int | None = option(None, help="new samples per step in the first task", at_least=1)
-    optimizer: str | None = option(None, help="optimizer in the first task", choices=(None, "sgd", "adam", "adamw"))
+    optimizer: str | None = option(
+        None, help="optimizer in the first task", choices=(None, "sgd", "adam", "adamw", "adagrad")
+    )
     lr: float | None = option(None, help="learning rate in the first task", above=0)
     momentum: float | None = option(None, help="momentum of SGD in the first task", at_least=0, at_most=1)
     weight_decay: float | None = option(None, help="weight decay in the first task", at_least=0)
@@ -155,13 +169,17 @@ class TrainerConfig:
         help="optimizer steps on every batch before the next one comes; with epochs=1, online learning with several updates",
         at_least=1,
     )
+    drop_last: bool = option(
+        False,
+        help="leave out an epoch's last batch where it is not full (and not the only one), as van de Ven et al. 2022 do",
+    )
     microbatch: int | None = option(
         None,
         help="samples of a batch (and of a run) that pass through the network at a time; the step is that of the whole batch, "
         "for one more forward pass; what strategies send through a network by themselves is not cut; null: all",
         at_least=1,
     )
-    optimizer: str = option("sgd", help="optimizer", choices=("sgd", "adam", "adamw"))
+    optimizer: str = option("sgd", help="optimizer", choices=("sgd", "adam", "adamw", "adagrad"))
     lr: float = option(0.01, help="learning rate", above=0)
     momentum: float = option(0.9, help="momentum of SGD", at_least=0, at_most=1)
     weight_decay: float = option(0.0, help="weight decay of the optimizer", at_least=0)

@@ -62,7 +62,7 @@ class ProgressDisplay:
         if task != self._last[0]:
             self._done_before += self._last[1]
         self._last = task, step
-        done = task + step / n_steps
+        done = task + (step / n_steps if n_steps else 1)
         if self._first is None:
             self._first = now, done
         left = _left(now - self._first[0], done - self._first[1], self._n_tasks - done)

@@ -89,6 +89,7 @@ def summary_record(
             config.evaluator.kind == "adaptive",
             setup.learner.learns_at_task_end,
             setup.evaluator.seen if setup.evaluator.counts_seen else None,
+            trains_once=setup.learner.trains_once,
         ),
         "costs": _costs(setup, trainer, *peak_memory),
     }

@@ -144,6 +144,7 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
             config.model.head,
             config.model.head_scale,
             config.model.head_proxies,
+            getattr(config.model, "init", "default"),
         )
 
 

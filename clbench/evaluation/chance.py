@@ -5,7 +5,7 @@ from typing import Any
 WORST = ("min_ACC", "WC_ACC")
 """Worst-case accuracies: a diverged run counts 0 in them, the lowest there is, so that nothing gains by diverging."""
 
-OF_SINGLE_TASKS = ("LA", "LCA")
+OF_SINGLE_TASKS = ("LA", "LCA", "LCA_10")
 """Accuracies on each task while it is learned or when it was just learned, mean over tasks."""
 
 AT_THE_END = ("ACC", "ACC_pooled")

@@ -31,8 +31,12 @@ From the per-iteration table on fixed subsets (``curve``):
   that was just learned, and does not count
 * WC-ACC = (1/k) A(E_k, f) + (1 − 1/k) min-ACC            A(E_k, f) is the last evaluation, after e_k; a lower bound on ACC
 * WF^w = mean over tasks of max_t max_{m<n in a window of w evaluations} (A_m − A_n), at least 0;  WP^w with the sign reversed
-* LCA = mean over tasks of the mean of the first 10 accuracies while the task is learned (A-GEM, without its zero-shot point,
-  which the table holds for the first task only)
+* LCA_10 = (1/11) Σ_{b=0..10} Z_b with Z_b = (1/k) Σ_i a_{i,b}, a_{i,b} the accuracy on task i after b of its own batches: the
+  learning curve area of A-GEM (Chaudhry et al. 2019, arXiv:1812.00420, equation 5, β = 10). a_{i,0}, the zero-shot accuracy, is
+  that of the state before the task begins, which ``tasks`` has on full test sets; it is undefined where outputs grow. So are
+  tasks shorter than ten steps, and curves that leave one of the ten out
+* LCA = mean over tasks of the mean of the first 10 accuracies evaluated while the task is learned: the same without the
+  zero-shot point, for every setting and period
 * AAA = mean over evaluations of the mean accuracy on the tasks seen so far (Caccia et al. 2022; ocl_survey)
 * AAUC = mean over evaluations, but for that before the first step, of the share of all samples of the classes seen so far that
   are right: the area under the curve of accuracy to samples (Koh et al. 2022, arXiv:2110.10031; Moon et al. 2023), each class
@@ -58,7 +62,8 @@ What has no meaning for a run is None, and ``undefined`` says why. For a method 
 is over (RanPAC) that holds of LCA and WP, which say how fast a task is learned, and of recovery and gap_area, which say how a
 task comes back while the next is learned. Its curve is flat within a task, but its minima, drops (WF) and what it would have
 answered at any time (AAA) are what they are. WF^w and WP^w are undefined where no task has more evaluations than the next
-shorter window: they would be the same numbers again.
+shorter window: they would be the same numbers again. Where a network is trained once, on all tasks together, ACC and ACC_pooled
+are all there is.
 
 The rehearsal-free literature's global and local forgetting need predictions restricted to class subsets, which the table does
 not hold; they are left out.
@@ -90,10 +95,12 @@ POOLED = {"ACC": "ACC_pooled", "average_incremental_macro": "average_incremental
 """Means over the tasks, and the same as shares of all samples of the tasks."""
 
 NO_SWITCH = "no task is followed by another"
+NO_ZERO_SHOT = "it takes the accuracy on every task before it is learned, and after each of its first ten steps"
+TRAINED_ONCE = "the network is trained once, on all tasks together"
 
 Summary = dict[str, float | int | str | list[str] | dict[str, str] | None]
 
-OF_LEARNING_WITHIN_A_TASK = ("LCA", *(f"WP{w}" for w in WINDOWS), "recovery_iterations", "gap_area")
+OF_LEARNING_WITHIN_A_TASK = ("LCA", "LCA_10", *(f"WP{w}" for w in WINDOWS), "recovery_iterations", "gap_area")
 """Metrics without a meaning for a method that learns nothing of a task before the task is over."""
 
 
@@ -104,6 +111,7 @@ def summarise(
     adaptive: bool = False,
     learns_at_task_end: bool = False,
     seen: pd.DataFrame | None = None,
+    trains_once: bool = False,
 ) -> Summary:
     """Every metric of the module docstring, plus what a reader needs to judge them.
 
@@ -115,6 +123,7 @@ def summarise(
         learns_at_task_end: whether the method learns nothing of a task before the task is over.
         seen: per-iteration counts over the classes seen so far (columns: iteration, n, correct), where classes need not arrive
             each with its task.
+        trains_once: whether all tasks but the last have no steps.
 
     Returns:
         Metric → value; None where it has no meaning (fewer than two tasks, a run that diverged in its first task), and then
@@ -127,6 +136,8 @@ def summarise(
         min-ACC and WC-ACC are upper limits and gap_depth is a lower one.
     """
     matrix = accuracy_matrix(tasks)
+    if trains_once:
+        curve = curve[:0]
     minimum, stderr = minimum_accuracy(curve)
     regular = filled(curve) if adaptive else curve
     traces = accuracy_traces(regular)
@@ -135,6 +146,7 @@ def summarise(
         **{f"WF{w}": windowed_forgetting(traces, w) for w in WINDOWS},
         **{f"WP{w}": windowed_plasticity(traces, w) for w in WINDOWS},
         "LCA": learning_curve_area(regular),
+        "LCA_10": learning_curve_area_from_zero_shot(regular, tasks),
         "AAA": average_anytime_accuracy(regular),
         "AAUC": area_under_accuracy(regular if seen is None else seen),
         "recovery_iterations": _mean(recovery),
@@ -161,10 +173,12 @@ def summarise(
         **on_regular_grid,
     }
     undefined = _why_undefined(of_tasks, len(matrix)) | _why_undefined_on_curve(of_curve, traces, learns_at_task_end)
+    if trains_once:
+        undefined |= dict.fromkeys([*(of_tasks.keys() - {"ACC", "ACC_pooled"}), *of_curve], TRAINED_ONCE)
     summary: Summary = {name: None if name in undefined else v for name, v in {**of_tasks, **of_curve}.items()}
     summary["undefined"] = undefined
     summary["switches"] = len(recovery)
-    summary["switches_recovered"] = None if learns_at_task_end else int(np.isfinite(recovery).sum())
+    summary["switches_recovered"] = None if learns_at_task_end or trains_once else int(np.isfinite(recovery).sum())
     summary["tasks_learned"] = len(matrix)
     summary["every"] = every
     summary["smallest_subset"] = int(curve.n.min()) if len(curve) else None
@@ -221,6 +235,9 @@ def _why_undefined_on_curve(
             clause = f"no task has more than {shorter} evaluations, so that it would be that of {shorter} again"
             reasons = {f"WF{window}": clause, f"WP{window}": clause} | reasons
     for name in (name for name, value in of_curve.items() if math.isnan(value) and name not in reasons):
+        if name == "LCA_10":
+            reasons[name] = NO_ZERO_SHOT
+            continue
         lost = name == "recovery_iterations" and not math.isnan(of_curve["gap_area"])
         reasons[name] = "what is lost at a switch stays lost" if lost else NO_SWITCH
     return reasons
@@ -410,6 +427,26 @@ def learning_curve_area(curve: pd.DataFrame) -> float:
     learning = last_of_iteration(curve[(curve.task_eval == curve.task_learning) & (curve.iteration > 0)])
     accuracy = (learning.correct / learning.n).groupby(learning.task_eval)
     return float(accuracy.apply(lambda a: a.head(LCA_LENGTH).mean()).mean()) if len(learning) else math.nan
+
+
+def learning_curve_area_from_zero_shot(curve: pd.DataFrame, tasks: pd.DataFrame) -> float:
+    """LCA_10 of A-GEM: mean over tasks of the mean of the zero-shot accuracy and those after each of the first ten steps.
+
+    NaN where a zero-shot accuracy was not measured, or one of the ten was not evaluated.
+    """
+    matrix, untrained = accuracy_matrix(tasks), untrained_accuracy(tasks)
+    if not len(curve) or not len(matrix) or untrained is None:
+        return math.nan
+    ends = curve.groupby("task_learning").iteration.max()
+    areas = []
+    for task in range(len(matrix)):
+        before = matrix[task - 1, task] if task else untrained[0]
+        start = ends.get(task - 1, 0)
+        own = last_of_iteration(curve[(curve.task_learning == task) & (curve.task_eval == task)])
+        accuracy = (own.correct / own.n).set_axis(own.iteration - start)
+        first = accuracy.reindex(range(1, LCA_LENGTH + 1))
+        areas.append((before + first.sum(skipna=False)) / (1 + LCA_LENGTH))
+    return float(np.mean(areas))
 
 
 def average_anytime_accuracy(curve: pd.DataFrame) -> float:

@@ -105,7 +105,7 @@ class Needs:
     weights_only: bool = False
     transformer: bool = False
     traits: frozenset[str] = frozenset()
-    optimizers: tuple[str, ...] = ("sgd", "adam", "adamw")
+    optimizers: tuple[str, ...] = ("sgd", "adam", "adamw", "adagrad")
     weight_decay: bool = True
     alone: str = ""
 

@@ -49,6 +49,7 @@ TRAITS = {
     "makes all weights": "no weight of the network itself is trained",
     "redraws weights": "trained weights are drawn anew for every task, and what they were is merged elsewhere",
     "starts from scratch": "every task begins with the initial weights",
+    "trains once": "all tasks but the last have no steps",
     "moves weights": "it changes weights after steps, beside the optimizer",
     "shrinks weights": "it makes all trained weights smaller",
     "shrinks between tasks": "it does so at the start of a task",
@@ -164,6 +165,17 @@ CONFLICTS = (
         "starts from scratch",
         "remembers outputs",
         "{one} starts every task from the initial weights, and {other} holds on to what the network was before",
+    ),
+    *(
+        Conflict("trains once", other, "{one} trains once, on all tasks together, and {other} acts between tasks")
+        for other in (
+            "remembers weights",
+            "remembers outputs",
+            "looks at stored samples",
+            "redraws weights",
+            "shrinks between tasks",
+            "acts from second task",
+        )
     ),
     Conflict(
         "holds features",
@@ -402,6 +414,14 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
                     f"strategy {strategy.name} acts on the weights of a linear head, and model.head={model.head} is none: set "
                     "model.head=linear"
                 )
+    init = getattr(model, "init", "default")
+    by_rules = [s.name for s in strategies if s.traits & {"makes all weights", "resets units", "grows"}]
+    undoes = by_rules[0] if by_rules else f"model.head={model.head}" if model.head != "linear" else None
+    if init != "default" and undoes is not None:
+        raise ConfigError(
+            f"model.init={init} is how linear layers begin, and {undoes} draws weights by a rule of its own: set "
+            "model.init=default"
+        )
     if "redraws weights" in main.traits and model.frozen_dtype != "fp32":
         raise ConfigError(
             f"model.frozen_dtype={model.frozen_dtype} would round away what strategy={main.name} merges into frozen weights: set "
@@ -423,6 +443,9 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
                 "trainer.zero_head=true is for methods that predict with the network's own head, which "
                 f"{strategy.name} does not: set trainer.zero_head=false"
             )
+        for option, given in (("zero_head", trainer.zero_head), ("first_task", trainer.first_task.given)):
+            if given and "trains once" in strategy.traits:
+                raise ConfigError(f"trainer.{option} is of single tasks, and {strategy.name} trains once: leave it out")
         if trainer.zero_head and "starts from scratch" in strategy.traits:
             raise ConfigError(
                 f"trainer.zero_head=true has no meaning with {strategy.name}, which gives the head its initial weights at every "

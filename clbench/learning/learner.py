@@ -234,6 +234,11 @@ class Learner(nn.Module):
         """Whether nothing is learned until a task is over, see :attr:`Strategy.learns_at_task_end`."""
         return any(strategy.learns_at_task_end for strategy in self)
 
+    @property
+    def trains_once(self) -> bool:
+        """Whether all tasks but the last have no steps."""
+        return any("trains once" in strategy.traits(strategy.options) for strategy in self)
+
     def resume_at(self, task: int, begun: bool = False) -> None:
         """Be as after so many tasks, and in the midst of the next where that has begun; before ``load_state_dict``."""
         for grown_for in range(task + begun):

@@ -17,7 +17,6 @@ changes need not be computed again, which is exact in evaluation mode::
         logits = model(h)  # bit for bit model(x)
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from clbench.errors import ConfigError
 from clbench.models.answers import ClassLabels
 from clbench.models.heads import make_head
 from clbench.models.hidden_layers import HEAD, HiddenLayer
+from clbench.models.initialisation import drawn_like, initialise
 
 ATTENTION = re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.(weight|bias)$")
 """Names of the parameters, in timm's vision transformers, that make queries, keys and values of tokens."""
@@ -53,6 +53,7 @@ class ContinualModel(nn.Module):
         first_seen: for every label the task with which its first sample arrives; None: the one task that it belongs to. Where
             methods are not told of tasks, a number beyond the last one, until :meth:`see` has met the label.
         head, head_scale, head_proxies: see :mod:`clbench.models.heads`.
+        init: how the weights of a linear head are drawn, see :mod:`clbench.models.initialisation`.
 
     Raises:
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
@@ -74,11 +75,14 @@ class ContinualModel(nn.Module):
         head: str = "linear",
         head_scale: float | None = None,
         head_proxies: int = 1,
+        init: str = "default",
     ) -> None:
         super().__init__()
         self.answer = ClassLabels(task_classes, setting, logit_scope, first_seen)
         self.backbone = backbone
         self.head = make_head(head, int(self.backbone.n_features), self.answer.n_classes, head_scale, head_proxies)
+        initialise(self.head, init)
+        self.init = init
         self.frozen, self.zero_head = frozen, zero_head
         self._n_features_before: int | None = None  # before the network has last grown
         self._n_done = 0  # stages that the inputs of features() have been through
@@ -260,7 +264,7 @@ class ContinualModel(nn.Module):
         return hasattr(type(self.backbone), "grow")
 
     def begin_task(self, task: int, generator: torch.Generator) -> Tensor | None:
-        """Let the classes of ``task`` be seen, and draw their head weights (``torch.nn.Linear``'s initialisation).
+        """Let the classes of ``task`` be seen, and draw their head weights (as ``init`` says).
 
         So are all classes' weights of features that the network has grown for the task. With ``zero_head`` all of the head is
         set to 0 instead. Returns which trained weights, boolean (P,), are new, or None.
@@ -283,10 +287,9 @@ class ContinualModel(nn.Module):
         if not new:
             return None
         new["head.weight"][..., n_before:] = True
-        bound = 1 / math.sqrt(self.head.in_features)
         with torch.no_grad():
             for name, tensor in self._rows_by_name():
-                drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+                drawn = drawn_like(tensor, self.init, self.head.in_features, generator)
                 tensor.copy_(torch.where(new[f"head.{name}"], drawn.to(tensor), tensor))
         return self.flat_mask(new)
 

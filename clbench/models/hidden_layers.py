@@ -38,7 +38,8 @@ class HiddenLayer(NamedTuple):
         outgoing: the one linear layer or convolution that reads the units, which nothing else reads.
 
     ``incoming``, ``norm`` and ``outgoing`` are None together where single units cannot be reset: after a residual sum,
-    whose units have several sources, and with CReLU, where one row of weights makes two units.
+    whose units have several sources, with CReLU, where one row of weights makes two units, and with tanh, of which no unit is
+    ever dormant.
     """
 
     name: str
@@ -63,16 +64,16 @@ class CReLU(nn.Module):
 class HiddenLayersConfig(ModelConfig):
     """What networks without BatchNorm and shortcuts can change in their hidden layers, against loss of plasticity."""
 
-    activation: str = option("relu", help="non-linearity of the hidden layers", choices=("relu", "crelu"))
+    activation: str = option("relu", help="non-linearity of the hidden layers", choices=("relu", "crelu", "tanh"))
     norm: str | None = option(
         None, help="normalisation before each non-linearity: LayerNorm or none", choices=(None, "layer")
     )
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "crelu": CReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "crelu": CReLU, "tanh": nn.Tanh}
 """What ``model.activation`` may name."""
 
-FEATURES_PER_OUTPUT = {"relu": 1, "crelu": 2}
+FEATURES_PER_OUTPUT = {"relu": 1, "crelu": 2, "tanh": 1}
 """How many features each of them makes of one output of a linear layer or one channel of a convolution."""
 
 

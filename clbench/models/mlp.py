@@ -1,7 +1,8 @@
 """Multi-layer perceptron; 2 × 400 ReLU is the network of the Split-, Rotated- and Permuted-MNIST literature.
 
 Two changes of it are baselines against loss of plasticity, as in Kumar et al. 2023 (arXiv:2308.11958): LayerNorm before each
-hidden non-linearity, and CReLU in place of ReLU (Abbas et al. 2023, arXiv:2303.07507).
+hidden non-linearity, and CReLU in place of ReLU (Abbas et al. 2023, arXiv:2303.07507). Other changes are of published codes whose
+networks start from other weights (:mod:`clbench.models.initialisation`), or train with dropout after each non-linearity.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from clbench.models.hidden_layers import ACTIVATIONS, FEATURES_PER_OUTPUT, HEAD, HiddenLayer, HiddenLayersConfig
+from clbench.models.initialisation import INITS, initialise
 from clbench.options import option
 from clbench.registry import MODELS
 
@@ -19,6 +21,19 @@ class MLPConfig(HiddenLayersConfig):
 
     hidden: list[int] = option(
         help="units of each hidden layer; with activation=crelu a layer makes twice as many features"
+    )
+    init: str = option(
+        "default",
+        help="initial weights of all layers, the head's included: default (PyTorch's), xavier (uniform; GEM, Mammoth), "
+        "xavier_normal (OWM) or truncated_normal (A-GEM)",
+        choices=INITS,
+    )
+    dropout: float = option(
+        0.0,
+        help="share of the units that are left out in training after each hidden non-linearity, the others divided by what is "
+        "left (Avalanche's SimpleMLP 0.5, OWM 0.2)",
+        at_least=0,
+        at_most=0.95,
     )
 
 
@@ -43,10 +58,13 @@ class MLP(nn.Module):
             if config.norm is not None:
                 layers.append(nn.LayerNorm(n_out))
             layers.append(ACTIVATIONS[config.activation]())
+            if config.dropout:
+                layers.append(nn.Dropout(config.dropout))
             n_in = FEATURES_PER_OUTPUT[config.activation] * n_out
         self.layers = nn.Sequential(*layers)
         self.n_features = n_in
         self.options = config
+        initialise(self, config.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, n_features) of images (B, C, H, W)."""
@@ -66,7 +84,8 @@ class MLP(nn.Module):
         layers = []
         for n, start in enumerate(self._starts, start=1):
             end = start + self._modules_per_layer
-            layer = HiddenLayer(f"hidden{n}", f"layers.{end - 1}")
+            activation = end - 2 if self.options.dropout else end - 1
+            layer = HiddenLayer(f"hidden{n}", f"layers.{activation}")
             if self.options.activation == "relu":
                 layer = layer._replace(
                     incoming=f"layers.{start}",
@@ -78,7 +97,7 @@ class MLP(nn.Module):
 
     @property
     def _modules_per_layer(self) -> int:
-        return 2 if self.options.norm is None else 3
+        return 2 + (self.options.norm is not None) + bool(self.options.dropout)
 
     @property
     def _starts(self) -> range:

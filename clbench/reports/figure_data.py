@@ -104,7 +104,7 @@ def _placed(table: pd.DataFrame, unit: str) -> pd.DataFrame:
         end = table.groupby("task_learning").iteration.max()
         start = end.shift(fill_value=0)
         into = seen.iteration - seen.task_learning.map(start)
-        x = seen.task_learning + into / seen.task_learning.map(end - start)
+        x = seen.task_learning + (into / seen.task_learning.map(end - start)).fillna(1)  # a task without steps is over
     return seen.assign(x=x, accuracy=seen.correct / seen.n)
 
 

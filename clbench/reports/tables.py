@@ -132,6 +132,7 @@ METRICS = {
         Metric("WP10", "WP10", SUBSETS, True),
         Metric("WP100", "WP100", SUBSETS, True),
         Metric("LCA", "LCA", SUBSETS, True),
+        Metric("LCA_10", "LCA_10 (from zero-shot)", SUBSETS, True),
         Metric("AAA", "AAA", SUBSETS, True),
         Metric("AAUC", "AAUC", SUBSETS, True),
         Metric("gap_depth", "gap depth", SUBSETS, False),

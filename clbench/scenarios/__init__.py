@@ -2,6 +2,7 @@
 
 ``scenario``       three splits, each a table of samples in the order of tasks; ``task`` one of these as a method sees it
 ``build``          from a configuration to that: the only place where data are split
+``image_sizes``    images resized, and framed by zeros
 ``inputs``         from stored samples to what a network takes; ``stacked_inputs`` for many runs
 ``frozen``         definitions that a stream has to equal; ``freeze`` writes them
 ``own_data``       data of one's own

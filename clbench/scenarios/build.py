@@ -17,6 +17,7 @@ from clbench.data.text import TextSet
 from clbench.errors import ConfigError
 from clbench.registry import SCENARIOS, SOURCES
 from clbench.scenarios.arrival import Arrival, cut_every, drifting
+from clbench.scenarios.image_sizes import padded, resized
 from clbench.scenarios.scenario import Scenario, Split
 from clbench.seeding import numpy_generator
 
@@ -49,6 +50,7 @@ class StreamPlan:
         images: training images of each task, a subset that is drawn once; None for all. A task's images are those among its
             own that come first in an order of all images, so that tasks with the same images have the same subset.
         images_seed: seed of that order; None for the run's seed.
+        images_anew: whether every task has an order of its own.
         judged_on_training: evaluation shows the training samples, since there is nothing to generalise to.
         arrival: labels and tasks (N,) of the training samples → which of them arrive when; None: each with its task.
         boundaries: whether methods are told where a task begins.
@@ -62,6 +64,7 @@ class StreamPlan:
     recipe: dict = field(default_factory=dict)
     images: int | None = None
     images_seed: int | None = None
+    images_anew: bool = False
     judged_on_training: bool = False
     arrival: Callable[[np.ndarray, np.ndarray], Arrival] | None = None
     boundaries: bool = True
@@ -86,7 +89,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
             f"data.image_size={data_config.image_size} is not for the command line: set scenario.image_size instead"
         )
     source, data = read_source(config, replace(data_config, image_size=config.image_size))
-    plan = with_boundaries(_first_tasks(kind.plan(config, data, seed), config), config, seed)
+    plan = with_boundaries(_some_tasks(kind.plan(config, data, seed), config), config, seed)
     _refuse_returning_classes(config, plan)
     shown = _shown(plan, source.train, seed)
     place = data_config.placement
@@ -132,7 +135,13 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         train=train,
         validation=validation,
         _test=test,
-        recipe={"kind": config.kind, "image_size": config.image_size, **plan.recipe, **_labelling(plan, train)},
+        recipe={
+            "kind": config.kind,
+            "image_size": config.image_size,
+            **({} if config.pad is None else {"pad": config.pad}),  # older definitions say nothing of it
+            **plan.recipe,
+            **_labelling(plan, train),
+        },
         note=note,
         boundaries=plan.boundaries,
         **_arrival(config, plan, train),
@@ -198,7 +207,7 @@ def _arrival(config: ScenarioConfig, plan: StreamPlan, train: Split) -> dict[str
 
 def _refuse_for_texts(config: ScenarioConfig) -> None:
     """Refuse options that are of images."""
-    for name in ("mean", "std", "image_size"):
+    for name in ("mean", "std", "image_size", "pad"):
         if getattr(config, name) is not None:
             raise ConfigError(
                 f"scenario.{name}={getattr(config, name)} is of images, and {config.name} has texts: set it to null"
@@ -243,32 +252,54 @@ def sources_kept() -> Iterator[None]:
 
 
 def read_source(config: ScenarioConfig, data_config: DataConfig) -> tuple[SourceData, SourceData]:
-    """The source as it is, and at the size that the scenario asks for."""
-    key = (config.source, *astuple(data_config))
+    """The source as it is, and with images of the size that the scenario asks for, padding included."""
+    key = (config.source, config.pad, *astuple(data_config))
     if _KEPT is not None and key in _KEPT:
         return _KEPT[key]
     source = SOURCES[config.source](data_config)
-    both = source, resized(source, config.image_size)
+    both = source, padded(resized(source, config.image_size), config.pad)
     if _KEPT is not None:
         _KEPT[key] = both
     return both
 
 
-def _first_tasks(plan: StreamPlan, config: ScenarioConfig) -> StreamPlan:
-    """The first ``scenario.tasks`` tasks of the stream, with the classes that occur in them."""
-    n = config.tasks
-    if n is None:
+def _some_tasks(plan: StreamPlan, config: ScenarioConfig) -> StreamPlan:
+    """``scenario.tasks`` tasks of the stream after the first ``scenario.skip_tasks``, with the classes that occur in them.
+
+    Labels stay as they are, but for those that only tasks left out have: the others move up.
+    """
+    start = config.skip_tasks or 0
+    left = len(plan.parts) - start
+    if left < 1:
+        raise ConfigError(
+            f"scenario.skip_tasks={start} leaves none of the {len(plan.parts)} tasks of {config.name}: it has to be less"
+        )
+    n = left if config.tasks is None else config.tasks
+    if n > left:
+        after = f" that scenario.skip_tasks={start} leaves" if start else ""
+        raise ConfigError(f"scenario.tasks={n} is more than the {left} tasks of {config.name}{after}")
+    if start == 0 and config.tasks is None:
         return plan
-    if n > len(plan.parts):
-        raise ConfigError(f"scenario.tasks={n} is more than the {len(plan.parts)} tasks of {config.name}")
-    n_classes = 1 + max(label for part in plan.parts[:n] for label in part.classes.values())
+    chosen = slice(start, start + n)
+    parts = plan.parts[chosen]
+    used = sorted({label for part in parts for label in part.classes.values()})
+    if not start:
+        used = list(range(used[-1] + 1))
+    moved = {label: new for new, label in enumerate(used)}
+    if used != list(range(len(used))) and any(part.relabel for part in parts):
+        raise ConfigError(
+            f"scenario.skip_tasks={start} moves the labels of later tasks, which {config.name} gives to images at random: set "
+            "scenario.setting=domain, or scenario.skip_tasks=null"
+        )
     return replace(
         plan,
-        class_names=plan.class_names[:n_classes],
-        task_names=plan.task_names[:n],
-        task_classes=plan.task_classes[:n],
-        parts=plan.parts[:n],
-        recipe={k: v[:n] if isinstance(v, list) and len(v) == len(plan.parts) else v for k, v in plan.recipe.items()},
+        class_names=[plan.class_names[label] for label in used],
+        task_names=plan.task_names[chosen],
+        task_classes=[[moved[label] for label in labels] for labels in plan.task_classes[chosen]],
+        parts=[replace(part, classes={c: moved[label] for c, label in part.classes.items()}) for part in parts],
+        recipe={
+            k: v[chosen] if isinstance(v, list) and len(v) == len(plan.parts) else v for k, v in plan.recipe.items()
+        },
     )
 
 
@@ -285,23 +316,6 @@ def _refuse_returning_classes(config: ScenarioConfig, plan: StreamPlan) -> None:
                     f"in a {plan.setting}-incremental stream a class is of one task: give it to one, or let the setting be domain"
                 )
             first[label] = task
-
-
-def resized(data: SourceData, size: int | None) -> SourceData:
-    """The same data at ``size`` × ``size`` pixels (antialiased bilinear), or unchanged for None."""
-    if size is None or isinstance(data.train, TextSet) or data.train.pixels.shape[-2:] == (size, size):
-        return data
-
-    def shrink(images: ImageSet) -> ImageSet:
-        from torchvision.transforms.v2.functional import resize
-
-        parts = [
-            resize(torch.from_numpy(np.array(images.pixels[i : i + 1024])), [size, size], antialias=True).numpy()
-            for i in range(0, len(images), 1024)
-        ]
-        return ImageSet(np.concatenate(parts), images.labels, images.domains)
-
-    return replace(data, train=shrink(data.train), test=shrink(data.test))
 
 
 def _by_content(images: ImageSet) -> np.ndarray:
@@ -333,10 +347,12 @@ def _shown(plan: StreamPlan, images: ImageSet, seed: int) -> list[np.ndarray]:
     if plan.images is None:
         return of_tasks
     images_seed = seed if plan.images_seed is None else plan.images_seed
+    by_content = _by_content(images)
     place = np.empty(len(images), np.int64)  # of every image in the order that is drawn
-    place[_by_content(images)] = numpy_generator(images_seed, "images").permutation(len(images))
     shown = []
-    for name, rows in zip(plan.task_names, of_tasks, strict=True):
+    for task, (name, rows) in enumerate(zip(plan.task_names, of_tasks, strict=True)):
+        if task == 0 or plan.images_anew:
+            place[by_content] = numpy_generator(images_seed, "images", task).permutation(len(images))
         if plan.images > len(rows):
             raise ConfigError(
                 f"scenario.images={plan.images} is more than the {len(rows)} training images of task {name!r}"

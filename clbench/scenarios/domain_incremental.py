@@ -43,17 +43,35 @@ class DomainIncrementalConfig(ScenarioConfig):
     )
     images: int | None = option(
         None,
-        help="training images of each task, a fixed subset that is drawn once and that tasks of the same images share; null: all",
+        help="training images of each task, a fixed subset that is drawn once and that tasks of the same images share, unless "
+        "images_anew; null: all",
         at_least=1,
     )
     images_seed: int | None = option(None, help="seed of that draw; null: the run's seed", at_least=0)
+    images_anew: bool | None = option(
+        None,
+        help="true: every task draws its images by itself, as in GEM's streams; null: tasks of the same images share them",
+    )
 
 
 @dataclass
 class RotationConfig(DomainIncrementalConfig):
     """Options of ``kind: rotation``."""
 
-    angles: list[float] = option(help="one task per angle, in degrees counter-clockwise")
+    angles: list[float] | None = option(
+        help="one task per angle, in degrees counter-clockwise; null: n_tasks angles are drawn from angle_range"
+    )
+    n_tasks: int | None = option(None, help="angles=null: number of tasks", at_least=1)
+    angle_range: list[float] | None = option(None, help="angles=null: lowest and highest angle, e.g. [0,180]")
+    angle_draw: str | None = option(
+        None,
+        help="angles=null: each task's angle anywhere in the range (uniform, as Mammoth), or in bin t of n_tasks equal bins, "
+        "ascending (bins, as GEM)",
+        choices=(None, "uniform", "bins"),
+    )
+    angle_seed: int | None = option(
+        None, help="seed of that draw; null: the run's seed, so that every seed has other angles", at_least=0
+    )
     interpolation: str = option("bilinear", help="how pixels are resampled", choices=("bilinear", "nearest"))
 
 
@@ -65,24 +83,58 @@ class Rotation:
 
     @staticmethod
     def plan(config: RotationConfig, data: SourceData, seed: int) -> StreamPlan:
-        """One task per angle; nothing is random.
+        """One task per angle; nothing is random but angles that are to be drawn.
 
         Raises:
-            ConfigError: there are no angles, or one is not a number.
+            ConfigError: there are no angles, one is not a number, or what angles are drawn from is not given, or given in vain.
         """
+        angles = angles_of(config, seed)
+        pool = used_classes(config.classes, len(data.class_names))
+        labels = {source_class: label for label, source_class in enumerate(pool)}
+        parts = []
+        for angle in angles:
+            render = partial(rotated, angle=angle, interpolation=config.interpolation) if angle % 360 else None
+            parts.append(Part(labels, render=render))
+        names = [f"{angle:g}°" for angle in angles]
+        recipe = {"angles": angles, "interpolation": config.interpolation}
+        return shared_labels(config, [data.class_names[c] for c in pool], names, parts, recipe)
+
+
+def angles_of(config: RotationConfig, seed: int) -> list[float]:
+    """The angles in degrees that ``angles`` lists, or as many as there are tasks, drawn from ``angle_range``.
+
+    Task t's comes from the stream (seed, "angle", t): uniform in the whole range, or in the t-th of ``n_tasks`` equal bins.
+    """
+    drawn = {name: getattr(config, name) for name in ("n_tasks", "angle_range", "angle_draw", "angle_seed")}
+    if config.angles is not None:
+        given = next((f"scenario.{name}={value}" for name, value in drawn.items() if value is not None), None)
+        if given is not None:
+            raise ConfigError(
+                f"{given} is for angles that are drawn, and scenario.angles lists them: set angles to null"
+            )
         if not config.angles or not all(math.isfinite(angle) for angle in config.angles):
             raise ConfigError(
                 f"scenario.angles={config.angles} has to list one angle in degrees per task, e.g. [0,80,160]"
             )
-        pool = used_classes(config.classes, len(data.class_names))
-        labels = {source_class: label for label, source_class in enumerate(pool)}
-        parts = []
-        for angle in config.angles:
-            render = partial(rotated, angle=angle, interpolation=config.interpolation) if angle % 360 else None
-            parts.append(Part(labels, render=render))
-        names = [f"{angle:g}°" for angle in config.angles]
-        recipe = {"angles": list(config.angles), "interpolation": config.interpolation}
-        return shared_labels(config, [data.class_names[c] for c in pool], names, parts, recipe)
+        return list(config.angles)
+    if config.n_tasks is None or config.angle_range is None or config.angle_draw is None:
+        raise ConfigError(
+            "scenario.angles=null draws the angles: set scenario.n_tasks, scenario.angle_range (e.g. [0,180]) and "
+            "scenario.angle_draw (uniform or bins) as well"
+        )
+    if len(config.angle_range) != 2 or not -math.inf < config.angle_range[0] < config.angle_range[1] < math.inf:
+        raise ConfigError(
+            f"scenario.angle_range={config.angle_range} has to be the lowest and the highest angle in degrees, e.g. [0,180]"
+        )
+    low, high = config.angle_range
+    angle_seed = seed if config.angle_seed is None else config.angle_seed
+    angles = []
+    for task in range(config.n_tasks):
+        part = numpy_generator(angle_seed, "angle", task).uniform()  # of the range, or of the bin
+        if config.angle_draw == "bins":
+            part = (task + part) / config.n_tasks
+        angles.append(float(low + part * (high - low)))
+    return angles
 
 
 @dataclass
@@ -300,6 +352,10 @@ def shared_labels(
     config: DomainIncrementalConfig, class_names: list[str], task_names: list[str], parts: list[Part], recipe: dict
 ) -> StreamPlan:
     """The plan of a stream whose parts share labels, numbered anew for every task unless the setting is ``domain``."""
+    if config.images_anew and config.images is None:
+        raise ConfigError(
+            "scenario.images_anew=true draws scenario.images anew for every task, which is null: set scenario.images, e.g. 1000"
+        )
     n = len(class_names)
     task_classes = [list(range(n)) for _ in parts]
     if config.setting != "domain":
@@ -318,4 +374,5 @@ def shared_labels(
         recipe,
         images=config.images,
         images_seed=config.images_seed,
+        images_anew=bool(config.images_anew),
     )

@@ -83,21 +83,22 @@ class Task:
         return self.shuffled_batches(self.ids, in_order=self.ordered)
 
     def shuffled_batches(self, ids: Tensor, batch_size: int | None = None, in_order: bool = False) -> list[Tensor]:
-        """Batches of ``ids`` for this task's whole budget, reshuffled every epoch; an epoch's last batch may be smaller.
+        """Batches of ``ids`` for this task's whole budget, reshuffled every epoch.
 
-        ``epochs`` passes, cut off at ``max_steps_per_task``; with ``epochs=null`` as many passes as that takes. A last batch that
-        is smaller than ``smallest_batch`` joins the one before it. Every batch is there ``steps_per_batch`` times in a row, as
-        the same tensor. ``in_order``: nothing is shuffled after all.
+        ``epochs`` passes, cut off at ``max_steps_per_task``; with ``epochs=null`` as many passes as that takes. An epoch's last
+        batch may be smaller; with ``drop_last`` it is then left out, unless it is the only one. A last batch that is smaller than
+        ``smallest_batch`` joins the one before it. Every batch is there ``steps_per_batch`` times in a row, as the same tensor.
+        ``in_order``: nothing is shuffled after all.
         """
         batch_size = self.budget.batch_size if batch_size is None else batch_size
         generator = self.torch_generator("batch_order")
         per_epoch, left_over = divmod(len(ids), batch_size)
-        joins = 0 < left_over < self.smallest_batch and per_epoch > 0
-        per_epoch += left_over > 0 and not joins
-        per_epoch *= self.budget.steps_per_batch
+        drops = self.budget.drop_last and per_epoch > 0
+        joins = 0 < left_over < self.smallest_batch and per_epoch > 0 and not drops
+        per_epoch += left_over > 0 and not joins and not drops
         limit = self.budget.max_steps_per_task
         if self.budget.epochs is not None:
-            steps = self.budget.epochs * per_epoch
+            steps = self.budget.epochs * per_epoch * self.budget.steps_per_batch
             steps = steps if limit is None else min(steps, limit)
         else:
             assert limit is not None  # checked when the run was set up
@@ -108,5 +109,5 @@ class Task:
             epoch = list(ids[order].split(batch_size))
             if joins:
                 epoch[-2:] = [torch.cat(epoch[-2:])]
-            batches += [batch for batch in epoch for _ in range(self.budget.steps_per_batch)]
+            batches += [batch for batch in epoch[:per_epoch] for _ in range(self.budget.steps_per_batch)]
         return batches[:steps]

@@ -27,7 +27,8 @@ the optimizer is SGD with momentum, which is kept from task to task (disjoint MN
   before it and layer by layer.
 * Convolutions take every patch that they see; there every second one in both directions.
 * The shuffled-MNIST code starts from P = I/α and has 1 in place of α, which scales every P by 1/α, a learning rate. Its
-  dropout, the unprojected norm penalty and its fixed biases are not there.
+  dropout is ``model.dropout=0.2``, its initial weights are ``model.init=xavier_normal``; the unprojected norm penalty and its
+  fixed biases are not there.
 
 Other parameters (of normalisation layers) are trained without projection. Adam scales every weight's step by a factor of its own,
 so that its steps are not orthogonal to anything, and weight decay goes beside the gradient: both are refused, and

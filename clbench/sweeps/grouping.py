@@ -47,6 +47,8 @@ def why_alone(config: DictConfig) -> str:
             return f"{name}: {reason}"
     if arrives_otherwise(config.scenario):
         return "which classes have been seen is found out, and counted, run by run"
+    if config.model.get("dropout"):
+        return "dropout draws from the one generator of a run"
     if config.evaluator.diagnostics_every:
         return "diagnostics look into the gradients of one run"
     if config.trainer.precision == "fp16":

@@ -31,6 +31,12 @@ class Adam(EagerOptimizer, torch.optim.Adam):
     step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
 
+class Adagrad(EagerOptimizer, torch.optim.Adagrad):
+    """``torch.optim.Adagrad``."""
+
+    step = torch.no_grad()(unwrap(torch.optim.Adagrad.step))
+
+
 class AdamW(EagerOptimizer, torch.optim.AdamW):
     """``torch.optim.AdamW``."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from clbench.config import TrainerConfig
-from clbench.training.eager_optimizers import SGD, Adam, AdamW
+from clbench.training.eager_optimizers import SGD, Adagrad, Adam, AdamW
 from clbench.training.elementwise_adam import ElementwiseAdam
 
 
@@ -18,10 +18,11 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of ``config``; where weights are ``renewed`` while training, Adam counts the steps of each by itself.
 
+    (Adagrad has no use for its count, so that a weight whose sum of squares is set to 0 starts as all did.)
     SGD has its momentum buffers from the start, as zeros: torch's fused SGD would make them of uninitialised memory in its first
     step, and leave them so where a loss scale overflows in that step.
     """
-    if renewed and config.optimizer != "sgd":
+    if renewed and config.optimizer in ("adam", "adamw"):
         return ElementwiseAdam(parameters, config.lr, config.weight_decay, decoupled=config.optimizer == "adamw")
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
@@ -30,7 +31,7 @@ def make_optimizer(
             for parameter in (p for group in sgd.param_groups for p in group["params"]):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    return {"adam": Adam, "adamw": AdamW}[config.optimizer](parameters, **common)
+    return {"adam": Adam, "adamw": AdamW, "adagrad": Adagrad}[config.optimizer](parameters, **common)
 
 
 def optimizer_of_task(

@@ -63,7 +63,7 @@ def notes_of_joined(scenario: Scenario, learner: Learner, config: TrainerConfig)
     left_over = any(size % batch == 1 for size, batch in zip(sizes, batches, strict=True)) or any(
         s.needs.all_data for s in learner
     )
-    if not left_over or config.batch_norm == "frozen":
+    if not left_over or config.batch_norm == "frozen" or config.drop_last:
         return []
     smallest = smallest_batch(learner.model.train(), scenario.input_shape)
     learner.model.eval()

@@ -1,10 +1,11 @@
-"""SGD, Adam and AdamW over the stacked weights of many runs, each with hyperparameters of its own.
+"""SGD, Adam, AdamW and Adagrad over the stacked weights of many runs, each with hyperparameters of its own.
 
 The updates are those of ``torch.optim`` (whose optimizers have one learning rate for all they update):
 
     SGD      g ← g + wd θ;  m ← μ m + g;  θ ← θ − η m
     Adam     g ← g + wd θ;  m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  θ ← θ − η m̂ / (√v̂ + ε)
     AdamW    θ ← (1 − η wd) θ, then as Adam without the first step
+    Adagrad  g ← g + wd θ;  s ← s + g²;  θ ← θ − η g / (√s + 1e-10)
 
 with m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), β = (0.9, 0.999), ε = 1e-8. Row r of every matrix belongs to run r.
 """
@@ -16,6 +17,16 @@ from torch import Tensor, nn
 
 from clbench.config import TrainerConfig
 from clbench.training.elementwise_adam import BETA_1, BETA_2, EPSILON, ElementwiseAdam, missing
+
+REMEMBERED = {
+    "sgd": ("momentum_buffer",),
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "adagrad": ("sum",),
+}
+"""What each optimizer remembers of every weight, by the names that torch gives it."""
+
+ADAGRAD_EPSILON = 1e-10
 
 NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**62}
 """Weights updated at a time: on a processor as many as its cache holds through an update's passes, on a GPU all."""
@@ -45,9 +56,11 @@ class StackedOptimizer:
         self._decays = any(c.weight_decay for c in configs)
         self._momentum = like.new_tensor([c.momentum for c in configs])
         self._members = list(zip(parameters, optimizers, strict=True))
-        names = ("momentum_buffer",) if self.kind == "sgd" else ("exp_avg", "exp_avg_sq")
-        self._moments = {name: torch.stack([_flat(p, o, name) for p, o in self._members]) for name in names}
-        # How many steps Adam has averaged over: (R, 1), or (R, P) where it counts those of every weight by itself.
+        self._moments = {
+            name: torch.stack([_flat(p, o, name) for p, o in self._members]) for name in REMEMBERED[self.kind]
+        }
+        # How many steps Adam has averaged over: (R, 1), or (R, P) where it counts those of every weight by itself. Adagrad
+        # only keeps the number.
         self._counts_each = isinstance(optimizers[0], ElementwiseAdam)
         if self._counts_each:
             self._steps_taken = torch.stack([_flat(p, o, "step") for p, o in self._members])
@@ -106,6 +119,10 @@ class StackedOptimizer:
             weights.addcmul_(lr, moment, value=-1)
             return
         self._steps_taken[rows] += 1
+        if self.kind == "adagrad":
+            squares = moments["sum"].addcmul_(gradients, gradients)
+            weights.sub_(lr * gradients / squares.sqrt().add_(ADAGRAD_EPSILON))
+            return
         taken = self._steps_taken[rows]
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
         first.lerp_(gradients, 1 - BETA_1)

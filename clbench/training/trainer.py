@@ -212,8 +212,8 @@ class Trainer:
             self._enter(self._within[max(begun, default=0)], resumed=bool(begun))
         self.train_mode()
         self.evaluator.compute_prefix()
-        if index == 0 and self.step == 0:
-            self.evaluator.evaluate(0, 0)
+        if self.step == 0 and (index == 0 or not self.steps):
+            self.evaluator.evaluate(index, self.iteration)
         if self.step == 0:
             self.look_at_plasticity()
 

@@ -20,7 +20,7 @@ from small_commands import SMALL
         (["trainer.epochs=x"], "trainer.epochs=x: the value has to be a whole number or null"),
         (["trainer.tf32=maybe"], "trainer.tf32=maybe: the value has to be true or false"),
         (["trainer.milestones=3"], "trainer.milestones=3: the value has to be a list of numbers, written [0,1]"),
-        (["trainer.optimizer=[1,2]"], "the value has to be one of sgd, adam, adamw"),
+        (["trainer.optimizer=[1,2]"], "the value has to be one of sgd, adam, adamw, adagrad"),
         (["trainer=3"], "trainer is a group of options, each set as trainer.<option>=…"),
         (["trainer.lr.x=3"], "trainer.lr is one value and has no options"),
         (["+strategy=finetune"], "+strategy=finetune: a name takes the place of the one by default, so it has no +: strategy="),

@@ -125,6 +125,7 @@ def test_methods_learn_from_texts(options, setup_of, tmp_path):
         (["strategy=dgr"], "strategy dgr generates images"),
         (["scenario.augment.flip=true"], "scenario.augment is for images"),
         (["scenario.mean=[0.5]"], "scenario.mean=[0.5] is of images"),
+        (["scenario.pad=2"], "scenario.pad=2 is of images"),
         (["data.length=1000"], "data.length=1000 is more than the 512 tokens"),
         (["model.vocabulary=100"], "model.vocabulary=100 is fewer than the "),
         (["model.path=package:nobody"], "model.path=package:nobody: no such package"),

@@ -67,19 +67,60 @@ def test_golden_case_with_consolidation(order, monkeypatch):
     summary = metrics.summarise(curve, tasks, every=1)
     for name, value in case["expected"].items():
         assert summary[name] == (None if value is None else pytest.approx(value)), name
-    assert summary["undefined"].keys() == {"FWT"}
+    assert summary["undefined"].keys() == {"FWT", "LCA_10"}
     adaptive = metrics.summarise(curve, tasks, every=1, adaptive=True)  # every iteration was evaluated: nothing to fill
     for name, value in case["expected"].items():
         assert adaptive[name] == (None if value is None else pytest.approx(value)), name
     assert adaptive["min_ACC_unresolved"] == 0
 
 
+def zero_shot_case() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tasks of 12 steps; accuracies in hundredths. The second task's tasks and curve differ in the number of samples."""
+    first, second = [10 * b for b in range(1, 8)] + [80] * 17, [30 + 2 * b for b in range(12)]
+    curve = table([[a / 100 for a in first], [a / 100 for a in second]], starts=[1, 13], length=24)
+    return curve, task_table([[0.8, 0.25], [0.8, 0.6]], untrained=[0.06, 0.11])
+
+
+def test_learning_curve_area_by_hand():
+    """Σ_{b=0..10} of task 1: 6 + (10 + … + 70) + 3 · 80 = 526; of task 2: 25 + (30 + 32 + … + 48) = 415, in hundredths."""
+    curve, tasks = zero_shot_case()
+    summary = metrics.summarise(curve, tasks, every=1)
+    assert summary["LCA_10"] == pytest.approx((5.26 / 11 + 4.15 / 11) / 2)
+    assert summary["LCA"] == pytest.approx((5.20 / 10 + 3.90 / 10) / 2)
+    assert "LCA_10" not in summary["undefined"]
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        lambda curve, tasks: (curve[curve.iteration != 15], tasks),  # a step of the second task
+        lambda curve, tasks: (curve[(curve.iteration <= 9) | (curve.iteration >= 13)], tasks),  # shorter than ten steps
+        lambda curve, tasks: (curve, tasks[tasks.task_learning >= 0]),  # the first task's zero-shot accuracy
+        lambda curve, tasks: (curve, tasks[(tasks.task_learning != 0) | (tasks.task_eval == 0)]),  # the second's
+    ],
+)
+def test_learning_curve_area_takes_all_eleven_points_of_every_task(without):
+    summary = metrics.summarise(*without(*zero_shot_case()), every=1)
+    assert summary["LCA_10"] is None
+    assert summary["undefined"]["LCA_10"] == metrics.NO_ZERO_SHOT
+    assert summary["LCA"] is not None
+
+
+def test_a_network_that_is_trained_once_has_two_metrics():
+    curve, tasks = zero_shot_case()
+    summary = metrics.summarise(curve, tasks, every=1, trains_once=True)
+    assert summary["ACC"] == pytest.approx(0.7)
+    numbers = {"ACC", "ACC_pooled", "switches", "tasks_learned", "every"}
+    assert {name for name, value in summary.items() if value is not None} == numbers | {"undefined"}
+    assert set(summary["undefined"].values()) == {"the network is trained once, on all tasks together"}
+
+
 def test_learning_at_task_ends_leaves_no_meaning_to_learning_within_them():
     _, curve, tasks = consolidated_case()
     usual = metrics.summarise(curve, tasks, every=1)
     at_ends = metrics.summarise(curve, tasks, every=1, learns_at_task_end=True)
-    without = {"LCA", "WP10", "WP100", "recovery_iterations", "gap_area"}
-    assert at_ends["undefined"].keys() - usual["undefined"].keys() == without - {"WP100"}
+    without = {"LCA", "LCA_10", "WP10", "WP100", "recovery_iterations", "gap_area"}
+    assert at_ends["undefined"].keys() - usual["undefined"].keys() == without - {"WP100", "LCA_10"}
     assert {at_ends["undefined"][name] for name in without} == {
         "the method learns nothing of a task before the task is over"
     }
@@ -107,13 +148,14 @@ def test_every_undefined_metric_has_its_reason():
     one = table([[0.5] * 20], starts=[1], length=20)
     after_one = reasons(one, one[one.iteration == 20], adaptive=True)
     assert after_one.pop("LA_slope") == "a slope takes three tasks"
+    assert after_one.pop("LCA_10").startswith("it takes the accuracy on every task before it is learned")
     assert set(after_one.values()) == {"no task is followed by another"}
     assert {"FORG", "BWT", "FWT", "min_ACC", "gap_depth", "min_ACC_unresolved"} <= after_one.keys()
     lost = table([[0.9] * 12 + [0.0] * 12, [0.5] * 12], starts=[1, 13], length=24)
     after_two = reasons(lost, lost[lost.iteration.isin([12, 24])])
     assert after_two["recovery_iterations"] == "what is lost at a switch stays lost"
     assert after_two["FWT"].startswith("outputs grow")
-    assert after_two.keys() == {"recovery_iterations", "FWT", "LA_slope"}
+    assert after_two.keys() == {"recovery_iterations", "FWT", "LA_slope", "LCA_10"}
     broken_off = reasons(one, one[:0])
     assert broken_off["ACC"] == broken_off["FWT"] == "no task was learned to its end"
     assert reasons(one[:0], one[:0])["min_ACC"] == "nothing was evaluated"

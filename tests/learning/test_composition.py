@@ -103,6 +103,7 @@ def with_options(name: str, **options) -> StrategyConfig:
 
 
 FROM_SCRATCH = {"from_scratch": True}
+ONCE = {"when": "last_task", "batch_per_task": False}
 
 REFUSED_WITH_OPTIONS = [
     ("joint", FROM_SCRATCH, "ewc", {}, "ewc keeps what single ones were worth"),
@@ -112,6 +113,17 @@ REFUSED_WITH_OPTIONS = [
     ("joint", FROM_SCRATCH, "featkd", {}, "featkd holds on to what the network was before"),
     ("joint", FROM_SCRATCH, "shrink_perturb", {"every": "task"}, "shrinks what earlier tasks have made"),
     ("joint", FROM_SCRATCH, "reglora", {}, "reglora merges what a task has learned into frozen weights"),
+    *(
+        ("joint", ONCE, other, options, f"and {other} acts between tasks")
+        for other, options in {
+            "ewc": {},
+            "lwf": {},
+            "agem": {},
+            "reglora": {},
+            "shrink_perturb": {"every": "task"},
+            "l2": {"from_start": False},
+        }.items()
+    ),
     ("reglora", {}, "shrink_perturb", {"every": "task"}, "anew for every task"),
     ("acil", {"extractor": "frozen"}, "spectral", {}, "learns without gradients and in one pass, where spectral"),
     ("ranpac", {"extractor": "frozen"}, "lora", {}, "learns without gradients and in one pass, where lora"),
@@ -131,6 +143,8 @@ ACCEPTED_WITH_OPTIONS = [
     ("joint", FROM_SCRATCH, "l2", {}),
     ("joint", FROM_SCRATCH, "l2_init", {}),
     ("joint", FROM_SCRATCH, "gem", {}),
+    ("joint", ONCE, "l2_init", {}),
+    ("joint", ONCE, "redo", {}),
     ("coda_prompt", {}, "joint", FROM_SCRATCH),
     ("dualprompt", {}, "joint", FROM_SCRATCH),
     ("outliers", {}, "shrink_perturb", {"every": "task"}),
@@ -213,6 +227,7 @@ def test_a_strategy_of_ones_own_declares_its_traits(monkeypatch):
     [
         (["strategy=owm", "trainer.optimizer=adam"], ["trainer.optimizer=adam undoes", "owm", "Valid choices: sgd"]),
         (["strategy=owm", "trainer.optimizer=adamw"], ["trainer.optimizer=adamw undoes", "owm"]),
+        (["strategy=owm", "trainer.optimizer=adagrad"], ["trainer.optimizer=adagrad undoes", "owm"]),
         (["strategy=owm", "trainer.weight_decay=0.1"], ["trainer.weight_decay=0.1 moves weights", "owm"]),
         (["strategy=er", "strategy.plus=[owm]", "trainer.optimizer=adam"], ["trainer.optimizer=adam undoes", "owm"]),
         (["strategy=acil", "trainer.zero_head=true"], ["trainer.zero_head=true", "acil does not"]),

@@ -37,6 +37,9 @@ MAKE = {
     "mlp_norm": lambda: mlp(norm="layer"),
     "mlp_crelu": lambda: mlp(activation="crelu"),
     "mlp_both": lambda: mlp(activation="crelu", norm="layer"),
+    "mlp_tanh": lambda: mlp(activation="tanh"),
+    "mlp_dropout": lambda: mlp(dropout=0.5),
+    "mlp_norm_dropout": lambda: mlp(norm="layer", dropout=0.5),
     "cnn": cnn,
     "cnn_norm": lambda: cnn(norm="layer"),
     "cnn_crelu": lambda: cnn(activation="crelu"),
@@ -45,7 +48,17 @@ MAKE = {
     "resnet18": lambda: ResNet18(ResNet18Config(kind="resnet18", name="resnet18", width=2, pool=None), SHAPE),
     "resnet32": lambda: ResNet32(ResNet32Config(kind="resnet32", name="resnet32", depth=8), SHAPE),
 }
-RESETTABLE = ["mlp", "mlp_norm", "cnn", "cnn_norm", "cnn_to_head", "resnet18", "resnet32"]
+RESETTABLE = [
+    "mlp",
+    "mlp_norm",
+    "mlp_dropout",
+    "mlp_norm_dropout",
+    "cnn",
+    "cnn_norm",
+    "cnn_to_head",
+    "resnet18",
+    "resnet32",
+]
 
 
 @cache
@@ -76,9 +89,14 @@ def layer_norm(x, module: nn.LayerNorm):
     return (x - mean) / torch.sqrt(variance + 1e-5) * module.weight + module.bias
 
 
-def non_linear(x, norm: nn.LayerNorm | None, crelu: bool):
+def non_linear(x, norm: nn.LayerNorm | None, activation: str):
     x = x if norm is None else layer_norm(x, norm)
-    return torch.cat([x.clamp(min=0), (-x).clamp(min=0)], 1) if crelu else x.clamp(min=0)
+    match activation:
+        case "crelu":
+            return torch.cat([x.clamp(min=0), (-x).clamp(min=0)], 1)
+        case "tanh":
+            return (x.exp() - (-x).exp()) / (x.exp() + (-x).exp())
+    return x.clamp(min=0)
 
 
 def mlp_by_hand(net: MLP, x) -> dict[str, torch.Tensor]:
@@ -86,7 +104,7 @@ def mlp_by_hand(net: MLP, x) -> dict[str, torch.Tensor]:
     norms = [module for module in net.layers if isinstance(module, nn.LayerNorm)] or [None, None]
     h, found = x.flatten(1), {}
     for n, (layer, norm) in enumerate(zip(linear, norms, strict=True), start=1):
-        h = non_linear(h @ layer.weight.T + layer.bias, norm, net.options.activation == "crelu")
+        h = non_linear(h @ layer.weight.T + layer.bias, norm, net.options.activation)
         found[f"hidden{n}"] = h
     return found
 
@@ -94,11 +112,11 @@ def mlp_by_hand(net: MLP, x) -> dict[str, torch.Tensor]:
 def cnn_by_hand(net: CNN, x) -> dict[str, torch.Tensor]:
     h, found = x, {}
     for name, block in net.layers.named_children():
-        norm, crelu = getattr(block, "norm", None), net.options.activation == "crelu"
+        norm, activation = getattr(block, "norm", None), net.options.activation
         if name.startswith("conv"):
-            h = F.max_pool2d(non_linear(F.conv2d(h, block.conv.weight, block.conv.bias), norm, crelu), 2)
+            h = F.max_pool2d(non_linear(F.conv2d(h, block.conv.weight, block.conv.bias), norm, activation), 2)
         else:
-            h = non_linear(h.flatten(1) @ block.linear.weight.T + block.linear.bias, norm, crelu)
+            h = non_linear(h.flatten(1) @ block.linear.weight.T + block.linear.bias, norm, activation)
         found[name] = h
     return found
 
@@ -248,7 +266,7 @@ def test_row_of_incoming_and_entry_of_norm_belong_to_the_unit(name):
         if isinstance(module, nn.ReLU):
             module.forward = F.leaky_relu  # so that changes of a unit at zero can be seen
     for layer in model.hidden_layers():
-        roles = (layer.norm,) if name.endswith("_norm") else (layer.incoming, layer.norm)
+        roles = (layer.norm,) if "_norm" in name else (layer.incoming, layer.norm)
         for parameter in (p for role in roles if role for p in model.get_submodule(role).parameters()):
             h, original = model.activations(x)[1][layer.name], parameter.detach().clone()
             for unit in range(min(h.shape[1], 2)):
@@ -260,8 +278,8 @@ def test_row_of_incoming_and_entry_of_norm_belong_to_the_unit(name):
                     parameter.copy_(original)
 
 
-@pytest.mark.parametrize("name", ["mlp_crelu", "mlp_both", "cnn_crelu", "cnn_both"])
-def test_units_of_crelu_are_not_reset(name):
+@pytest.mark.parametrize("name", ["mlp_crelu", "mlp_both", "mlp_tanh", "cnn_crelu", "cnn_both"])
+def test_units_of_crelu_and_tanh_are_not_reset(name):
     assert all(layer[2:] == (None, None, None) for layer in model_of(name).hidden_layers())
 
 
@@ -294,7 +312,8 @@ def test_the_mlp_without_options_is_the_one_of_old_runs():
 def test_run_folders_from_before_the_options(tmp_path):
     config = compose(["strategy=finetune"])
     saved = OmegaConf.to_container(config)
-    del saved["model"]["activation"], saved["model"]["norm"]
+    for name in ("activation", "norm", "init", "dropout"):
+        del saved["model"][name]
     OmegaConf.save(saved, tmp_path / "config.yaml")
     assert load_run_config(tmp_path / "config.yaml").model == config.model
 

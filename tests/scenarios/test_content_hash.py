@@ -114,6 +114,8 @@ def test_any_change_of_the_stream_changes_the_hash(make_source, build_stream):
         ("class_incremental", {"increment": 2, "validation": 0.2}),
         ("class_incremental", {"increment": 2, "validation": 0.3}),
         ("class_incremental", {"increment": 2, "image_size": 2}),
+        ("class_incremental", {"increment": 2, "pad": 1}),
+        ("class_incremental", {"increment": 2, "pad": 2}),
         ("task_incremental", {"increment": 2}),
         ("rotation", {"angles": [0.0, 30.0]}),
         ("rotation", {"angles": [0.0, 30.5]}),

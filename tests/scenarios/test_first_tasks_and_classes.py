@@ -116,6 +116,68 @@ def test_the_first_tasks_are_not_the_frozen_stream():
     assert first.note == "not the frozen stream split_digits/v1: tasks=2"
 
 
+# ---- all but the first tasks -------------------------------------------------------------------------------------------
+
+
+def moves_labels(kind, options) -> bool:
+    return kind in ("class_incremental", "task_incremental") or options.get("setting", "domain") != "domain"
+
+
+def relabels(kind: str) -> bool:
+    return kind in ("random_label", "label_permutation")
+
+
+@pytest.mark.parametrize(("kind", "options"), [c for c in CASES if not (relabels(c[0]) and moves_labels(*c))])
+@pytest.mark.parametrize(("skip", "tasks"), [(1, None), (2, None), (1, 1)])
+def test_the_tasks_that_are_left_are_those_of_the_whole_stream(stream, kind, options, skip, tasks):
+    """Images, names, classes and labels, which begin at 0 where earlier tasks had labels of their own."""
+    whole = stream(kind, validation=0.2, **options)
+    if skip >= whole.n_tasks:
+        pytest.skip("fewer tasks")
+    left = stream(kind, skip_tasks=skip, tasks=tasks, validation=0.2, **options)
+    end = whole.n_tasks if tasks is None else skip + tasks
+    first = min(whole.task_classes[skip]) if moves_labels(kind, options) else 0
+    assert left.task_names == whole.task_names[skip:end]
+    assert left.task_classes == [[c - first for c in classes] for classes in whole.task_classes[skip:end]]
+    assert sorted({c for classes in left.task_classes for c in classes}) == list(range(left.n_classes))
+    assert left.class_names == whole.class_names[first : first + left.n_classes]
+    for name in ("train", "validation", "test"):
+        for task in range(end - skip):
+            expected = [(image, label - first) for image, label in shown(getattr(whole, name), skip + task)]
+            assert shown(getattr(left, name), task) == expected
+    assert left.hash != whole.hash
+
+
+def test_none_is_skipped_of_a_stream_that_says_nothing(stream):
+    assert stream("class_incremental", skip_tasks=None).hash == stream("class_incremental").hash
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_all_tasks_are_skipped(stream, kind):
+    n = stream(kind).n_tasks
+    with pytest.raises(ConfigError, match=rf"scenario\.skip_tasks={n} leaves none of the {n} tasks of tiny"):
+        stream(kind, skip_tasks=n)
+    with pytest.raises(
+        ConfigError, match=rf"tasks={n} is more than the {n - 1} tasks of tiny that scenario\.skip_tasks=1"
+    ):
+        stream(kind, skip_tasks=1, tasks=n)
+
+
+def test_random_labels_are_not_moved(stream):
+    with pytest.raises(ConfigError, match=r"scenario\.skip_tasks=1 moves the labels of later tasks"):
+        stream("random_label", skip_tasks=1, setting="class")
+
+
+def test_a_run_on_what_is_left_of_digits(small_trainer):
+    """Three tasks of two classes each: six outputs, and all metrics of three tasks."""
+    trainer = small_trainer("scenario=split_digits", "scenario.skip_tasks=2", "strategy=er", "strategy.memory_size=20")
+    trainer.fit()
+    assert trainer.scenario.note == "not the frozen stream split_digits/v1: skip_tasks=2"
+    assert trainer.scenario.class_names == ["4", "5", "6", "7", "8", "9"]
+    assert trainer.learner.model.head.out_features == 6
+    assert sorted(trainer.tasks.task_learning.unique()) == [0, 1, 2]
+
+
 def test_no_task_is_out_of_range():
     with pytest.raises(ConfigError, match=r"scenario\.tasks=0 is out of range: it has to be at least 1"):
         check_fields(to_dataclass(compose(["scenario.tasks=0"])), "")

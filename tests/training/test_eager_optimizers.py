@@ -12,7 +12,12 @@ from clbench.training import eager_optimizers
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("SGD", {"momentum": 0.9, "weight_decay": 0.01}), ("Adam", {"weight_decay": 0.01}), ("AdamW", {})],
+    [
+        ("SGD", {"momentum": 0.9, "weight_decay": 0.01}),
+        ("Adam", {"weight_decay": 0.01}),
+        ("AdamW", {}),
+        ("Adagrad", {"weight_decay": 0.01}),
+    ],
 )
 def test_the_same_bits_and_states_as_torchs(name, options, fused):
     networks = [nn.Linear(5, 3)]

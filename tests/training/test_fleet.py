@@ -39,6 +39,8 @@ SETTINGS = {
     "augmentation": ["scenario.augment.crop_padding=1", "scenario.augment.flip=true", "scenario.augment.contrast=0.3"],
     "adam": ["trainer.optimizer=adam", "trainer.lr=0.001"],
     "adamw": ["trainer.optimizer=adamw", "trainer.lr=0.001", "trainer.weight_decay=0.1"],
+    "adagrad": ["trainer.optimizer=adagrad", "trainer.weight_decay=0.1"],
+    "adagrad kept": ["trainer.optimizer=adagrad", "trainer.reset_optimizer=false"],
     "schedule": ["trainer.scheduler=cosine", "trainer.reset_optimizer=false"],
     "clipped": ["trainer.clip_grad_norm=0.1"],
     "zero_head": ["trainer.zero_head=true", "trainer.reset_optimizer=false"],

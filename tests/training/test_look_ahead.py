@@ -12,6 +12,7 @@ KINDS = {
     "sgd without momentum": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0},
     "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.1},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
+    "adagrad": {"optimizer": "adagrad", "lr": 0.01, "weight_decay": 0.1},
 }
 
 

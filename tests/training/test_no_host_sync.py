@@ -23,7 +23,7 @@ def test_nor_within_that_of_a_fleet(case):
     testing.check_no_host_reads_in_fleet(case)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "adagrad"])
 @pytest.mark.parametrize("name", ["er", "redo", "continual_backprop"])
 def test_nor_by_a_loss_scale(name, optimizer):
     """GradScaler reads whether the step overflowed, unless the optimizer takes that as a tensor."""

@@ -15,6 +15,7 @@ OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
     "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.1},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
+    "adagrad": {"optimizer": "adagrad", "lr": 0.01, "weight_decay": 0.1},
 }
 
 

@@ -50,7 +50,7 @@ def gradients_at(values: Values, loss: Callable[[Values, Samples], Tensor], samp
         return loss(values, Samples(x[None], y[None], task[None]))
 
     with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap batches
-        return torch.vmap(grad(of_one), in_dims=(None, 0, 0, 0))(values, *samples)
+        return torch.vmap(grad(of_one), in_dims=(None, 0, 0, 0), randomness="different")(values, *samples)
 
 
 def samples_at_once(parameters: dict[str, Tensor]) -> int:

@@ -142,7 +142,7 @@ class UnitResets(Strategy):
             able = [name for name in MODELS.names() if hasattr(MODELS[name], "hidden_layers")]
             raise ConfigError(
                 f"{self.name} resets hidden units, and this {type(self.model.backbone).__name__} has none that can be reset: "
-                f"choose a network of the kinds {', '.join(able)} with at least one hidden layer, without activation=crelu, and "
+                f"choose a network of the kinds {', '.join(able)} with at least one hidden layer, with activation=relu, and "
                 "do not freeze all of its hidden layers"
             )
         return layers
