@@ -1,10 +1,14 @@
 """Files with published figures: all that are committed, and what is wrong with others."""
 
+import csv
+import shlex
+
 import pytest
 
-from clbench.conf_files import add_config_dirs, group_choices
+from clbench.conf_files import add_config_dirs, group_choices, published_dir
 from clbench.errors import ConfigError
 from clbench.options import check_fields, to_dataclass
+from clbench.published.comparison import VERDICTS
 from clbench.published.tables import METRICS, merged, read_table
 from clbench.reports import tables as reports_tables
 from clbench.testing.small_runs import composed
@@ -39,6 +43,27 @@ def test_cells_compose(name):
         runs.setdefault(cell.runs_of, cell.overrides)
         assert runs[cell.runs_of] == cell.overrides
     assert len(set(runs.values())) == len(runs)
+
+
+def test_committed_comparisons_are_of_the_tables_as_they_are():
+    """What is committed says of every cell what its file says: no figure or setting has changed since."""
+    for file in sorted(published_dir().glob("*.csv")):
+        cells = read_table(file.stem).cells
+        with file.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        assert [row["cell"] for row in rows] == list(cells), file.name
+        for row in rows:
+            cell = cells[row["cell"]]
+            assert (float(row["published"]), float(row["tolerance"])) == (cell.mean, cell.tolerance)
+            assert (row["metric"], row["weak"], row["why"], row["note"]) == (
+                cell.metric,
+                str(cell.weak),
+                cell.why,
+                cell.note,
+            )
+            assert row["verdict"] in VERDICTS
+            if row["clbench"]:
+                assert set(cell.overrides) <= set(shlex.split(row["command"])), cell.name
 
 
 def test_metrics_are_those_that_are_shown_in_percent():
