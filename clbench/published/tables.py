@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -168,6 +169,8 @@ def read_table(name: str) -> PublishedTable:
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{file}: {where}{str(error).splitlines()[0]}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
     cells: dict[str, PublishedCell] = {}
     for key, entry in content.cells.items():
         try:

@@ -142,6 +142,7 @@ def test_what_is_missing_for_the_runs_is_missing_for_every_figure_of_them(writte
         ("tolerance: 2.0, overrides", "tolerance: 0, overrides", "tolerance=0.0 is out of range"),
         ("mean: 20.0", "mean: high", "cells.a.mean"),
         ("mean: 20.0", "men: 20.0", "men"),
+        ("overrides: [seed=2]", "overrides: [plus=[er]]", "is no YAML"),
         ("code: the same\n", "", "code"),
     ],
 )  # fmt: skip
