@@ -12,6 +12,8 @@ from clbench.compose import compose
 from clbench.errors import ConfigError
 from clbench.learning.parts import fisher
 from clbench.set_up import set_up
+from clbench.testing.small_runs import in_double_precision
+from clbench.testing.stepping import finish_task
 
 
 def fisher_diagonal(strategy, task):
@@ -279,3 +281,111 @@ def test_attention_only_of_a_vision_transformer(small_trainer, learn_tasks):
         log_p = log_probabilities(trainer, samples, 0)[i, samples.y[i]]
         total = total + torch.cat([g.flatten() for g in torch.autograd.grad(log_p, attention)]).square()
     torch.testing.assert_close(learner.strategies[0].importance, total / 6)
+
+
+# ---- along training -----------------------------------------------------------------------------------------------------------
+
+
+def flat(trainer):
+    return torch.cat([p.detach().reshape(-1) for p in trainer.learner.model.parameters()]).clone()
+
+
+@pytest.mark.parametrize(
+    ("every", "options"),
+    [
+        (1, []),
+        (3, ["strategy.normalise=min_max"]),
+        (3, ["strategy.prior_variance=0.01", "strategy.mode=separate"]),
+    ],
+)
+def test_running_fisher_written_out(every, options, small_trainer, monkeypatch):
+    """F ← α mean g² + (1 − α) F with g of the loss on samples alone; it goes on over tasks (EWC++; the A-GEM paper's EWC)."""
+    trainer = in_double_precision(
+        small_trainer("strategy=ewc", "strategy.fisher=running", "strategy.mode=online", "strategy.decay=0", "trainer.lr=0.3",
+                      "strategy.lam=5", f"strategy.running_every={every}", "strategy.running_rate=0.75",
+                      "trainer.max_steps_per_task=7", *options)
+    )  # fmt: skip
+    strategy, model, seen = trainer.learner.strategies[0], trainer.learner.model, []
+    loss = trainer.learner.loss_and_outputs
+
+    def remember(batch):
+        terms, outputs = loss(batch)
+        parts = torch.autograd.grad(terms["new"], list(model.parameters()), retain_graph=True)
+        seen.append(torch.cat([g.reshape(-1) for g in parts]))
+        return terms, outputs
+
+    monkeypatch.setattr(trainer.learner, "loss_and_outputs", remember)
+    running = torch.zeros_like(flat(trainer))
+    for _ in range(3):
+        seen.clear()
+        before_task = flat(trainer)
+        trainer.begin_task()
+        running = torch.where(flat(trainer) != before_task, 0.0, running)  # rows of new classes
+        finish_task(trainer)
+        for first in range(0, 7, every):
+            running = 0.75 * torch.stack(seen[first : first + every]).square().mean(0) + 0.25 * running
+        torch.testing.assert_close(strategy.running.value, running, rtol=1e-7, atol=1e-12)
+        if "strategy.mode=separate" in options:
+            continue
+        scaled = (running - running.min()) / (running.max() - running.min()) if options else running
+        torch.testing.assert_close(strategy.importance, scaled, rtol=1e-7, atol=1e-12)
+        assert torch.equal(strategy.anchor, flat(trainer))
+
+
+def test_decayed_penalty(small_trainer, learn_tasks):
+    """λ/2 γ F (θ − θ*)² with F ← γ F + F_new: γ is in the penalty as well, and in F not twice."""
+    penalties, importances = [], []
+    for decayed in (False, True):
+        trainer = small_trainer("strategy=ewc", "strategy.mode=online", "strategy.decay=0.6", "scenario.tasks=2",
+                                "scenario.frozen=null", f"strategy.decayed_penalty={decayed}", checkpoint=str(decayed))  # fmt: skip
+        learn_tasks(trainer, 1)
+        strategy = trainer.learner.strategies[0]
+        with torch.no_grad():
+            for p in trainer.learner.model.parameters():
+                p.add_(0.1)
+        penalties.append(strategy.penalty(None, None))
+        importances.append(strategy.importance.clone())
+    assert torch.equal(*importances)  # after one task, nothing of it has been decayed
+    torch.testing.assert_close(penalties[1], 0.6 * penalties[0])
+
+
+@pytest.mark.parametrize("mode", ["separate", "online"])
+def test_gaussian_prior(mode, small_trainer, monkeypatch):
+    """1/(2 σ² n) ‖θ‖² in the first task, and for new rows of the head later; F + 1/(σ² n) where it has been learned."""
+    trainer = small_trainer("strategy=ewc", "strategy.prior_variance=0.02", "strategy.lam=3", f"strategy.mode={mode}",
+                            "trainer.lr=0.1")  # fmt: skip
+    strategy = trainer.learner.strategies[0]
+    recorded = []
+
+    def record(strategy, task, *options):
+        recorded.append((fisher_diagonal(strategy, task), flat(trainer)))
+        return recorded[-1][0]
+
+    monkeypatch.setattr("clbench.strategies.ewc.fisher_diagonal", record)
+    trainer.begin_task()
+    p = 1 / (0.02 * len(trainer._task.ids))
+    torch.testing.assert_close(strategy.penalty(None, None), p / 2 * flat(trainer).square().sum())
+    finish_task(trainer)
+    torch.testing.assert_close(strategy.importance, recorded[0][0] + p)
+    before = flat(trainer)
+    trainer.begin_task()
+    new = flat(trainer) != before
+    assert 0 < new.sum() < len(new) / 2
+    with torch.no_grad():
+        for parameter in trainer.learner.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    p_now = 1 / (0.02 * len(trainer._task.ids))
+    theta = flat(trainer)
+    held = torch.where(new, 0.0, (recorded[0][0] + p) * (theta - recorded[0][1]).square())
+    expected = 1.5 * held.sum() + p_now / 2 * theta[new].square().sum()
+    torch.testing.assert_close(strategy.penalty(None, None), expected)
+    finish_task(trainer)
+    old = torch.where(new, 0.0, recorded[0][0] + p)
+    torch.testing.assert_close(strategy.importance, old + recorded[1][0] + torch.where(new, p_now, 0.0))
+
+
+def test_options_that_contradict_each_other_are_refused(small_setup):
+    with pytest.raises(ConfigError, match=r"decayed_penalty=true has no meaning with strategy\.mode=separate"):
+        small_setup("strategy=ewc", "strategy.decayed_penalty=true")
+    with pytest.raises(ConfigError, match=r"prior_variance has no meaning with strategy\.mode=average"):
+        small_setup("strategy=ewc", "strategy.prior_variance=1", "strategy.mode=average")

@@ -6,13 +6,14 @@
     empirical  mean_x (∂ log p(y|x) / ∂θ)²                   the true labels; squares of per-sample gradients
     batched    mean_b (∂ mean_{x∈b} log p(y|x) / ∂θ)²        squares of batch means: about 1/|b| of empirical
 
-p is over the logits that a sample may see. Names: van de Ven 2025, arXiv:2502.11756.
+p is over the logits that a sample may see. Names: van de Ven 2025, arXiv:2502.11756. Another estimate comes from training itself,
+without a further pass over the data (:class:`RunningFisher`).
 """
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from clbench.learning.base import Strategy
@@ -75,3 +76,47 @@ def fisher_diagonal(
                 if weights.any():  # else a class that no sample of this task may see, whose log p is −∞
                     total = total + weighted_squares(samples, torch.full_like(samples.y, label), weights)
     return total / len(ids)
+
+
+class RunningFisher(nn.Module):
+    """F ← α · mean of g² over some steps + (1 − α) F, with g the batch's gradient (Chaudhry et al. 2018, arXiv:1801.10112).
+
+    As g is of a batch, it is of the size of ``batched``. It goes on from task to task, so that the last one outweighs the others.
+
+    Args:
+        like: (P,), weights.
+    """
+
+    value: Tensor
+    summed: Tensor
+    n_summed: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros_like(like))
+        self.register_buffer("summed", torch.zeros_like(like))
+        self.register_buffer("n_summed", torch.zeros((), dtype=torch.int64))
+
+    def look_at(self, gradient: Tensor) -> None:
+        """Take in the gradient (P,) of a step; pure."""
+        self.summed.add_(gradient.square())
+        self.n_summed.add_(1)
+
+    def update(self, rate: Tensor) -> None:
+        """Let the steps looked at since the last update count with α = ``rate``; pure."""
+        self.value.lerp_(self.summed / self.n_summed, rate)
+        self.summed.zero_()
+        self.n_summed.zero_()
+
+    def let_go(self, renewed: Tensor) -> None:
+        """Forget what is of weights that have been drawn anew, boolean (P,); pure."""
+        self.value.copy_(torch.where(renewed, 0.0, self.value))
+        self.summed.copy_(torch.where(renewed, 0.0, self.summed))
+
+
+def scaled(values: Tensor, how: str) -> Tensor:
+    """``values`` (P,): as they are (``none``), with a largest of 1 (``max``), or with a smallest of 0 as well (``min_max``)."""
+    if how == "none":
+        return values
+    values = values - values.min() if how == "min_max" else values
+    return values / values.max().clamp(min=torch.finfo(values.dtype).tiny)

@@ -6,7 +6,7 @@
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Outputs, Strategy
@@ -48,6 +48,11 @@ class ImportancePenalty(Strategy):
     def keeps_gradient(self) -> bool:
         return self.follows_gradient
 
+    @property
+    def penalises(self) -> bool:
+        """Whether there is a penalty in the task being learned."""
+        return self.tasks_learned > 0
+
     def protected(self) -> Tensor:
         """θ (P,): all trained weights, or those of the backbone, which come first."""
         return self.flat_parameters()
@@ -67,13 +72,15 @@ class ImportancePenalty(Strategy):
             self.before.copy_(torch.where(renewed, theta, self.before))
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
-        if self.tasks_learned == 0:
-            return None
-        return self.strength * self.distance()
+        return self.strength * self.distance() if self.penalises else None
 
     def distance(self) -> Tensor:
         """Σ Ω (θ − θ*)², a scalar."""
         return (self.importance * (self.protected() - self.anchor).square()).sum()
+
+    def penalty_gradient(self) -> Tensor:
+        """The gradient (P,) of the penalty at the weights ``before`` the step."""
+        return 2 * self.strength * self.importance * (self.before - self.anchor)
 
     def data_gradient(self, batch: Batch) -> Tensor:
         """The step's gradient (P,) with that of the penalty taken off; penalties of strategies beside it count.
@@ -82,6 +89,44 @@ class ImportancePenalty(Strategy):
         """
         assert batch.gradient is not None
         gradient = batch.gradient[: len(self.importance)]  # the model's part comes first, and in it the backbone's
-        if self.tasks_learned == 0:
-            return gradient
-        return gradient - 2 * self.strength * self.importance * (self.before - self.anchor)
+        return gradient - self.penalty_gradient() if self.penalises else gradient
+
+
+class GaussianPrior(nn.Module):
+    """A prior N(0, σ²) of the weights that no task has learned yet: those of the first task, later those that are drawn anew.
+
+    With the mean loss over n samples it is p/2 · ‖θ‖² of these weights, p = 1/(σ² n).
+
+    Args:
+        like: (P,), weights.
+    """
+
+    precision: Tensor
+    unlearned: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("precision", torch.zeros(()))
+        self.register_buffer("unlearned", torch.ones_like(like, dtype=torch.bool))
+
+    def begin_task(self, variance: Tensor, n: int) -> None:
+        """Be that of a task of ``n`` samples, for σ²."""
+        self.precision.copy_(1 / (variance * n))
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """p/2 · ‖θ‖² (scalar), for weights (P,)."""
+        return self.precision / 2 * (self.unlearned * theta.square()).sum()
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """That of :meth:`loss`, (P,)."""
+        return self.precision * self.unlearned * theta
+
+    def renew(self, renewed: Tensor) -> None:
+        """Weights, boolean (P,), that have been drawn anew come from the prior again; pure."""
+        self.unlearned.logical_or_(renewed)
+
+    def learned(self) -> Tensor:
+        """All weights have been learned now. Returns what the prior adds to the precision (P,) of each."""
+        added = self.precision * self.unlearned
+        self.unlearned.zero_()
+        return added
