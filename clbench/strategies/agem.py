@@ -5,7 +5,10 @@ earlier tasks:
 
     g̃ = g − (⟨g, r⟩ / ⟨r, r⟩) r   if ⟨g, r⟩ < 0,   else g
 
-Stores memory_size / (number of tasks) sample ids per task, or all of a smaller task, drawn at random at the task's end.
+Stores memory_size / (number of tasks) sample ids per task, or all of a smaller task, drawn at random at the task's end. With
+``store=ring``, the authors' code (facebookresearch/agem), every class of a task has a ring buffer with an equal share of that,
+which is written while the task is learned: at its end it holds the samples that came last. It is not looked at before the next
+task. Their buffers have slots of zeros where a class has fewer samples than its share; here they are left out.
 """
 
 from dataclasses import dataclass
@@ -31,6 +34,11 @@ class AGEMConfig(StrategyConfig):
     reference_size: int = option(
         help="samples drawn from the memory at each step for the reference gradient", at_least=1
     )
+    store: str = option(
+        "random",
+        help="what is kept of a task: a random draw, or of each of its classes the samples that came last",
+        choices=("random", "ring"),
+    )
 
 
 @STRATEGIES.register("agem")
@@ -43,10 +51,13 @@ class AGEM(Strategy):
 
     def __init__(self, config: AGEMConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        self.memory = TaskMemory(config.memory_size, scenario)
+        self.memory = TaskMemory(config.memory_size, scenario, by_class=config.store == "ring")
+        self._last_seen: Tensor | None = None  # made by plan, and again when a run resumes
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Every step looks at a fresh draw from the memory."""
+        if self.options.store == "ring":
+            self._last_seen = self.memory.last_seen(task, plan.new)
         if task.index == 0:
             return plan
         rng = task.numpy_generator("reference")
@@ -64,7 +75,10 @@ class AGEM(Strategy):
         return min(self.options.reference_size, self.memory.sizes[0])
 
     def end_task(self, task: Task) -> None:
-        self.memory.store(task)
+        if self._last_seen is None:
+            self.memory.store(task)
+        else:
+            self.memory.keep(task, self._last_seen)
 
     def notes(self) -> list[str]:
         return self.memory.notes()

@@ -336,8 +336,8 @@ def test_decayed_penalty(small_trainer, learn_tasks):
     """λ/2 γ F (θ − θ*)² with F ← γ F + F_new: γ is in the penalty as well, and in F not twice."""
     penalties, importances = [], []
     for decayed in (False, True):
-        trainer = small_trainer("strategy=ewc", "strategy.mode=online", "strategy.decay=0.6", "scenario.tasks=2",
-                                "scenario.frozen=null", f"strategy.decayed_penalty={decayed}", checkpoint=str(decayed))  # fmt: skip
+        options = ["strategy=ewc", "strategy.mode=online", "strategy.decay=0.6", f"strategy.decayed_penalty={decayed}"]
+        trainer = small_trainer(*options, "scenario.tasks=2", "scenario.frozen=null", checkpoint=str(decayed))
         learn_tasks(trainer, 1)
         strategy = trainer.learner.strategies[0]
         with torch.no_grad():

@@ -83,29 +83,55 @@ class TaskMemory(nn.Module):
     Args:
         size: samples in all; each task gets ``size // n_tasks``, or as many as it has.
         scenario: the stream.
+        by_class: each class of a task gets an equal share of that, or as many samples as it has.
 
     Raises:
-        ConfigError: the memory is smaller than the number of classes.
+        ConfigError: the memory is smaller than the number of classes, or has no room for one sample of every class of a task.
     """
 
     ids: Tensor
 
-    def __init__(self, size: int, scenario: Scenario) -> None:
+    def __init__(self, size: int, scenario: Scenario, by_class: bool = False) -> None:
         super().__init__()
         check_memory_size(size, scenario)
         share = size // scenario.n_tasks
         self.size, self.sizes = size, [min(share, len(scenario.arriving(task))) for task in range(scenario.n_tasks)]
+        self.of_class: list[int] = []  # samples that each class of a task may have
+        if by_class:
+            self.of_class = [share // len(scenario.classes_arriving(task)) for task in range(scenario.n_tasks)]
+            if min(self.of_class) == 0:
+                raise ConfigError(
+                    f"strategy.memory_size={size} leaves a task of {scenario.name} {share} samples, too few for one of each of "
+                    f"its {max(len(scenario.classes_arriving(task)) for task in range(scenario.n_tasks))} classes"
+                )
+            labels = [scenario.train.labels_of(scenario.arriving(task)) for task in range(scenario.n_tasks)]
+            counts = [of_task.unique(return_counts=True)[1] for of_task in labels]
+            self.sizes = [int(n.clamp(max=m).sum()) for n, m in zip(counts, self.of_class, strict=True)]
         self.register_buffer("ids", torch.full((scenario.n_tasks, max(self.sizes)), EMPTY))
 
     def store(self, task: Task) -> None:
         """Keep a random draw of the task's samples."""
-        size = self.sizes[task.index]
-        drawn = task.numpy_generator("memory").choice(task.ids.numpy(), size, replace=False)
-        self.ids[task.index, :size] = torch.from_numpy(drawn).to(self.ids.device)
+        drawn = task.numpy_generator("memory").choice(task.ids.numpy(), self.sizes[task.index], replace=False)
+        self.keep(task, torch.from_numpy(drawn))
+
+    def keep(self, task: Task, ids: Tensor) -> None:
+        """Keep these samples of the task."""
+        self.ids[task.index, : len(ids)] = ids.to(self.ids.device)
+
+    def last_seen(self, task: Task, steps: list[Tensor]) -> Tensor:
+        """The ids (n,) that a ring buffer for every class of the task holds after all ``steps``: those that came last."""
+        kept: dict[int, list[int]] = {label: [] for label in task.classes}
+        seen = torch.cat(steps)
+        seen = seen[torch.isin(seen, task.ids)]  # where others have put earlier samples among them
+        latest = dict.fromkeys(reversed(seen.tolist()))  # each sample once, the last ones first
+        for sample, label in zip(latest, task.labels_of(torch.tensor([*latest])).tolist(), strict=True):
+            if len(kept[label]) < self.of_class[task.index]:
+                kept[label].append(sample)
+        return torch.tensor([sample for samples in kept.values() for sample in samples])
 
     def stored(self, n_tasks: int) -> list[Tensor]:
         """The ids kept of each of the first ``n_tasks`` tasks, on the CPU."""
-        return [self.ids[task, : self.sizes[task]].cpu() for task in range(n_tasks)]
+        return [held[held != EMPTY] for held in self.ids[:n_tasks].cpu()]
 
     def notes(self) -> list[str]:
         """What is kept where that is less than was asked for."""
