@@ -10,6 +10,8 @@ A memory of M samples; every step trains on B new and B replayed samples in one 
   al. 2023).
 * ``weighting=samples``: w = B_new / (B_new + B_replayed), one mean over all samples (Avalanche, Mammoth).
 
+``loss_scope`` and ``adjustment`` choose the cross-entropy, see :mod:`clbench.learning.parts.replay_losses`.
+
 Stores the ids of the M samples. Variants, which give different results and are not interchangeable:
 
 * ``selection=class_balanced``, ``update=task`` (De Lange et al.): refilled from all classes so far at the end of each task
@@ -36,6 +38,7 @@ from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
 from clbench.learning.parts.memory import EMPTY
+from clbench.learning.parts.replay_losses import SCOPES, ClassPrior, check_scope, cross_entropies
 from clbench.learning.parts.replay_policy import ReplayPolicy
 from clbench.models.continual import ContinualModel
 from clbench.options import option
@@ -74,6 +77,15 @@ class ERConfig(StrategyConfig):
         choices=("fixed", "tasks", "samples"),
     )
     new_weight: float = option(help="weighting=fixed: weight of the new samples' loss", at_least=0, at_most=1)
+    loss_scope: str = option(
+        "visible",
+        help="classes that compete for a sample: all it may see; those present among the new samples of the batch, or among the "
+        "replayed ones; or those of earlier tasks, or of the current one",
+        choices=SCOPES,
+    )
+    adjustment: float | None = option(
+        None, help="τ, by which logits are adjusted to how often classes have been trained on; null: not", above=0
+    )
 
 
 @STRATEGIES.register("er")
@@ -84,6 +96,7 @@ class ER(Strategy):
     needs = Needs(memory=True, boundaries=False)
     options: ERConfig
     new_weight: Tensor
+    adjustment: Tensor
     memory: Tensor
     n_seen: Tensor
 
@@ -91,6 +104,8 @@ class ER(Strategy):
         super().__init__(config, model, scenario)
         self.policy = ReplayPolicy(config.memory_size, config.selection, config.share, config.update, scenario)
         _check(config, scenario)
+        check_scope(config.loss_scope, scenario)
+        self.prior = None if config.adjustment is None else ClassPrior(scenario.n_classes)
         self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
         self.register_buffer("n_seen", torch.zeros(self.policy.counted, dtype=torch.int64))
         # What end_task puts into the memory; plan() makes it, and makes it again when a run resumes.
@@ -120,9 +135,13 @@ class ER(Strategy):
         return plan._replace(new=new).with_columns(**replayed)
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        losses = self.cross_entropy(outputs.logits, batch.samples)
-        if self.options.mixing == "data_set":
-            is_replayed = batch.columns[f"{self.name}.replayed"]
+        mixed = self.options.mixing == "data_set"
+        positions = torch.arange(len(batch.samples.y), device=batch.samples.y.device)
+        is_replayed = batch.columns[f"{self.name}.replayed"] if mixed else positions >= batch.n_new
+        scope = self.options.loss_scope
+        offset = None if self.prior is None else self.adjustment * self.prior.log(batch.samples.y)
+        losses = cross_entropies(self.model.answer, outputs.logits, batch.samples, is_replayed, scope, offset)
+        if mixed:
             new = torch.where(is_replayed, 0.0, losses).sum() / len(losses)
             return {"new": new, "replay": torch.where(is_replayed, losses, 0.0).sum() / len(losses)}
         new, replayed = losses[: batch.n_new], losses[batch.n_new :]
@@ -136,6 +155,10 @@ class ER(Strategy):
         if len(replayed):
             terms["replay"] = (1 - weight) * replayed.mean()
         return terms
+
+    def after_step(self, step: int, batch: Batch) -> None:
+        if self.prior is not None:
+            self.prior.count(batch.samples.y)
 
     def end_task(self, task: Task) -> None:
         assert self._memory_after_task is not None

@@ -315,3 +315,80 @@ def test_others_plan_for_the_batches_that_are_made(other, small_trainer, learn_t
     learn_tasks(trainer, 2)
     plan = trainer.learner.plan(trainer._task)
     assert len(plan.reference) == len(plan.new) > len(trainer._task.shuffled_batches(trainer._task.ids))
+
+
+# ---- which classes compete ---------------------------------------------------------------------------------------------------
+
+
+def written_out(logits, labels, classes):
+    """−log softmax over these classes, sample by sample."""
+    return torch.stack(
+        [z[allowed].logsumexp(0) - z[y] for z, y, allowed in zip(logits, labels.tolist(), classes, strict=True)]
+    )
+
+
+def third_task(small_trainer, learn_tasks, task_of, *overrides):
+    trainer = small_trainer(*ER, "strategy.weighting=samples", *overrides)
+    learn_tasks(trainer, 2)
+    trainer.learner.begin_task(task_of(trainer, 2))
+    return trainer, trainer.learner.strategies[0]
+
+
+@pytest.mark.parametrize("scope", ["label_trick", "separated"])
+def test_loss_scopes_written_out(scope, small_trainer, learn_tasks, task_of, batch_of):
+    trainer, _ = third_task(small_trainer, learn_tasks, task_of, f"strategy.loss_scope={scope}")
+    split = trainer.scenario.train
+    of_class = {c: (split.labels == c).nonzero()[:3, 0] for c in range(6)}
+    batch = batch_of(trainer, of_class[4], torch.cat([of_class[0], of_class[3], of_class[1][:1]]))
+    logits, labels = trainer.learner.model(batch.samples.x), batch.samples.y
+    competing = {"label_trick": ([4], [0, 1, 3]), "separated": ([4, 5], [0, 1, 2, 3])}[scope]
+    losses = written_out(logits, labels, [competing[0]] * 3 + [competing[1]] * 7)
+    terms = trainer.learner.loss(batch)
+    torch.testing.assert_close(terms["new"], losses[:3].sum() / 10)
+    torch.testing.assert_close(terms["replay"], losses[3:].sum() / 10)
+    (gradient,) = torch.autograd.grad(terms["new"], trainer.learner.model.head.bias, allow_unused=True)
+    assert gradient is None or not gradient[:4].any()  # new samples push no earlier class aside
+
+
+def test_a_replayed_sample_of_the_current_task_competes_with_new_classes(small_trainer, learn_tasks, task_of, batch_of):
+    """What decides is the class, not the memory, from which by update=step samples of the task come as well (SS-IL)."""
+    trainer, _ = third_task(small_trainer, learn_tasks, task_of, "strategy.loss_scope=separated", *RESERVOIR[2:],
+                            "strategy.update=step")  # fmt: skip
+    split = trainer.scenario.train
+    batch = batch_of(trainer, (split.labels == 5).nonzero()[:2, 0], (split.labels == 4).nonzero()[:2, 0])
+    logits = trainer.learner.model(batch.samples.x)
+    losses = written_out(logits, batch.samples.y, [[4, 5]] * 4)
+    torch.testing.assert_close(sum(trainer.learner.loss(batch).values()), losses.mean())
+
+
+def test_separated_needs_one_head_with_new_classes(small_setup):
+    for stream in (["scenario=split_digits_task"], ["scenario=permuted_mnist", "scenario.source=digits"]):
+        with pytest.raises(ConfigError, match=r"loss_scope=separated .* Valid choices: visible, label_trick"):
+            small_setup(*ER, "strategy.loss_scope=separated", "scenario.frozen=null", *stream)
+
+
+def test_logit_adjustment_written_out(small_trainer, learn_tasks, task_of, batch_of):
+    """CE(z + τ log π) with π from all that has been trained on, replayed samples and those of the batch included."""
+    trainer, strategy = third_task(
+        small_trainer, learn_tasks, task_of, "strategy.adjustment=1.5", "trainer.batch_size=7"
+    )
+    counts = np.zeros(10)
+    for index in (0, 1):
+        plan = trainer.learner.plan(task_of(trainer, index)) if index == 0 else trainer._plan
+        for ids in (*plan.new, *(plan.replay if index else [])):
+            counts += np.bincount(trainer.scenario.train.labels_of(ids), minlength=10)
+    assert strategy.prior.counts.tolist() == counts.tolist()
+    batch = batch_of(trainer, task_of(trainer, 2).ids[:5], task_of(trainer, 0).ids[:2])
+    counts += np.bincount(batch.samples.y, minlength=10)
+    log_pi = torch.from_numpy(np.log(counts / counts.sum(), where=counts > 0, out=np.full(10, -np.inf))).float()
+    logits = trainer.learner.model(batch.samples.x) + 1.5 * log_pi
+    losses = written_out(logits, batch.samples.y, [range(6)] * 7)
+    torch.testing.assert_close(sum(trainer.learner.loss(batch).values()), losses.mean())
+
+
+def test_equally_frequent_classes_need_no_adjustment(small_trainer, learn_tasks, task_of, batch_of):
+    trainer, strategy = third_task(small_trainer, learn_tasks, task_of, "strategy.adjustment=2.0")
+    ids = torch.cat([(trainer.scenario.train.labels == c).nonzero()[:1, 0] for c in range(6)])
+    strategy.prior.counts.copy_(torch.tensor([9] * 6 + [0] * 4))
+    batch = batch_of(trainer, ids)
+    torch.testing.assert_close(trainer.learner.loss(batch)["new"], losses_of(trainer, batch).mean())

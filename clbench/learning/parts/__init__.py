@@ -2,6 +2,7 @@
 
 ``memory``         which samples are kept: reservoirs and class-balanced memories, as ids; ``slot_memory`` with more than ids
 ``replay_policy``  which of them are replayed, and which are kept of classes and of tasks
+``replay_losses``  cross-entropies for new and replayed samples
 ``exemplars``      samples that the network chooses at a task's end
 ``teacher``        the network as it was before the task
 ``importance``     how much single weights are worth to earlier tasks
