@@ -9,7 +9,8 @@ from clbench.testing.stepping import finish_task
 OPTIONS = [
     "strategy=rwalk",
     "strategy.lam=2.0",
-    "strategy.xi=1e-4",
+    "strategy.alpha=0.75",
+    f"strategy.xi={2**-13}",  # exact in single precision, in which options are kept
     "scenario.tasks=3",
     "scenario.frozen=null",
     "trainer.lr=0.3",
@@ -59,8 +60,8 @@ def test_written_out(window, n_steps, small_trainer, monkeypatch):
             n_negative += int((gained < 0).sum())
             squares = gradients.square().mean(0)
             at_start = squares if fisher is None else fisher
-            of_task = of_task + gained.clamp(min=0) / (0.5 * at_start * (path[last] - path[first]) ** 2 + 1e-4)
-            fisher = 0.9 * squares + 0.1 * at_start
+            of_task = of_task + gained.clamp(min=0) / (0.5 * at_start * (path[last] - path[first]) ** 2 + 2**-13)
+            fisher = 0.75 * squares + 0.25 * at_start
         score = of_task if task == 0 else (score + of_task) / 2
         torch.testing.assert_close(strategy.score, score, rtol=1e-7, atol=1e-10)
         torch.testing.assert_close(strategy.fisher.value, fisher, rtol=1e-7, atol=1e-12)
@@ -69,7 +70,7 @@ def test_written_out(window, n_steps, small_trainer, monkeypatch):
         assert 1 <= strategy.importance.max() <= 2
         terms = trainer.training[trainer.training.task_learning == task].term
         assert ("rwalk" in set(terms)) == (task > 0)
-    assert n_negative > 0  # cut off window by window, not once a task (Avalanche)
+    assert n_negative > 0 or window > n_steps  # cut off window by window, not once a task (Avalanche)
 
 
 def test_the_penalty_is_no_part_of_what_is_integrated(small_trainer, monkeypatch):
@@ -98,7 +99,11 @@ def test_scores_of_tasks_are_averaged_and_not_added(small_trainer, monkeypatch):
     """In the authors' code a half of the sum is added to the old score, which so grows by a half with every task."""
     trainer = small_trainer(*OPTIONS, "strategy.window=2", "trainer.max_steps_per_task=2")
     strategy = trainer.learner.strategies[0]
-    monkeypatch.setattr(type(strategy), "after_step", lambda self, step, batch: self.of_task.fill_(3.0) and None)
+
+    def score_three(self, step, batch):
+        self.of_task.fill_(3.0)
+
+    monkeypatch.setattr(type(strategy), "after_step", score_three)
     for _ in range(3):
         trainer.begin_task()
         strategy.score.fill_(3.0 if strategy.tasks_learned else 0.0)
