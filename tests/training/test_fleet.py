@@ -9,7 +9,7 @@ from torch import nn
 from clbench import testing
 from clbench.errors import Diverged
 from clbench.testing import Case
-from clbench.testing.properties import require_members_equal_solo_runs, require_same_run
+from clbench.testing.properties import check_resumes, require_members_equal_solo_runs, require_same_run
 from clbench.testing.small_runs import in_double_precision, setting_of
 from clbench.training.fleet import Fleet
 from clbench.training.trainer import Trainer
@@ -117,6 +117,25 @@ def test_members_are_told_of_their_own_weights_that_are_drawn_anew(case, small_t
 
 
 VARIANTS = {
+    "agem": {"ring": ["strategy.store=ring", "strategy.reference_size=6"]},
+    "er": {
+        "reservoirs of classes": [
+            "strategy.update=step",
+            "strategy.adjustment=1.0",
+            "strategy.loss_scope=label_trick",
+        ],
+        "mixed": ["strategy.mixing=data_set", "strategy.weighting=samples", "strategy.selection=task_balanced"],
+    },
+    "ewc": {
+        "running": [
+            "strategy.fisher=running",
+            "strategy.running_every=3",
+            "strategy.normalise=min_max",
+            "strategy.prior_variance=0.1",
+        ],
+    },
+    "lwf": {"weighed": ["strategy.weighting=tasks", "strategy.factor=tasks"]},
+    "rwalk": {"short windows": ["strategy.window=3", "strategy.lam=5.0"]},
     "continual_backprop": {"adam": ["strategy.utility=contribution", "trainer.optimizer=adam"]},
     "hypernetwork": {
         "recurrent": ["strategy.kind=recurrent", "strategy.state_size=6", "strategy.targets=online"],
@@ -142,10 +161,20 @@ VARIANTS = {
 """Options of a strategy under which it takes other paths."""
 
 
-@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
+in_every_variant = pytest.mark.parametrize(
+    ("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants]
+)
+
+
+@in_every_variant
 def test_under_other_options_of_the_strategy(name, variant):
     case = Case(name, setting_of(name, "task"), tuple(VARIANTS[name][variant]))
     require_members_equal_solo_runs(case, [["seed=0", "trainer.lr=0.003"], ["seed=1", "trainer.lr=0.001"]])
+
+
+@pytest.mark.parametrize(("name", "variant"), [(n, v) for n in ("agem", "er", "ewc", "rwalk") for v in VARIANTS[n]])
+def test_resumed_under_other_options_of_the_strategy(name, variant, tmp_path):
+    check_resumes(Case(name, setting_of(name, "task"), tuple(VARIANTS[name][variant])), tmp_path, (6,))
 
 
 def test_a_diverged_member_is_frozen_and_disturbs_nobody(small_trainer, monkeypatch):

@@ -104,7 +104,7 @@ class RunningFisher(nn.Module):
 
     def update(self, rate: Tensor) -> None:
         """Let the steps looked at since the last update count with α = ``rate``; pure."""
-        self.value.lerp_(self.summed / self.n_summed, rate)
+        self.value.mul_(1 - rate).add_(rate * self.summed / self.n_summed)
         self.summed.zero_()
         self.n_summed.zero_()
 
