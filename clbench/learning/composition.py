@@ -446,6 +446,11 @@ def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
         for option, given in (("zero_head", trainer.zero_head), ("first_task", trainer.first_task.given)):
             if given and "trains once" in strategy.traits:
                 raise ConfigError(f"trainer.{option} is of single tasks, and {strategy.name} trains once: leave it out")
+        if not trainer.reset_optimizer and "starts from scratch" in strategy.traits:
+            raise ConfigError(
+                "trainer.reset_optimizer=false goes on with what the optimizer remembers of other weights than "
+                f"{strategy.name} begins every task with: set trainer.reset_optimizer=true"
+            )
         if trainer.zero_head and "starts from scratch" in strategy.traits:
             raise ConfigError(
                 f"trainer.zero_head=true has no meaning with {strategy.name}, which gives the head its initial weights at every "

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from clbench.learning.base import Needs
+from clbench.learning.parts.class_statistics import means_with
 from clbench.learning.parts.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from clbench.models.continual import ContinualModel
 from clbench.options import option
@@ -82,9 +83,8 @@ class SLDA(FrozenFeatures):
         delta = features - sums / c.clamp(min=1)[:, None]
         seen = c if self.options.covariance == "exact" else self.counts.sum() + place
         self.scatter.add_((delta * (seen / (seen + 1))[:, None]).T @ delta)
-        counts = self.counts + Y.sum(0)
-        sums = self.counts[:, None] * self.means + Y.T @ features
-        self.means.copy_(sums / counts.clamp(min=1)[:, None])
+        means, counts = means_with(self.means, self.counts, features, Y)
+        self.means.copy_(means)
         self.counts.copy_(counts)
         return delta.square().sum(1).mean()
 

@@ -17,7 +17,7 @@ NAMES = STRATEGIES.names()
 LORA = {"lora", "ilora", "reglora"}
 PROMPTS = {"coda_prompt", "dualprompt", "l2p", "oneprompt", "ovor"}
 CLOSED_FORM = {"acil", "if2net", "ranpac", "slda"}
-NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet"}
+NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet", "separate"}
 RESETS = {"continual_backprop", "redo"}
 OUTLIERS = {"outliers", "ovor"}
 OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
@@ -31,9 +31,9 @@ REFUSED = [
     (LORA | PROMPTS, LORA | PROMPTS, "each of them freezes the network and trains what it puts into it"),
     (NETWORK_PER_TASK, {"icarl", "ilora"}, "each of them decides"),
     (NETWORK_PER_TASK, LORA | PROMPTS, "makes a network for every task"),
-    ({"packnet"}, {"agem", "gem", "owm"}, "makes a network for every task"),
+    ({"packnet", "separate"}, {"agem", "gem", "owm"}, "makes a network for every task"),
     (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
-    ({"predkd"}, {"dst", "packnet"}, "the second for"),
+    ({"predkd"}, {"dst", "packnet", "separate"}, "the second for"),
     (
         {"hypernetwork"},
         {"der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "joint", "predkd"},

@@ -8,7 +8,8 @@
 ``importance``     how much single weights are worth to earlier tasks
 ``fisher``         the Fisher information of weights, by several estimators
 ``sample_gradients``  gradients of single samples
-``frozen_features``, ``least_squares``, ``random_representation``  classifiers that are fitted without gradients
+``frozen_features``, ``least_squares``, ``random_representation``, ``class_statistics``  classifiers that are fitted without
+gradients
 ``masked_layers``, ``sparsity``, ``task_statistics``  a subnetwork for each task
 ``prompting``      prompts in a frozen transformer
 ``unit_resets``    units that begin anew
