@@ -13,8 +13,8 @@ The class of the smallest distance is predicted; the logits are −d_c. With R =
 * ``prototype=transformed_mean``: μ̃_c = (mean of φ)^β, as in the authors' code; ``mean_of_transformed``: the mean of φ̃.
 
 Statistics are taken in batch after batch, exactly, so that they do not depend on the order of the samples. A class of a single
-sample, and features that are the same in all samples of a class where α₁ v is 0, have R = I in those entries. 10⁻⁹ is added to the
-diagonal of R, which for α₂ > α₁ need not have an inverse. A class without samples scores less than all others.
+sample, and features that are the same in all samples of a class where α₁ v is 0, have R = I in those entries. 10⁻⁹ is added to
+the diagonal of R, which for α₂ > α₁ need not have an inverse. A class without samples scores less than all others.
 
 Differences to the authors' code: they take u over entries other than 0, and predict the first task by the network's own weights
 (as here until the task is over). Their transformers' features, which may be negative, are not transformed at all: β = 1, α₂ = 0.
