@@ -12,20 +12,22 @@ so that sp C is δ² I and the scatter around the mean of all that it has been g
 positive definite. On Λ it is one step of rank one: Λ ← [Λ − ω Λe eᵀΛ / (1 + ω q)] / (1 − ω), and
 log |C| ← log |C| + D log(1 − ω) + log(1 + ω q).
 
-* ``covariance=released`` has the published step, (1 − ω) C + ω e* e*ᵀ − Δμ Δμᵀ with e* = z − μ after the step and Δμ the step of μ.
-  It equals (1 − ω) C + ω (1 − 3ω + ω²) e eᵀ, which is not the covariance, and at a component's second sample not positive definite
-  as soon as q > 4. A component that has lost its definiteness answers no more, as in the authors' code, where its density is NaN.
+* ``covariance=released`` has the published step, (1 − ω) C + ω e* e*ᵀ − Δμ Δμᵀ, with e* = z − μ after the step and Δμ that of
+  the mean. It equals (1 − ω) C + ω (1 − 3ω + ω²) e eᵀ, which is not the covariance, and at a component's second sample not
+  positive definite as soon as q > 4. A component that has lost its definiteness answers no more, as in the authors' code, where
+  its density is NaN.
 
 Prediction, with the parts x and y of every component: p(j | u) ∝ sp_j N(u; μ_x, C_xx), and the logits are
 Σ_j p(j | u) (μ_y − Λ_yy⁻¹ Λ_yx (u − μ_x)). No gradients, nothing replayed, and no need to know where a task ends.
 
-u are the extractor's features (or ``extractor=pixels``), in ``projection`` random directions that are orthonormal, scaled so that the
-mean of their squares is 1. That takes the place of the paper's division by the range of the data, which a stream does not tell in
-advance; δ is the standard deviation that a component begins with on this scale. Of components there are ``components`` at most: once
+u are the extractor's features (or ``extractor=pixels``), in ``projection`` random directions that are orthonormal, scaled so that
+the mean of their squares is 1. That takes the place of the paper's division by the range of the data, which a stream does not
+tell in advance; δ is the standard deviation that a component begins with on this scale. There are ``components`` at most: once
 they are used up, a sample that fits none of them is learned by those that there are. With ``prune`` a component whose age is
-above 2D samples and whose sp is below D + 1 is removed, as the authors do in one of two codes; it forgets rare classes.
+above 2D samples and whose sp is below D + 1 is removed, as in one of two codes of the authors; it forgets rare classes.
 
-The recorded loss of a batch is the mean of −log p(z) before each sample is learned. Stores K (D² + D + 4) numbers for K components.
+The recorded loss of a batch is the mean of −log p(z) before each sample is learned. Stores K (D² + D + 4) numbers for K
+components.
 """
 
 import math
@@ -97,8 +99,8 @@ class IGMN(FrozenFeatures):
         super().__init__(config, model, scenario)
         if config.extractor == "first_task" and not scenario.boundaries:
             raise ConfigError(
-                f"strategy.extractor=first_task needs to know where the first task ends, which {scenario.name} does not tell: set "
-                "strategy.extractor=pixels or frozen"
+                f"strategy.extractor=first_task needs to know where the first task ends, which {scenario.name} does not tell: "
+                "set strategy.extractor=pixels or frozen"
             )
         if config.extractor == "pixels":
             model.backbone.requires_grad_(False)
