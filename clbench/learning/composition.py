@@ -61,6 +61,8 @@ TRAITS = {
     "remembers weights": "it keeps, from task to task, what single weights are worth or have been",
     "remembers outputs": "it keeps the network of the task before, to be like it",
     "acts from second task": "in the first task it does nothing",
+    "reads logits": "it looks at the logits of the network's head, or at their gradients",
+    "trains no head": "its loss and its predictions leave the network's head out",
     "resets units": "it acts on single hidden units",
     "projects layers": "it acts on the inputs of linear layers and convolutions",
     "holds features": "in a part of each task all that features depend on stands still",
@@ -205,6 +207,16 @@ CONFLICTS = (
         "looks at stored samples",
         "looks at stored samples",
         "each of them decides which stored samples a step looks at",
+    ),
+    Conflict(
+        "trains no head",
+        "reads logits",
+        "{one} trains features and leaves the network's head as it is, and {other} looks at what that says",
+    ),
+    Conflict(
+        "trains no head",
+        "resets units",
+        "{one} trains features and leaves the network's head as it is, which {other} takes for what the last hidden units lead to",
     ),
     Conflict("virtual outliers", "virtual outliers", "each of them trains the head against virtual outliers"),
 )

@@ -46,7 +46,7 @@ class AGEM(Strategy):
     """Projects the gradient so that the average memory loss does not rise."""
 
     config = AGEMConfig
-    needs = Needs(memory=True, traits=frozenset({"looks at stored samples"}))
+    needs = Needs(memory=True, traits=frozenset({"looks at stored samples", "reads logits"}))
     options: AGEMConfig
 
     def __init__(self, config: AGEMConfig, model: ContinualModel, scenario: Scenario) -> None:

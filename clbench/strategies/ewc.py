@@ -95,7 +95,7 @@ class EWC(ImportancePenalty):
     """Quadratic penalty weighted by the Fisher information of earlier tasks."""
 
     config = EWCConfig
-    needs = Needs(traits=frozenset({"reads weights", "remembers weights"}))
+    needs = Needs(traits=frozenset({"reads weights", "remembers weights", "reads logits"}))
     options: EWCConfig
     lam: Tensor
     decay: Tensor

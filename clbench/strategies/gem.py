@@ -45,7 +45,7 @@ class GEM(Strategy):
     """Projects the gradient so that no earlier task's memory loss rises."""
 
     config = GEMConfig
-    needs = Needs(memory=True, cost_grows=True, traits=frozenset({"looks at stored samples"}))
+    needs = Needs(memory=True, cost_grows=True, traits=frozenset({"looks at stored samples", "reads logits"}))
     options: GEMConfig
     gamma: Tensor
     ridge: Tensor

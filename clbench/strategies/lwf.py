@@ -64,7 +64,7 @@ class LwF(WithTeacher):
     """Distillation from the network before the task, on the current samples."""
 
     config = LwFConfig
-    needs = Needs(traits=frozenset({"remembers outputs"}))
+    needs = Needs(traits=frozenset({"remembers outputs", "reads logits"}))
     options: LwFConfig
     lam: Tensor
     temperature: Tensor

@@ -45,7 +45,7 @@ class MAS(ImportancePenalty):
     """Weights are held by how sensitive the outputs are to them."""
 
     config = MASConfig
-    needs = Needs(traits=frozenset({"reads weights", "remembers weights"}))
+    needs = Needs(traits=frozenset({"reads weights", "remembers weights", "reads logits"}))
     options: MASConfig
     lam: Tensor
     alpha: Tensor

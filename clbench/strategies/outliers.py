@@ -65,7 +65,7 @@ NO_BATCH = 2**40
 """Numbers of steps from here on are no batch's, so that the augmentation draws for them what it draws for no other."""
 
 
-TRAITS = frozenset({"holds features", "one task a class", "reads current task", "virtual outliers"})
+TRAITS = frozenset({"holds features", "one task a class", "reads current task", "reads logits", "virtual outliers"})
 
 
 @dataclass

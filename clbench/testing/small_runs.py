@@ -66,6 +66,7 @@ SMALL_OPTIONS = {
     "acil": ["strategy.width=30"],
     "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=12", "strategy.length=4"],  # of 12 tasks, at most
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=1"],
+    "cope": ["strategy.embedding=8"],
     "dst": ["strategy.update_every=2"],
     "dualprompt": [
         "strategy.general_blocks=[0]",
@@ -81,6 +82,7 @@ SMALL_OPTIONS = {
         "strategy.n_out=20",
         "strategy.admm_iter=5",
     ],
+    "igmn": ["strategy.projection=6", "strategy.components=4"],
     "ilora": ["strategy.rank=2"],
     "l2p": ["strategy.blocks=[0,1]", "strategy.pool=5", "strategy.length=4", "strategy.top_k=2"],
     "lora": ["strategy.rank=2"],
@@ -89,6 +91,7 @@ SMALL_OPTIONS = {
     "ovor": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]", *OUTLIERS],
     "ranpac": ["strategy.projection=30"],
     "reglora": ["strategy.rank=2", "strategy.top_fraction=0.1"],  # of 8×8 entries
+    "scr": ["strategy.replay_batch_size=8", "strategy.projection=8"],
     "slda": ["strategy.shrinkage=0.1"],  # a few samples leave the covariance singular
     "redo": ["strategy.period_unit=steps", "strategy.period=2", "strategy.threshold=0.5"],
 }

@@ -16,20 +16,23 @@ NAMES = STRATEGIES.names()
 
 LORA = {"lora", "ilora", "reglora"}
 PROMPTS = {"coda_prompt", "dualprompt", "l2p", "oneprompt", "ovor"}
-CLOSED_FORM = {"acil", "if2net", "ranpac", "slda"}
+CLOSED_FORM = {"acil", "fecam", "if2net", "igmn", "ranpac", "slda"}
 NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet", "separate"}
 RESETS = {"continual_backprop", "redo"}
 OUTLIERS = {"outliers", "ovor"}
 OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
 IMPORTANCE = {"ewc", "mas", "rwalk", "si"}
-OWN_LOSS = {"der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "icarl", "ilora", "joint", "predkd"}
+NO_HEAD = {"cope", "scr"}
+OWN_LOSS = NO_HEAD | {
+    *("der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "icarl", "ilora", "joint", "predkd"),
+}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
 MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
 
 REFUSED = [
     (LORA | PROMPTS, LORA | PROMPTS, "each of them freezes the network and trains what it puts into it"),
-    (NETWORK_PER_TASK, {"icarl", "ilora"}, "each of them decides"),
+    (NETWORK_PER_TASK, {"icarl", "ilora"} | NO_HEAD, "each of them decides"),
     (NETWORK_PER_TASK, LORA | PROMPTS, "makes a network for every task"),
     ({"packnet", "separate"}, {"agem", "gem", "owm"}, "makes a network for every task"),
     (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
@@ -42,7 +45,7 @@ REFUSED = [
     ({"hypernetwork"}, OF_WEIGHTS | MOVES | IMPORTANCE, "leaves none that are trained"),
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
-    (CLOSED_FORM, {"icarl", "ilora"}, "each of them decides the prediction"),
+    (CLOSED_FORM, {"icarl", "ilora"} | NO_HEAD, "each of them decides the prediction"),
     (CLOSED_FORM, {"reglora"}, "does not act before the second"),
     (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
     (OWN_LOSS, OWN_LOSS, "each of them decides the loss"),
@@ -54,6 +57,8 @@ REFUSED = [
     ({"der_expandable"}, OF_WEIGHTS | MOVES | IMPORTANCE | {"owm"}, "acts on the same ones in all tasks"),
     ({"der_expandable"}, {"featkd", "lwf"}, "keeps a network like the present one"),
     ({"der_expandable"}, {"outliers"}, "keeps some of a fixed number"),
+    (NO_HEAD, {"agem", "ewc", "gem", "lwf", "mas", "outliers", "ovor", "rwalk"}, "leaves the network's head as it is"),
+    (NO_HEAD, RESETS, "leaves the network's head as it is"),
     ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
     (IMPORTANCE, {"reglora"}, "anew for every task"),
     (OUTLIERS, MOVES, "changes the weights behind them"),

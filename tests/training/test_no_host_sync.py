@@ -35,7 +35,7 @@ def test_nor_by_a_loss_scale(name, optimizer):
     assert trainer.advance.counts
 
 
-SAMPLE_BY_SAMPLE = {"gss"}
+SAMPLE_BY_SAMPLE = {"gss", "igmn"}
 """Methods whose every sample is judged by what the one before it has changed."""
 
 
