@@ -216,7 +216,7 @@ CONFLICTS = (
     Conflict(
         "trains no head",
         "resets units",
-        "{one} trains features and leaves the network's head as it is, which {other} takes for what the last hidden units lead to",
+        "{one} trains features and leaves the network's head as it is, and {other} resets units by what they lead to",
     ),
     Conflict("virtual outliers", "virtual outliers", "each of them trains the head against virtual outliers"),
 )

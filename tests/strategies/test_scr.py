@@ -1,6 +1,7 @@
 """SCR against its loss in three loops, and the nearest mean against the stored samples."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 
 from clbench.data.augment import _grey
 from clbench.errors import ConfigError
+from clbench.learning.base import Batch
 from clbench.learning.parts.memory import EMPTY
+from clbench.strategies.scr import SCR as SCRStrategy
 from clbench.strategies.scr import supervised_contrastive
+from clbench.testing.pairs import options_of
 from clbench.testing.stepping import finish_stage, finish_task
 
 SCR = [
@@ -87,8 +91,6 @@ def in_second_task(small_trainer):
 
 def planned_batch(trainer, step: int = 0):
     """The batch of a planned step, as the trainer makes it."""
-    from clbench.learning.base import Batch
-
     planned = trainer.steps[step]
     samples = trainer.inputs.training(trainer.scenario.train, planned.ids, trainer.task, step)
     return Batch(samples, planned.ids, planned.n_new, columns=planned.columns)
@@ -132,10 +134,8 @@ def test_the_second_view_is_another_one_for_every_sample_and_step(in_second_task
 
 
 def test_grey_takes_the_colour_and_nothing_else(small_setup):
-    colours = ["scenario=split_cifar10", "scenario.source=digits", "scenario.frozen=null", "scenario.mean=null",
-               "scenario.std=null", "model=mlp", "trainer.epochs=null"]  # fmt: skip
-    strategy = small_setup(*colours, *SCR, "strategy.crop=null", "strategy.flip=false", "strategy.grey=1.0",
-                           "strategy.jitter=0.001").learner.strategies[0]  # fmt: skip
+    plain = ["strategy.crop=null", "strategy.flip=false", "strategy.grey=1.0", "strategy.jitter=0.001"]
+    strategy = small_setup(*SCR, *plain).learner.strategies[0]
     images = 255 * torch.rand(4, 3, 8, 8)
     drawn = strategy._draw(4, torch.Generator().manual_seed(0))
     assert drawn[-1].tolist() == [0.0] * 4
@@ -184,7 +184,7 @@ def test_prediction_is_by_the_nearest_mean_of_the_memory(small_trainer):
 
 
 def check_nearest_mean(trainer, strategy, model):
-    train, test = trainer.scenario.train, trainer.scenario.test
+    test = trainer.scenario.test
     x = trainer.inputs.plain(test, test.ids(0)).x
     with torch.no_grad():
         strategy.prepare_for_eval()
@@ -195,7 +195,6 @@ def check_nearest_mean(trainer, strategy, model):
             own = F.normalize(model.features(trainer.inputs.normalise(images)))
             mean = F.normalize(own.mean(0), dim=0)
             torch.testing.assert_close(logits[:, c], -(phi - mean).square().sum(1), rtol=1e-4, atol=1e-4)
-    assert len(train) > 0
     return logits
 
 
@@ -212,17 +211,10 @@ def test_before_the_first_step_no_class_is_preferred(small_trainer):
 
 
 def test_samples_without_a_second_view_are_refused(small_setup):
-    text = ["scenario=clinc150_bytes", "model=text_encoder", "scenario.source=spoken_like", "scenario.frozen=null"]
-    assert text  # the sentence is made from what the scenario reads
-    from types import SimpleNamespace
-
-    from clbench.strategies.scr import SCR as Strategy
-    from clbench.testing.pairs import options_of
-
     model = small_setup(*SCR).learner.model
-    scenario = SimpleNamespace(reads="tokens", name="texts", n_classes=2, n_tasks=1, train=range(100))
+    texts = SimpleNamespace(reads="tokens", name="texts", n_classes=2, n_tasks=1, train=range(100))
     with pytest.raises(ConfigError, match="makes a second view of images, and the samples of texts are tokens"):
-        Strategy(options_of("scr"), model, scenario)
+        SCRStrategy(options_of("scr"), model, texts)
 
 
 def test_it_learns_without_boundaries(small_trainer):
