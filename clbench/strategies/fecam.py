@@ -95,9 +95,9 @@ class FeCAM(FrozenFeatures):
         means, counts = means_with(self.transformed_means, self.counts, transformed, Y)
         after = transformed - means[labels]
         # Σ (x − mean before the batch)(x − mean after it)ᵀ is what a batch adds to the scatter around the mean (Welford).
-        for rows in torch.arange(features.shape[1]).split(ROWS):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            self.scatter[:, part].index_add_(0, labels, before[:, part, None] * after[:, None])
+        for start in range(0, features.shape[1], ROWS):
+            rows = slice(start, start + ROWS)
+            self.scatter[:, rows].index_add_(0, labels, before[:, rows, None] * after[:, None])
         self.transformed_means.copy_(means)
         self.counts.copy_(counts)
         return before.square().sum(1).mean()
