@@ -19,7 +19,8 @@ the diagonal of R, which for α₂ > α₁ need not have an inverse. A class wit
 Differences to the authors' code: they take u over entries other than 0, and predict the first task by the network's own weights
 (as here until the task is over). Their transformers' features, which may be negative, are not transformed at all: β = 1, α₂ = 0.
 
-The recorded loss of a batch is the mean of |φ̃ − mean|² before it is taken in. Stores C D² + 2 C D numbers.
+The recorded loss of a batch is the mean of |φ̃ − mean|² before it is taken in, or with it in a class's first batch. Stores
+C D² + 2 C D numbers.
 """
 
 from dataclasses import dataclass
@@ -90,11 +91,12 @@ class FeCAM(FrozenFeatures):
 
     def absorb(self, features: Tensor, labels: Tensor) -> Tensor:
         Y, transformed = self.targets(labels), self.power(features)
-        before = transformed - self.transformed_means[labels]
         self.means.copy_(means_with(self.means, self.counts, features, Y)[0])
         means, counts = means_with(self.transformed_means, self.counts, transformed, Y)
+        # Σ (x − mean before the batch)(x − mean after it)ᵀ is what a batch adds to the scatter around the mean (Welford). For a
+        # class without samples any mean before it does: with 0, digits would be lost where features are far from it.
+        before = transformed - torch.where(self.counts[:, None] > 0, self.transformed_means, means)[labels]
         after = transformed - means[labels]
-        # Σ (x − mean before the batch)(x − mean after it)ᵀ is what a batch adds to the scatter around the mean (Welford).
         for start in range(0, features.shape[1], ROWS):
             rows = slice(start, start + ROWS)
             self.scatter[:, rows].index_add_(0, labels, before[:, rows, None] * after[:, None])
