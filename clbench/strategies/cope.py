@@ -149,7 +149,7 @@ def proxy_losses(f: Tensor, y: Tensor, prototypes: Tensor, seen: Tensor, tempera
     to_others = F.logsigmoid(f @ f.detach().T / temperature - log_others.diagonal()[:, None])
     to_prototype = F.logsigmoid((to_own_prototype - log_others).diagonal())
     attracted = torch.cat([to_others.masked_fill(~own | itself, -torch.inf), to_prototype[:, None]], 1)
-    attraction = attracted.logsumexp(1) - own.sum(1).log()
+    attraction = attracted.logsumexp(1) - own.sum(1).to(f).log()
     # log(1 − P) = logsigmoid(−a) where P = sigmoid(a)
     strange = F.logsigmoid(log_others - f @ f.T / temperature), F.logsigmoid(log_others - to_own_prototype)
     repulsion = torch.where(own, 0.0, torch.logaddexp(*strange) - math.log(2)).sum(1)
