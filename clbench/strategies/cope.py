@@ -25,14 +25,15 @@ Stores M sample ids, the prototypes, and one copy of the linear layer.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.config import StrategyConfig
 from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
-from clbench.learning.parts.class_memory import ClassMemory
-from clbench.learning.parts.memory import check_memory_size, notes_of_room
+from clbench.learning.parts.memory import EMPTY
+from clbench.learning.parts.replay_policy import ReplayPolicy
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -65,6 +66,8 @@ class CoPE(Strategy):
     options: CoPEConfig
     temperature: Tensor
     momentum: Tensor
+    memory: Tensor
+    n_seen: Tensor
     prototypes: Tensor
     seen: Tensor
     weight_before: Tensor
@@ -72,10 +75,12 @@ class CoPE(Strategy):
 
     def __init__(self, config: CoPEConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        check_memory_size(config.memory_size, scenario)
+        # Of every class seen as many, each a uniform draw of what has come of it (Vitter's reservoirs).
+        self._policy = ReplayPolicy(config.memory_size, "class_balanced", "seen", "step", scenario)
+        self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
+        self.register_buffer("n_seen", torch.zeros(self._policy.counted, dtype=torch.int64))
+        self._after_task: tuple[np.ndarray, np.ndarray] | None = None  # made by plan, and again on resuming
         C = model.head.out_features
-        self.memory = ClassMemory(config.memory_size, C)
-        self._notes = notes_of_room(config.memory_size, scenario)
         self.embedding = nn.Linear(model.head.in_features, config.embedding)
         self.register_buffer("prototypes", F.normalize(torch.rand(C, config.embedding)))
         self.register_buffer("seen", torch.zeros(C, dtype=torch.bool))
@@ -89,7 +94,10 @@ class CoPE(Strategy):
         return True
 
     def plan(self, task: Task, plan: Plan) -> Plan:
-        return self.memory.plan(task, plan, self.options.replay_batch_size)
+        memory, n_seen = self.memory.cpu().numpy(), self.n_seen.cpu().numpy()
+        replay, *after = self._policy.walk(task, plan.new, memory, n_seen, self.options.replay_batch_size)
+        self._after_task = after[0], after[1]
+        return plan._replace(replay=replay)
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         f, y, n = F.normalize(self.embedding(outputs.features)), batch.samples.y, batch.n_new
@@ -118,7 +126,9 @@ class CoPE(Strategy):
         return y[:, None] == torch.arange(len(self.seen), device=y.device)
 
     def end_task(self, task: Task) -> None:
-        self.memory.end_task()
+        assert self._after_task is not None
+        for buffer, after in zip((self.memory, self.n_seen), self._after_task, strict=True):
+            buffer.copy_(torch.from_numpy(after))
 
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
         f = F.normalize(self.embedding(self.model.features(x)))
@@ -127,7 +137,7 @@ class CoPE(Strategy):
         return self.model.answer.restrict(scores, task, predicting=True)
 
     def notes(self) -> list[str]:
-        return self._notes
+        return self._policy.notes
 
 
 def proxy_losses(f: Tensor, y: Tensor, prototypes: Tensor, seen: Tensor, temperature: Tensor | float) -> Tensor:

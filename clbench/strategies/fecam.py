@@ -65,7 +65,7 @@ class FeCAM(FrozenFeatures):
     """The nearest class by a distance of its own, on a frozen extractor's features."""
 
     config = FeCAMConfig
-    needs = Needs()
+    needs = Needs(boundaries=False)
     options: FeCAMConfig
     beta: Tensor
     alpha1: Tensor

@@ -97,11 +97,6 @@ class IGMN(FrozenFeatures):
 
     def __init__(self, config: IGMNConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        if config.extractor == "first_task" and not scenario.boundaries:
-            raise ConfigError(
-                f"strategy.extractor=first_task needs to know where the first task ends, which {scenario.name} does not tell: "
-                "set strategy.extractor=pixels or frozen"
-            )
         if config.extractor == "pixels":
             model.backbone.requires_grad_(False)
         n_inputs = math.prod(scenario.input_shape) if config.extractor == "pixels" else model.head.in_features

@@ -2,15 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from clbench.learning.base import Plan
-from clbench.learning.parts.class_memory import ClassMemory
 from clbench.strategies.cope import CoPE, proxy_losses
 from clbench.testing.small_runs import in_double_precision
 from clbench.testing.stepping import finish_task
@@ -152,69 +147,14 @@ def test_prediction_is_by_the_nearest_prototype_of_a_class_seen(small_trainer):
         assert (learner.predict(x, None)[:, :2].argmax(1) == 1).all()
 
 
-class Task:
-    """As much of a task as a memory asks for: ids, and labels that are the ids' hundreds."""
-
-    def __init__(self, ids):
-        self.ids = torch.tensor(ids, dtype=torch.int64)
-
-    def labels_of(self, ids):
-        return ids // 100
-
-    def numpy_generator(self, purpose):
-        return np.random.default_rng(len(self.ids))
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 399), min_size=1, max_size=30, unique=True), min_size=1, max_size=3),
-    st.integers(4, 20),
-)
-def test_the_memory_is_shared_equally_and_holds_nothing_twice(tasks, size):
-    memory, seen = ClassMemory(size, 4), set()
-    for ids in ([i for i in task if i not in seen_before] for seen_before, task in with_seen(tasks)):
-        if not ids:
-            continue
-        task = Task(ids)
-        batches = list(task.ids.split(3))
-        held_before = set(memory.ids[memory.ids >= 0].tolist())
-        plan = memory.plan(task, Plan(new=batches * 2), None)  # two epochs: a sample counts once
-        assert set(plan.replay[0].tolist()) <= held_before
-        for new, replayed in zip(plan.new, plan.replay, strict=True):
-            assert len(set(replayed.tolist())) == len(replayed) <= len(new)
-        memory.end_task()
-        seen |= set(ids)
-        held = [i for i in memory.ids.tolist() if i >= 0]
-        assert set(held) <= seen
-        assert len(held) == len(set(held)) <= size
-        classes = {i // 100 for i in seen}
-        for c in classes:
-            of_class = sum(1 for i in seen if i // 100 == c)
-            assert int(memory.n_seen[c]) == of_class
-            assert sum(1 for i in held if i // 100 == c) == min(of_class, size // len(classes))
-
-
-def with_seen(tasks):
-    """Every task with the ids of those before it."""
-    seen: set[int] = set()
-    for task in tasks:
-        yield set(seen), task
-        seen |= set(task)
-
-
-def test_every_sample_of_a_class_is_as_likely_to_be_held():
-    """40 of a class, of whose ten places a second class takes half: each is held with probability 1/8."""
-    counts = np.zeros(40)
-    for seed in range(2000):
-        memory = ClassMemory(10, 4)
-        task = Task([*range(40), 100, 101])
-        task.numpy_generator = lambda purpose, seed=seed: np.random.default_rng(seed)
-        memory.plan(task, Plan(new=[torch.arange(20), torch.tensor([100]), torch.arange(20, 40)]), 1)
-        memory.end_task()
-        held = memory.ids[(memory.ids >= 0) & (memory.ids < 100)]
-        assert len(held) == 5
-        counts[held.numpy()] += 1
-    assert abs(counts - 250).max() < 5 * math.sqrt(250 * 7 / 8)
+def test_the_memory_has_an_equal_share_of_every_class_seen(small_trainer):
+    trainer = small_trainer(*COPE, "trainer.epochs=1", "trainer.max_steps_per_task=null")
+    strategy, split = trainer.learner.strategies[0], trainer.scenario.train
+    for task in range(3):
+        trainer.fit_task()
+        held = strategy.memory[strategy.memory >= 0]
+        assert torch.bincount(split.labels_of(held)).tolist() == [20 // (2 * task + 2)] * (2 * task + 2)
+        assert len(set(held.tolist())) == len(held)
 
 
 def test_it_learns_without_boundaries(small_trainer):

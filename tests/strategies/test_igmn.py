@@ -229,7 +229,7 @@ def test_too_many_inputs_are_refused(small_setup):
 
 def test_it_needs_no_boundaries_unless_the_first_task_is_to_train_the_network(small_setup, small_trainer):
     stream = ["scenario=blurry_digits", "trainer.reset_optimizer=false", "strategy=igmn", "strategy.components=8"]
-    with pytest.raises(ConfigError, match=r"strategy\.extractor=first_task needs to know where the first task ends"):
+    with pytest.raises(ConfigError, match=r"strategy\.extractor=first_task has no end in blurry_digits"):
         small_setup(*stream, "strategy.extractor=first_task")
     trainer = small_trainer(*stream)
     trainer.fit()

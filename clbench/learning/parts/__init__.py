@@ -1,7 +1,6 @@
 """What several methods share. A method imports one of these, or takes it as its base.
 
-``memory``         which samples are kept: reservoirs and class-balanced memories, as ids; ``slot_memory`` with more than ids,
-``class_memory`` with an equal share for every class
+``memory``         which samples are kept: reservoirs and class-balanced memories, as ids; ``slot_memory`` with more than ids
 ``replay_policy``  which of them are replayed, and which are kept of classes and of tasks
 ``replay_losses``  cross-entropies for new and replayed samples
 ``exemplars``      samples that the network chooses at a task's end
