@@ -123,7 +123,7 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
     """Float images (B, C, H, W) in 0..255 times ``factors`` (B,)."""
-    return (images * factors[:, None, None, None]).clamp_(0, WHITE)
+    return (images * factors[:, None, None, None]).clamp(0, WHITE)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
@@ -145,4 +145,4 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _move_away(grey: Tensor, images: Tensor, factors: Tensor) -> Tensor:
-    return torch.lerp(grey, images, factors[:, None, None, None]).clamp_(0, WHITE)
+    return torch.lerp(grey, images, factors[:, None, None, None]).clamp(0, WHITE)

@@ -52,7 +52,7 @@ class RWalk(ImportancePenalty):
     """Weights are held by the Fisher information, and by what they have contributed per distance of predictions."""
 
     config = RWalkConfig
-    needs = Needs(traits=frozenset({"reads weights", "remembers weights"}))
+    needs = Needs(traits=frozenset({"reads weights", "remembers weights", "reads logits"}))
     options: RWalkConfig
     lam: Tensor
     alpha: Tensor
