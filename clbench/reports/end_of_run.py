@@ -69,10 +69,12 @@ def line_of_run(summary: Summary, folder: Path) -> Text:
         summary: content of ``summary.json``.
         folder: the run folder.
     """
-    values = ", ".join(f"{name} {_percent(summary['metrics'][name])}" for name in ("ACC", "FORG"))
     is_finished = summary["status"] == "finished"
-    status = "" if is_finished else f"; {summary['status']}: {summary['reason']}"
-    line = f"{folder.name}: {summary['strategy']} on {summary['scenario']}, seed {summary['seed']}: {values}{status}"
+    # A diverged run's metrics are of the tasks that it has finished, the first and easiest: they would look like results.
+    said = ", ".join(f"{name} {_percent(summary['metrics'][name])}" for name in ("ACC", "FORG"))
+    if not is_finished:
+        said = f"{summary['status']} (tasks learned: {summary['metrics']['tasks_learned']}): {summary['reason']}"
+    line = f"{folder.name}: {summary['strategy']} on {summary['scenario']}, seed {summary['seed']}: {said}"
     return Text(line, style="" if is_finished else "bold red")
 
 
@@ -102,8 +104,8 @@ def end_of_sweep(summaries: list[Summary], folders: list[Path], options: list[di
         table.caption, table.caption_justify = Text("\n".join(notes), style="yellow"), "left"
     here = Path.cwd()
     for summary, folder, own in zip(summaries, folders, options, strict=True):
-        cells = ["", "", "", ""]
-        if "metrics" in summary:
+        cells = [str(summary.get("seed", "")), "", "", ""]
+        if summary["status"] == "finished":
             values = [_percent(summary["metrics"][name]) for name in ("ACC", "FORG", "min_ACC")]
             if _is_bound(summary["metrics"], "min_ACC"):
                 values[-1] = f"≤ {values[-1]}"

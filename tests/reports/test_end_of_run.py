@@ -11,7 +11,7 @@ from rich.console import Console
 from clbench.compose import compose
 from clbench.evaluation.evaluator import COLUMNS
 from clbench.evaluation.metrics import summarise
-from clbench.reports.end_of_run import accuracy_matrix_table, end_of_run, end_of_sweep
+from clbench.reports.end_of_run import accuracy_matrix_table, end_of_run, end_of_sweep, line_of_run
 from clbench.run import run
 
 PNG = b"\x89PNG"
@@ -111,6 +111,16 @@ def test_a_note_on_the_stream_is_shown():
 def test_diverged_run_says_so():
     text = shown(end_of_run(*some_run(1, "diverged", "the loss became nan"), Path("somewhere")))
     assert "diverged (tasks learned: 1): the loss became nan" in text
+
+
+def test_a_diverged_run_of_a_sweep_shows_no_accuracy_of_the_tasks_before():
+    summary, _ = some_run(1, "diverged", "the loss became nan")
+    line = shown(line_of_run(summary, Path("somewhere")))
+    table = shown(end_of_sweep([summary], [Path("somewhere")]))
+    assert "diverged (tasks learned: 1): the loss became nan" in line
+    assert "diverged: the loss became nan" in table
+    assert "%" not in line + table
+    assert shown(line_of_run(some_run(2, "finished", None)[0], Path("somewhere"))).count("%") == 2
 
 
 def test_run_that_diverged_at_once():
