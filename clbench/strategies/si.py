@@ -76,7 +76,7 @@ class SI(ImportancePenalty):
         of_data = self.options.gradient == "data"
         gradient = self.data_gradient(batch) if of_data else batch.gradient[: len(self.omega)]
         theta = self.flat_parameters()
-        self.omega.sub_(gradient * (theta - self.before))
+        self.omega.sub_((theta - self.before).mul_(gradient))
         self.before.copy_(theta)
 
     @torch.no_grad()
