@@ -88,7 +88,7 @@ def summary_record(
             config.evaluator.every,
             config.evaluator.kind == "adaptive",
             setup.learner.learns_at_task_end,
-            setup.evaluator.seen if setup.evaluator.counts_seen else None,
+            setup.evaluator.seen if setup.evaluator.classes_apart else None,
             trains_once=setup.learner.trains_once,
         ),
         "costs": _costs(setup, trainer, *peak_memory),

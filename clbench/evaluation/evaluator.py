@@ -92,7 +92,9 @@ class ContinualEvaluator:
         self._stages: list[nn.Module] = []
         self._pending: list[tuple[int, int, bool, Tensor]] = []
         self._rows: list[np.ndarray] = []
-        self.counts_seen = scenario.segments is not None and scenario.setting == "class" and config.kind == "periodic"
+        self.classes_apart = scenario.segments is not None and scenario.setting == "class"
+        """Whether classes need not arrive each with its task."""
+        self.counts_seen = self.classes_apart and config.kind == "periodic"
         """Whether each evaluation counts over the classes seen so far, too."""
         self._pending_seen: list[tuple[int, int, Tensor]] = []
         self._seen_rows: list[np.ndarray] = []

@@ -94,6 +94,8 @@ UNRESOLVED = 0.002
 POOLED = {"ACC": "ACC_pooled", "average_incremental_macro": "average_incremental_pooled"}
 """Means over the tasks, and the same as shares of all samples of the tasks."""
 
+NOT_COUNTED = "classes arrive otherwise than task by task, and an adaptive evaluation does not count over those seen so far"
+
 NO_SWITCH = "no task is followed by another"
 NO_ZERO_SHOT = "it takes the accuracy on every task before it is learned, and after each of its first ten steps"
 TRAINED_ONCE = "the network is trained once, on all tasks together"
@@ -122,7 +124,7 @@ def summarise(
         adaptive: whether only some iterations were evaluated, at irregular distances, in place of all.
         learns_at_task_end: whether the method learns nothing of a task before the task is over.
         seen: per-iteration counts over the classes seen so far (columns: iteration, n, correct), where classes need not arrive
-            each with its task.
+            each with its task; empty where nobody has counted.
         trains_once: whether all tasks but the last have no steps.
 
     Returns:
@@ -235,8 +237,8 @@ def _why_undefined_on_curve(
             clause = f"no task has more than {shorter} evaluations, so that it would be that of {shorter} again"
             reasons = {f"WF{window}": clause, f"WP{window}": clause} | reasons
     for name in (name for name, value in of_curve.items() if math.isnan(value) and name not in reasons):
-        if name == "LCA_10":
-            reasons[name] = NO_ZERO_SHOT
+        if name in ("LCA_10", "AAUC"):
+            reasons[name] = NO_ZERO_SHOT if name == "LCA_10" else NOT_COUNTED
             continue
         lost = name == "recovery_iterations" and not math.isnan(of_curve["gap_area"])
         reasons[name] = "what is lost at a switch stays lost" if lost else NO_SWITCH

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clbench.errors import ConfigError
+from clbench.evaluation.metrics import summarise
 from clbench.learning.parts.memory import places_offered
 from clbench.scenarios.arrival import Arrival, cut_every, drifting
 from clbench.seeding import numpy_generator
 from clbench.testing.stepping import fit_until
+from clbench.training.fleet import Fleet
 
 ONCE = ["trainer.epochs=1", "trainer.max_steps_per_task=null"]
 SAME = ["scenario=split_digits", "trainer.batch_size=16"]
@@ -212,3 +214,28 @@ def test_a_classifier_on_frozen_features_takes_every_sample_in_once(small_traine
     with pytest.raises(ConfigError, match="set strategy"):
         small_trainer(*same[:-1], "strategy.extractor=first_task", "scenario.boundaries=hidden",
                       "trainer.reset_optimizer=false")  # fmt: skip
+
+
+def test_what_is_counted_by_class_is_not_taken_from_the_tasks_by_an_adaptive_evaluation(small_trainer):
+    trainer = small_trainer(*SAME, *ONCE, "scenario.drift=0.5", "strategy=finetune", "evaluator=adaptive")
+    trainer.fit()
+    assert trainer.evaluator.classes_apart
+    summary = summarise(trainer.curve, trainer.tasks, 1, adaptive=True, seen=trainer.evaluator.seen)
+    assert summary["AAUC"] is None
+    assert summary["AAA"] is not None
+    assert "over those seen so far" in summary["undefined"]["AAUC"]
+
+
+@pytest.mark.parametrize("stream", [["scenario.drift=0.5", "strategy=er", "strategy.memory_size=20"],
+                                    ["scenario.boundaries=300", "strategy=ewc"]])  # fmt: skip
+def test_a_fleet_in_such_a_stream_is_its_runs_alone(small_trainer, stream):
+    domains = ["scenario=permuted_mnist", "scenario.source=digits", "scenario.frozen=null", "scenario.n_tasks=3", *ONCE]
+    alone = [small_trainer(*domains, *stream, f"seed={seed}", checkpoint=f"alone {seed}") for seed in (0, 1)]
+    members = [small_trainer(*domains, *stream, f"seed={seed}", checkpoint=f"fleet {seed}") for seed in (0, 1)]
+    for trainer in alone:
+        trainer.fit()
+    Fleet(members).fit()
+    for one, member in zip(alone, members, strict=True):
+        assert (one.curve.correct - member.curve.correct).abs().max() <= 1
+        assert one.curve.drop(columns=["correct", "loss"]).equals(member.curve.drop(columns=["correct", "loss"]))
+        assert one.tasks.iteration.tolist() == member.tasks.iteration.tolist()
