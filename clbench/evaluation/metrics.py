@@ -94,7 +94,9 @@ UNRESOLVED = 0.002
 POOLED = {"ACC": "ACC_pooled", "average_incremental_macro": "average_incremental_pooled"}
 """Means over the tasks, and the same as shares of all samples of the tasks."""
 
-NOT_COUNTED = "classes arrive otherwise than task by task, and an adaptive evaluation does not count over those seen so far"
+NOT_COUNTED = (
+    "classes arrive otherwise than task by task, and an adaptive evaluation does not count over those seen so far"
+)
 
 NO_SWITCH = "no task is followed by another"
 NO_ZERO_SHOT = "it takes the accuracy on every task before it is learned, and after each of its first ten steps"
