@@ -156,7 +156,7 @@ class ClassReservoirs:
     @property
     def share(self) -> int:
         """Slots of a class."""
-        return self._size // (self._n_shares or max(1, np.count_nonzero(self.n_seen)))
+        return self._size // (self._n_shares or max(1, int(np.count_nonzero(self.n_seen))))
 
     def offer(self, ids: list[int], labels: list[int]) -> None:
         """Let samples arrive, one after another."""
