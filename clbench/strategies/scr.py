@@ -116,7 +116,8 @@ class SCR(Strategy):
 
     def _draw(self, n: int, generator: torch.Generator) -> list[Tensor]:
         """Parameters of the augmentation of n images."""
-        drawn = self.augmentation.draw(n, *self._size, generator)
+        height, width = self._size
+        drawn = self.augmentation.draw(n, height, width, generator)
         jittered = torch.rand(n, generator=generator) < JITTERED
         grey = torch.rand(n, generator=generator) < self.options.grey
         if (
