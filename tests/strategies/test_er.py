@@ -263,6 +263,18 @@ def test_class_balanced_memory_updated_by_step(share, small_trainer, learn_tasks
     assert torch.equal(n_seen, torch.bincount(arrived, minlength=10))
 
 
+def test_reservoirs_of_classes_need_no_boundaries(small_setup):
+    options = [
+        "scenario.boundaries=hidden",
+        "trainer.zero_head=false",
+        "trainer.reset_optimizer=false",
+        "strategy.weighting=samples",
+    ]
+    assert small_setup(*ER, *options, "strategy.update=step").learner.strategies[0].n_seen.shape == (10,)
+    with pytest.raises(ConfigError, match=r"strategy\.update=task .* set strategy\.update=step"):
+        small_setup(*ER, *options)
+
+
 # ---- memory mixed into the data ----------------------------------------------------------------------------------------------
 
 MIXED = [*ER, "strategy.selection=task_balanced", "strategy.mixing=data_set", "strategy.weighting=samples",
