@@ -191,6 +191,12 @@ class TrainerConfig:
     )
     gamma: float = option(0.1, help="scheduler=step: factor by which lr drops", above=0)
     reset_optimizer: bool = option(True, help="new optimizer state (momentum, moments) for every task")
+    adam_steps: str = option(
+        "all",
+        help="optimizer=adam or adamw: steps that bias correction counts, all of the optimizer; or each weight's own, from 0 "
+        "again where a task draws it anew, as torch counts those of heads that are modules of their own",
+        choices=("all", "own"),
+    )
     zero_head: bool = option(
         False,
         help="set the head's weights and biases to 0 at the start of every task but the first (Dohare et al. 2024); the "

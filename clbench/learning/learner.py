@@ -44,14 +44,20 @@ class Learner(nn.Module):
     def __iter__(self) -> Iterator[Strategy]:
         return cast(Iterator[Strategy], iter(self.strategies))
 
-    def begin_task(self, task: Task) -> None:
-        """Let the model grow and see the task's classes, then call every strategy's hook; all are told of weights drawn anew."""
+    def begin_task(self, task: Task) -> Tensor | None:
+        """Let the model grow and see the task's classes, then call every strategy's hook; all are told of weights drawn anew.
+
+        Returns which of the trained weights these are, or None for none.
+        """
         self.model.grow(task.index)
         for strategy in self:
             strategy.tasks_seen = task.index + 1
-        self._tell(self.model.begin_task(task.index, task.torch_generator("head")))
+        drawn = [self.model.begin_task(task.index, task.torch_generator("head"))]
+        self._tell(drawn[0])
         for strategy in self:
-            self._tell(strategy.begin_task(task))
+            drawn.append(strategy.begin_task(task))
+            self._tell(drawn[-1])
+        return self._of_all([renewed for renewed in drawn if renewed is not None])
 
     def _tell(self, renewed: Tensor | None) -> None:
         """Tell every strategy which weights (P,) have been drawn anew, where any have."""
@@ -203,9 +209,13 @@ class Learner(nn.Module):
             self._tell(renewed)
             if renewed is not None and strategy.renews_weights:
                 to_forget.append(renewed)
-        if not to_forget:
+        return self._of_all(to_forget)
+
+    def _of_all(self, renewed: list[Tensor]) -> Tensor | None:
+        """Which weights are True in any of ``renewed``, (P,) each, and the strategies' own weights, which never are; or None."""
+        if not renewed:
             return None
-        of_model = torch.stack(to_forget).any(0)
+        of_model = torch.stack(renewed).any(0)
         return torch.cat([of_model, of_model.new_zeros(sum(self._n_own))])
 
     @property

@@ -16,13 +16,13 @@ from clbench.training.elementwise_adam import ElementwiseAdam
 def make_optimizer(
     config: TrainerConfig, parameters: Iterable[nn.Parameter], renewed: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of ``config``; where weights are ``renewed`` while training, Adam counts the steps of each by itself.
+    """The optimizer of ``config``; where weights are ``renewed`` while training, or it says so, Adam counts the steps of each.
 
     (Adagrad has no use for its count, so that a weight whose sum of squares is set to 0 starts as all did.)
     SGD has its momentum buffers from the start, as zeros: torch's fused SGD would make them of uninitialised memory in its first
     step, and leave them so where a loss scale overflows in that step.
     """
-    if renewed and config.optimizer in ("adam", "adamw"):
+    if (renewed or config.adam_steps == "own") and config.optimizer in ("adam", "adamw"):
         return ElementwiseAdam(parameters, config.lr, config.weight_decay, decoupled=config.optimizer == "adamw")
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":

@@ -194,11 +194,13 @@ class Trainer:
         if not self._begun:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
-            self.learner.begin_task(self._task)
+            drawn = self.learner.begin_task(self._task)
             self.parameters = list(self.learner.trainable().values())  # the network may have grown
             if index > 0:
                 renews = self.learner.renews_weights
                 self.optimizer = optimizer_of_task(self.optimizer, config, self.parameters, renews)
+                if drawn is not None and config.adam_steps == "own":
+                    forget(self.optimizer, drawn)
         self._begun = False
         self._plan = self.learner.plan(self._task)
         self.steps = self._placed(self._plan)

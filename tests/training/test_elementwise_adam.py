@@ -2,12 +2,15 @@
 
 import copy
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from clbench.config import TrainerConfig
+from clbench.testing.stepping import fit_until
 from clbench.training.elementwise_adam import ElementwiseAdam
+from clbench.training.fleet import Fleet
 from clbench.training.optimizers import assign_gradients, forget, make_optimizer
 from clbench.training.stacked_optimizer import StackedOptimizer
 
@@ -165,3 +168,65 @@ def test_the_trainer_forgets_what_a_strategy_has_drawn_anew(optimizer, small_tra
         if optimizer == "adam":
             kept = torch.ones_like(moments["step"], dtype=torch.bool) if renewed is None else ~renewed
             assert (moments["step"][kept] == number).all()
+
+
+HEADS = [
+    "scenario=split_digits_task", "scenario.tasks=3", "scenario.frozen=null", "strategy=finetune", "trainer.optimizer=adam",
+    "trainer.lr=0.01", "trainer.reset_optimizer=false", "trainer.max_steps_per_task=25",
+]  # fmt: skip
+
+
+def test_with_steps_of_their_own_heads_are_trained_as_modules_of_their_own(small_trainer):
+    """Torch's Adam over a backbone and a linear layer for each task, whose steps it counts from the task's first one on."""
+    trainer = small_trainer(*HEADS, "trainer.adam_steps=own")
+    trainer.begin()
+    model, reference, heads, optimizer = trainer.learner.model, copy.deepcopy(trainer.learner.model.backbone), [], None
+    for task in range(3):
+        trainer.begin_task()
+        rows = slice(2 * task, 2 * task + 2)
+        heads.append(nn.Linear(model.head.in_features, 2))
+        with torch.no_grad():
+            heads[-1].weight.copy_(model.head.weight[rows])
+            heads[-1].bias.copy_(model.head.bias[rows])
+        optimizer = optimizer or torch.optim.Adam(reference.parameters(), lr=0.01)
+        optimizer.add_param_group({"params": heads[-1].parameters()})
+        for step in trainer.steps:
+            samples = trainer.inputs.training(trainer.scenario.train, step.ids, task, 0)
+            optimizer.zero_grad(set_to_none=False)  # earlier heads have gradients of 0, and go on by their momentum
+            nn.functional.cross_entropy(heads[-1](reference(samples.x)), samples.y - 2 * task).backward()
+            optimizer.step()
+            trainer.advance()
+        torch.testing.assert_close(model.head.weight[rows], heads[-1].weight, rtol=1e-3, atol=1e-5)
+        trainer.end_task()
+    for mine, its in zip(model.backbone.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5)
+    for task, head in enumerate(heads):
+        torch.testing.assert_close(model.head.weight[2 * task : 2 * task + 2], head.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_with_the_optimizers_steps_a_new_head_starts_with_longer_ones(small_trainer):
+    """By (1 − β₁) / √(1 − β₂) = 3.2, where the optimizer has taken many steps."""
+    lengths = {}
+    for counted in ("all", "own"):
+        trainer = small_trainer(*HEADS, "trainer.max_steps_per_task=1000", f"trainer.adam_steps={counted}")
+        trainer.fit_task()
+        trainer.begin_task()
+        before = trainer.learner.model.head.weight[2:4].detach().clone()
+        trainer.advance()
+        lengths[counted] = (trainer.learner.model.head.weight[2:4] - before).abs().max().item()
+    assert lengths["own"] == pytest.approx(0.01, rel=1e-3)
+    assert lengths["all"] == pytest.approx(0.01 * 0.1 / 0.001**0.5 * (1 - 0.999**1001) ** 0.5, rel=1e-2)
+
+
+def test_steps_of_their_own_in_a_fleet_and_after_a_kill(small_trainer):
+    whole = small_trainer(*HEADS, "trainer.adam_steps=own", checkpoint="whole")
+    whole.fit()
+    fit_until(small_trainer(*HEADS, "trainer.adam_steps=own", checkpoint="killed"), 30)
+    resumed = small_trainer(*HEADS, "trainer.adam_steps=own", checkpoint="killed")
+    resumed.fit()
+    pd.testing.assert_frame_equal(whole.curve, resumed.curve)
+    members = [
+        small_trainer(*HEADS, "trainer.adam_steps=own", f"seed={seed}", checkpoint=f"f{seed}") for seed in (0, 1)
+    ]
+    Fleet(members).fit()
+    pd.testing.assert_frame_equal(whole.curve, members[0].curve, atol=0.051, rtol=1e-3)
