@@ -36,6 +36,19 @@ def test_it_follows_every_non_linearity_and_acts_in_training_alone(small_setup):
     assert share > silent + 0.1
 
 
+def test_stages_end_with_it(small_setup):
+    """A stage is a layer with all that follows it; in evaluation mode one after another they are the network."""
+    model = small_setup("model.hidden=[32,16]", "model.dropout=0.25", "model.norm=layer").learner.model.eval()
+    stages = model.stages()
+    assert list(stages) == ["hidden1", "hidden2"]
+    assert all(isinstance(list(stage)[-1], nn.Dropout) for stage in stages.values())
+    x = torch.rand(4, 1, 8, 8)
+    h = x
+    for stage in stages.values():
+        h = stage(h)
+    assert torch.equal(h, model.features(x))
+
+
 def test_evaluations_do_not_change_what_is_left_out(small_trainer):
     runs = []
     for options in (["evaluator.every=1"], ["evaluator.every=0"], ["evaluator=adaptive"]):

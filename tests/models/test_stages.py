@@ -20,7 +20,6 @@ from clbench.training.trainer import Trainer
 NETWORKS = {
     "mlp": ["model=mlp", "model.hidden=[12,8,6]"],
     "mlp_norm_crelu": ["model=mlp", "model.hidden=[12,8,6]", "model.norm=layer", "model.activation=crelu"],
-    "mlp_dropout": ["model=mlp", "model.hidden=[12,8,6]", "model.dropout=0.5"],
     "mlp_without_layers": ["model=mlp", "model.hidden=[]"],
     "cnn": ["model=cnn", "model.channels=[4,6,8]", "model.hidden=[8]", "model.norm=layer"],
     "resnet18": ["model=resnet18", "model.width=4"],
@@ -41,7 +40,6 @@ NETWORKS = {
 N_STAGES = {
     "mlp": 3,
     "mlp_norm_crelu": 3,
-    "mlp_dropout": 3,
     "cnn": 3 + 1,
     "mlp_without_layers": 1,
     "resnet18": 1 + 8 + 1,
