@@ -10,6 +10,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
 from clbench.config import AugmentConfig
+from clbench.scenarios.build import sources_kept
 from clbench.scenarios.domain_incremental import rotated
 from clbench.scenarios.inputs import InputPipeline
 
@@ -99,3 +100,10 @@ def test_a_frozen_stream_keeps_its_definition_and_a_padded_one_is_another(small_
     assert framed.note == "not the frozen stream split_digits/v1: pad=2"
     assert framed.input_shape == (1, 12, 12)
     assert math.isclose(framed.mean[0] / small_setup("scenario=split_digits").scenario.mean[0], 64 / 144)
+
+
+def test_a_source_that_is_kept_is_kept_for_each_frame(make_source, build_stream):
+    data = make_source()
+    with sources_kept():
+        sizes = [build_stream(data, "class_incremental", increment=2, pad=pad).input_shape for pad in (None, 1, 2, 1)]
+    assert sizes == [(1, 4, 4), (1, 6, 6), (1, 8, 8), (1, 6, 6)]
