@@ -49,6 +49,15 @@ def test_stages_end_with_it(small_setup):
     assert torch.equal(h, model.features(x))
 
 
+def test_activations_are_those_of_all_units(small_setup):
+    """Measures and resets of units look at what a layer has computed, not at what dropout has left of it."""
+    model = small_setup("model.hidden=[32,16]", "model.dropout=0.5").learner.model.train()
+    x = torch.rand(4, 1, 8, 8)
+    layer = model.backbone.layers[1]
+    expected = (x.flatten(1) @ layer.weight.T + layer.bias).relu()
+    torch.testing.assert_close(model.activations(x)[1]["hidden1"], expected)
+
+
 def test_evaluations_do_not_change_what_is_left_out(small_trainer):
     runs = []
     for options in (["evaluator.every=1"], ["evaluator.every=0"], ["evaluator=adaptive"]):
