@@ -393,3 +393,13 @@ def test_options_that_contradict_each_other_are_refused(small_setup):
         small_setup("strategy=ewc", "strategy.decayed_penalty=true")
     with pytest.raises(ConfigError, match=r"prior_variance has no meaning with strategy\.mode=average"):
         small_setup("strategy=ewc", "strategy.prior_variance=1", "strategy.mode=average")
+
+
+def test_scaled():
+    """The smallest value is not always 0, as it is where a pixel never changes."""
+    values = torch.tensor([2.0, 4.0, 6.0])
+    assert torch.equal(fisher.scaled(values, "none"), values)
+    torch.testing.assert_close(fisher.scaled(values, "max"), torch.tensor([1 / 3, 2 / 3, 1.0]))
+    torch.testing.assert_close(fisher.scaled(values, "min_max"), torch.tensor([0.0, 0.5, 1.0]))
+    for how in ("max", "min_max"):  # nothing was learned
+        assert torch.equal(fisher.scaled(torch.zeros(3), how), torch.zeros(3))
