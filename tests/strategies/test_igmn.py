@@ -161,6 +161,19 @@ def test_a_component_that_has_lost_its_definiteness_answers_no_more():
     torch.testing.assert_close(strategy.scores(x), torch.tensor([[0.0, 1.0, 0.0]]).double())
 
 
+def test_where_the_published_step_has_no_inverse_the_others_answer_and_learn_on():
+    """eᵀΛe = 4 exactly: the precision becomes infinite, or NaN."""
+    strategy = second_sample("released", distance=2.0)
+    assert not strategy.precisions[0].isfinite().all()
+    x = torch.ones(3, N_FEATURES).double()
+    strategy.absorb(x, torch.tensor([1, 1, 2]))
+    strategy.prepare_for_eval()
+    scores = strategy.scores(x[:1])
+    assert scores.isfinite().all()
+    assert scores.argmax() == 1
+    assert [m.value for m in strategy.measurements()] == [2.0, 1.0]
+
+
 def test_predictions_are_conditional_means_of_the_mixture():
     x, y = samples()
     strategy = make(beta=0.1)
@@ -207,6 +220,17 @@ def test_pruning_removes_what_has_had_few_samples_for_its_age_and_its_place_is_t
     assert strategy.active[:3].tolist() == [True, True, False]
     assert torch.equal(strategy.means[1, :N_FEATURES], -strange[0])
     assert float(strategy.sp[1]) == float(strategy.age[1]) == 1.0
+
+
+@pytest.mark.parametrize(("sp", "stays"), [(D + 0.5, False), (D + 1.0, True)])
+def test_pruning_asks_for_more_than_a_sample_for_every_number_of_one(sp, stays):
+    x, y = samples(1)
+    strategy = make(prune=True)
+    strategy.absorb(x[:1], y[:1])
+    strategy.absorb(x[:1] + 30, y[:1])
+    strategy.age[1], strategy.sp[1] = 3 * D, sp
+    strategy.absorb(x[:1], y[:1])
+    assert bool(strategy.active[1]) == stays
 
 
 def test_inputs_are_random_directions_of_mean_square_1(small_setup):
