@@ -15,6 +15,7 @@ COPE = ["strategy=cope", "strategy.memory_size=20", "strategy.embedding=6", "tra
 
 def by_loops(f, y, prototypes, seen, T: float) -> list[float]:
     """The loss of every sample, term by term."""
+    f = f.detach()
 
     def P(v, sample, c):
         own = math.exp(float(v @ sample) / T)
@@ -89,9 +90,13 @@ def test_where_a_stranger_is_taken_for_ones_own_the_loss_is_large_and_finite():
     assert f.grad.isfinite().all()
 
 
-def test_prototypes_follow_the_embeddings_of_the_forward_pass(small_trainer, monkeypatch):
+@pytest.mark.parametrize(
+    ("alpha", "replayed"), [(0.7, 8), (0.0, 1)]
+)  # with few replayed, classes are absent from batches
+def test_prototypes_follow_the_embeddings_of_the_forward_pass(alpha, replayed, small_trainer, monkeypatch):
     """α p + (1 − α) mean, normalised; with the embeddings before the optimizer's step, though the hook comes after it."""
-    trainer = in_double_precision(small_trainer(*COPE, "strategy.momentum=0.7"))
+    options = [f"strategy.momentum={alpha}", f"strategy.replay_batch_size={replayed}"]
+    trainer = in_double_precision(small_trainer(*COPE, *options))
     strategy = trainer.learner.strategies[0]
     data_loss, found = CoPE.data_loss, {}
 
@@ -111,7 +116,7 @@ def test_prototypes_follow_the_embeddings_of_the_forward_pass(small_trainer, mon
                 of_class = found["f"][found["y"] == c]
                 expected = before[c]
                 if len(of_class):
-                    expected = 0.7 * before[c] + 0.3 * of_class.mean(0)
+                    expected = alpha * before[c] + (1 - alpha) * of_class.mean(0)
                     expected = expected / expected.norm()
                 torch.testing.assert_close(strategy.prototypes[c], expected, rtol=1e-6, atol=1e-8)
             assert strategy.seen.nonzero().flatten().tolist() == sorted(seen)
