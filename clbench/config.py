@@ -164,6 +164,12 @@ class TrainerConfig:
         None, help="optimizer steps per task at most; with epochs=null, exactly", at_least=1
     )
     batch_size: int = option(128, help="new samples per step (replayed ones come on top)", at_least=1)
+    budget: float | None = option(
+        None,
+        help="computation for every batch that arrives, in units of a step of finetuning on it; a method whose steps cost more "
+        "misses batches; null: the stream waits",
+        above=0,
+    )
     steps_per_batch: int = option(
         1,
         help="optimizer steps on every batch before the next one comes; with epochs=1, online learning with several updates",

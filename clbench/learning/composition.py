@@ -301,6 +301,11 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, config: 
             f"trainer.epochs={trainer.epochs} with trainer.max_steps_per_task={trainer.max_steps_per_task}: the samples of "
             f"{scenario.name} arrive in one order, and once: set trainer.epochs=1 trainer.max_steps_per_task=null"
         )
+    if trainer.budget is not None and (trainer.epochs != 1 or trainer.max_steps_per_task is not None):
+        raise ConfigError(
+            f"trainer.budget={trainer.budget} is of batches that arrive once: set trainer.epochs=1 "
+            "trainer.max_steps_per_task=null"
+        )
     if scenario.boundaries:
         return
     free = [name for name in STRATEGIES.names() if not STRATEGIES[name].needs.boundaries]

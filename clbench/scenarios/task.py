@@ -1,5 +1,6 @@
 """One task as a strategy sees it: the current task's training samples, and named random streams."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class Task:
         segments: for each task the ids of the training samples that arrive while it is learned; None: the task's own.
         ordered: whether these are in the order of arrival.
         smallest_batch: the fewest samples that the network can be trained on at a time.
+        batches_per_update: how many batches arrive while all steps on one are taken, see :mod:`clbench.training.compute_budget`.
         stage: 0 in the task's plan, k in the k-th stage after it; the random streams of stages are their own.
     """
 
@@ -40,6 +42,7 @@ class Task:
     smallest_batch: int = 1
     stage: int = 0
     ordered: bool = False
+    batches_per_update: float = 1.0
 
     @property
     def ids(self) -> Tensor:
@@ -80,7 +83,13 @@ class Task:
 
     def arriving_batches(self) -> list[Tensor]:
         """Batches of the samples that arrive, for this task's whole budget: in their order where they have one, else shuffled."""
-        return self.shuffled_batches(self.ids, in_order=self.ordered)
+        batches = self.shuffled_batches(self.ids, in_order=self.ordered)
+        if self.batches_per_update <= 1:
+            return batches
+        repeated = self.budget.steps_per_batch
+        return [
+            step for batch in not_missed(batches[::repeated], self.batches_per_update) for step in [batch] * repeated
+        ]
 
     def shuffled_batches(self, ids: Tensor, batch_size: int | None = None, in_order: bool = False) -> list[Tensor]:
         """Batches of ``ids`` for this task's whole budget, reshuffled every epoch.
@@ -111,3 +120,9 @@ class Task:
                 epoch[-2:] = [torch.cat(epoch[-2:])]
             batches += [batch for batch in epoch[:per_epoch] for _ in range(self.budget.steps_per_batch)]
         return batches[:steps]
+
+
+def not_missed(batches: list[Tensor], every: float) -> list[Tensor]:
+    """What is left of the batches that arrive where training on one takes as long as ``every`` of them: number ⌈k · every⌉."""
+    numbers = (math.ceil(k * every - 1e-9) for k in range(len(batches)))  # less, so that 3 · (1/3) is no more than 1
+    return [batches[number] for number in numbers if number < len(batches)]

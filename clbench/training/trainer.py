@@ -35,6 +35,7 @@ from clbench.scenarios.scenario import Samples, Scenario
 from clbench.scenarios.task import Task
 from clbench.seeding import stream_seed
 from clbench.training.checkpoint import load_checkpoint, load_weights, position_in, save_checkpoint
+from clbench.training.compute_budget import relative_cost
 from clbench.training.frozen_weights import FrozenWeights
 from clbench.training.held import Held, Slowed
 from clbench.training.interruption import noted
@@ -102,6 +103,8 @@ class Trainer:
         self.steps_before = 0  # steps of the task before the last of them
         self._within: dict[int, JointStage] = {}  # stages within the plan, by the step with which they begin
         self._after: list[JointStage] = []
+        self.batches_per_update: dict[int, float] = {}
+        """Of every task that has begun, where computation has a budget: how many batches arrive per batch trained on."""
         self.held: Held | None = None
         """The weights that the present stage does not train."""
         self.slowed: Slowed | None = None
@@ -202,6 +205,8 @@ class Trainer:
                 if drawn is not None and config.adam_steps == "own":
                     forget(self.optimizer, drawn)
         self._begun = False
+        if config.budget is not None:
+            self._keep_to_budget(config.budget)
         self._plan = self.learner.plan(self._task)
         self.steps = self._placed(self._plan)
         self.learning_rates = learning_rates(config, len(self.steps))
@@ -215,9 +220,20 @@ class Trainer:
         self.train_mode()
         self.evaluator.compute_prefix()
         if self.step == 0 and (index == 0 or not self.steps):
-            self.evaluator.evaluate(index, self.iteration)
+            self.evaluator.evaluate(self.group, self.iteration)
         if self.step == 0:
             self.look_at_plasticity()
+
+    def _keep_to_budget(self, budget: float) -> None:
+        """Let the task miss the batches that arrive while steps are computed."""
+        self.train_mode()
+        steps = self._placed(self.learner.plan(self._task))
+        full = max(step.n_new for step in steps)  # what an epoch leaves over costs less
+        step = self._recalled([step for step in steps if step.n_new == full][-1])
+        cost = relative_cost(self.learner, self._batch_of(step, self.task))
+        every = max(1.0, cost * self.options.steps_per_batch / budget)
+        self.batches_per_update[self.task] = every
+        self._task = dataclasses.replace(self._task, batches_per_update=every)
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
@@ -288,7 +304,15 @@ class Trainer:
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know of how it was trained."""
-        return notes_of_joined(self.scenario, self.learner, self.config.trainer)
+        notes = notes_of_joined(self.scenario, self.learner, self.config.trainer)
+        if self.batches_per_update:
+            least, most = (f"{f(self.batches_per_update.values()):.2f}" for f in (min, max))
+            per_task = f", {most} in the task in which they cost most" if least != most else ""
+            notes.append(
+                f"trainer.budget={self.config.trainer.budget}: the steps on a batch take as long as {least} batches take to "
+                f"arrive{per_task}; the others are missed"
+            )
+        return notes
 
     def _run_task(self) -> None:
         """Take the task's remaining steps."""
@@ -379,20 +403,25 @@ class Trainer:
 
     def _train_step(self, task: int, step: Step) -> None:
         step = self._recalled(step)
-        ids = step.ids.to(self.device, non_blocking=True)
+        batch = self._batch_of(step, task)
         if not self.scenario.boundaries:
-            self.learner.model.answer.see(self.scenario.train.labels[ids])
+            self.learner.model.answer.see(self.scenario.train.labels[batch.ids])
         if self.learner.learns_by_gradient:
-            samples = self.inputs.training(self.scenario.train, step.ids, task, self.steps_before + self.step)
-            reference = None if step.reference is None else self._reference_samples(step.reference, task)
-            batch = Batch(samples, ids, step.n_new, reference, step.reference_sizes, step.columns)
             terms = self._follow_gradient(task, batch)
         else:
-            samples = self.inputs.plain(self.scenario.train, step.ids)
             with torch.no_grad(), self.precision.autocast():
-                terms = self.learner.learn(Batch(samples, ids, step.n_new, columns=step.columns))
+                terms = self.learner.learn(batch)
         kept = self.learner.compilation.kept
         self.losses.add(self.group, self.iteration + 1, {name: kept(term) for name, term in terms.items()})
+
+    def _batch_of(self, step: Step, task: int) -> Batch:
+        """What the step sees; without augmentation where nothing is learned by gradient."""
+        ids = step.ids.to(self.device, non_blocking=True)
+        if not self.learner.learns_by_gradient:
+            return Batch(self.inputs.plain(self.scenario.train, step.ids), ids, step.n_new, columns=step.columns)
+        samples = self.inputs.training(self.scenario.train, step.ids, task, self.steps_before + self.step)
+        reference = None if step.reference is None else self._reference_samples(step.reference, task)
+        return Batch(samples, ids, step.n_new, reference, step.reference_sizes, step.columns)
 
     def _recalled(self, step: Step) -> Step:
         """The step with the ids of what its slots hold at present."""
@@ -537,6 +566,7 @@ class Trainer:
                 "plasticity": self.plasticity.rows(),
                 "connectivity": self.connectivity.state_dict(),
                 "measurements": list(self._measurements),
+                "batches_per_update": dict(self.batches_per_update),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "seconds": self.seconds,
@@ -593,6 +623,7 @@ class Trainer:
         if "connectivity" in state:  # not in older checkpoints
             self.connectivity.load_state_dict(state["connectivity"], self.task)
         self._measurements = [tuple(row) for row in state.get("measurements", [])]  # none in older checkpoints
+        self.batches_per_update = state.get("batches_per_update", {})  # not in older checkpoints
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

@@ -1,0 +1,63 @@
+"""A budget of computation for every batch that arrives, in a stream that does not wait (Ghunaim et al. 2023, arXiv:2302.01047).
+
+    c = floating-point operations of the method's step / those of a step of finetuning on the new samples alone
+    of every c · steps_per_batch / budget batches one is trained on, the k-th update being made on batch ⌈k · c · … ⌉
+
+Counted are products of matrices and convolutions, forwards and backwards, as torch counts them, in the last full step of the
+task's plan, in which memories hold what they hold at the task's end. Sums over weights, as in penalties, are not counted: they cost
+little beside the products. c is measured when a task begins, on a copy of the state, so that nothing is changed by it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from clbench.learning.base import Batch
+from clbench.learning.learner import Learner
+from clbench.scenarios.scenario import Samples
+
+
+def relative_cost(learner: Learner, batch: Batch) -> float:
+    """c of a step on ``batch``; the learner is as it was afterwards."""
+    with _unchanged(learner):
+        with FlopCounterMode(display=False) as whole:
+            _step(learner, batch)
+        with FlopCounterMode(display=False) as plain, torch.enable_grad():
+            new = Samples(*(part[: batch.n_new] for part in batch.samples))
+            loss = learner.model.answer.losses(learner.model(new.x), new).mean()
+            torch.autograd.grad(loss, list(learner.model.trained().values()))
+    return whole.get_total_flops() / plain.get_total_flops()
+
+
+def _step(learner: Learner, batch: Batch) -> None:
+    """Everything of a step but the optimizer."""
+    if not learner.learns_by_gradient:
+        with torch.no_grad():
+            learner.learn(batch)
+        return
+    parameters = list(learner.trainable().values())
+    terms, outputs = learner.loss_and_outputs(batch)
+    found = torch.autograd.grad(sum(terms.values()), parameters, allow_unused=True)  # type: ignore[arg-type]
+    gradient = torch.cat(
+        [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, found, strict=True)]
+    )
+    if learner.edits_gradients:
+        learner.edit_gradients(gradient, batch._replace(update=gradient if learner.looks_ahead else None))
+    if learner.acts_after_steps:
+        with torch.no_grad():
+            learner.after_step(1, batch._replace(gradient=gradient, outputs=outputs))
+
+
+@contextmanager
+def _unchanged(learner: Learner) -> Iterator[None]:
+    """Afterwards all parameters, buffers and torch's generators are as they were."""
+    tensors = [*learner.parameters(), *learner.buffers()]
+    kept = [tensor.detach().clone() for tensor in tensors]
+    devices = [tensors[0].device] if tensors[0].is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for tensor, before in zip(tensors, kept, strict=True):
+            tensor.copy_(before)
