@@ -127,6 +127,8 @@ def test_runs_that_do_not_count(table, tmp_path):
     assert table("--page-only", "--out", "runs")[0] == 0
     found = rows(tmp_path / "runs")["none"]
     assert (found["verdict"], found["seeds"]) == ("diverged", "0")
+    alone = json.loads((folder / "seed_0" / "summary.json").read_text())["metrics"]["ACC"]
+    assert float(found["clbench"]) == pytest.approx(100 * alone, abs=1e-3)
     (folder / "seed_1" / "config.yaml").write_text("nothing: of this\n")
     assert table("--page-only", "--out", "runs")[0] == 0
     found = rows(tmp_path / "runs")["none"]
