@@ -49,7 +49,7 @@ def test_each_is_the_network_of_a_run_on_its_task_alone(network, after_three_tas
         assert torch.equal(trainer.learner.strategies[0].networks[task], alone.learner.strategies[0].flat_parameters())
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [NETWORKS[0], pytest.param(NETWORKS[1], marks=pytest.mark.slow)])
 def test_a_network_does_not_depend_on_the_tasks_before_it(network, after_three_tasks, small_trainer):
     trainer = after_three_tasks(*network)
     only = small_trainer("strategy=separate", *STREAM, *network, checkpoint="only")
