@@ -141,7 +141,9 @@ class FirstTaskConfig:
     momentum: float | None = option(None, help="momentum of SGD in the first task", at_least=0, at_most=1)
     weight_decay: float | None = option(None, help="weight decay in the first task", at_least=0)
     scheduler: str | None = option(
-        None, help="learning-rate schedule in the first task", choices=(None, "constant", "cosine", "step")
+        None,
+        help="learning-rate schedule in the first task",
+        choices=(None, "constant", "cosine", "step", "warm_restarts"),
     )
     milestones: list[float] | None = option(None, help="fractions of the first task's steps at which lr drops")
     gamma: float | None = option(None, help="factor by which lr drops in the first task", above=0)
@@ -190,12 +192,22 @@ class TrainerConfig:
     momentum: float = option(0.9, help="momentum of SGD", at_least=0, at_most=1)
     weight_decay: float = option(0.0, help="weight decay of the optimizer", at_least=0)
     scheduler: str = option(
-        "constant", help="learning-rate schedule within each task", choices=("constant", "cosine", "step")
+        "constant",
+        help="learning-rate schedule within each task",
+        choices=("constant", "cosine", "step", "warm_restarts"),
     )
     milestones: list[float] = option(
         [0.5, 0.75], help="scheduler=step: fractions of the task's steps at which lr drops"
     )
     gamma: float = option(0.1, help="scheduler=step: factor by which lr drops", above=0)
+    restarts: int = option(
+        7,
+        help="scheduler=warm_restarts: a task's steps are cut into 2^restarts equal parts (with 7, an epoch each of 128); lr is "
+        "a tenth in the first, then falls by half a cosine over 1, 2, 4, … parts, and starts anew with each",
+        at_least=1,
+        at_most=20,
+    )
+    lr_min: float = option(0.0, help="scheduler=warm_restarts: what lr falls towards", at_least=0)
     reset_optimizer: bool = option(True, help="new optimizer state (momentum, moments) for every task")
     adam_steps: str = option(
         "all",

@@ -42,8 +42,9 @@ class Diagnostics:
         gradients = {name: self._gradient(term) for name, term in terms.items()}
         for name, gradient in gradients.items():
             self._add(f"gradient_norm/{name}", gradient.norm())
-        self._plasticity = gradients["new"]
-        self._stability = sum((g for name, g in gradients.items() if name != "new"), torch.zeros_like(self._plasticity))
+        nothing = torch.zeros_like(next(iter(gradients.values())))
+        self._plasticity = gradients.get("new", nothing)  # there are steps of replayed samples alone
+        self._stability = sum((g for name, g in gradients.items() if name != "new"), nothing)
 
     def projection(self, gradient: Tensor, edited: Tensor) -> None:
         """Take the change that a gradient edit made."""

@@ -114,7 +114,7 @@ class Plan(NamedTuple):
     """What every step of one task sees, made on the CPU before the task's first step: one tensor per step.
 
     Attributes:
-        new: ids (int64) of samples of the current task.
+        new: ids (int64) of samples of the current task; none in a step of replayed samples alone.
         replay: ids of earlier samples, trained on beside the new ones, or None.
         reference: ids of earlier samples that are not trained on but looked at by ``edit_gradients``, or None.
         reference_sizes: how many of the reference samples belong to each of the groups that follow one another in them.

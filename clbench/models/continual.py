@@ -186,6 +186,17 @@ class ContinualModel(nn.Module):
                 stage.eval()
         return self
 
+    @contextmanager
+    def in_evaluation_mode(self) -> Iterator[None]:
+        """Within, all modules are in evaluation mode; afterwards each is in the mode in which it was."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
     def frozen_prefix(self) -> int:
         """The number of leading stages that training leaves as they are, because of ``frozen`` or for other reasons.
 

@@ -51,7 +51,7 @@ class FeatKD(WithTeacher):
         self.flat_parameters("backbone")  # refuses a network whose features nothing changes
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
-        if self.tasks_learned == 0 and not self.options.from_start:
+        if (self.tasks_learned == 0 and not self.options.from_start) or not batch.n_new:
             return None
         with torch.no_grad():
             target = self.teacher.features(batch.samples.x[: batch.n_new])

@@ -126,11 +126,8 @@ class GSS(Strategy):
 
     def _gradients(self, samples: Samples) -> Tensor:
         """The gradient (n, P) of every sample's own cross-entropy, in evaluation mode."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        gradients = gradients_of_each(self.model, lambda z, sample: self.cross_entropy(z, sample).mean(), samples)
-        for module, training in modes:
-            module.training = training
+        with self.model.in_evaluation_mode():
+            gradients = gradients_of_each(self.model, lambda z, sample: self.cross_entropy(z, sample).mean(), samples)
         return torch.cat([g.reshape(len(samples.y), -1) for g in gradients.values()], 1)
 
     def end_task(self, task: Task) -> None:

@@ -27,6 +27,7 @@ Reported after every task: ``adapter_parameters``; ``slow_distance``, â€–fast âˆ
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
 from clbench.learning.parts.memory import EMPTY, check_memory_size, draw_uniform, notes_of_room, reservoir_step
+from clbench.learning.parts.shadow_weights import ShadowWeights
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -78,24 +80,15 @@ class ILoRA(LoRA):
         self._notes = notes_of_room(config.memory_size, scenario)
         self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
-        for name, weight in model.trained().items():
-            self.register_buffer(buffer_name("slow", name), weight.detach().clone())
+        self.slow = ShadowWeights(model)
         self.states = BlockOutputs(model.backbone.transformer.blocks) if config.layers == "all" else None
         self._memory_after_task: tuple[np.ndarray, int] | None = None  # made by plan(), taken over by end_task()
 
-    def slow(self) -> dict[str, Tensor]:
-        """The slow weights, adapters and head, by the names of the model's parameters."""
-        return {name: self.get_buffer(buffer_name("slow", name)) for name in self.model.trained()}
-
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def weights_renewed(self, renewed: Tensor) -> None:
         """Let the slow weights begin from the same values: the rows of a task's classes."""
-        fast = self.model.trained()
-        parts = renewed.split([weight.numel() for weight in fast.values()])
-        for (name, slow), part in zip(self.slow().items(), parts, strict=True):
-            slow.copy_(torch.where(part.view(slow.shape), fast[name], slow))
+        self.slow.renew(self.model, renewed)
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Walk through the task's steps: offer the new samples to the reservoir, then draw from it."""
@@ -124,7 +117,7 @@ class ILoRA(LoRA):
         if not len(replayed):
             return None
         with torch.no_grad():
-            features, _ = self.model.with_weights(self.slow(), replayed)
+            features, _ = self.model.with_weights(self.slow.weights(), replayed)
             slow = self._states_of(features)
         differences = [h_slow - h_fast[batch.n_new :] for h_slow, h_fast in zip(slow, fast, strict=True)]
         if self.options.consistency == "one_sided":
@@ -138,10 +131,7 @@ class ILoRA(LoRA):
 
     def after_step(self, step: int, batch: Batch) -> None:
         """Move the slow weights."""
-        keep = self.rho.clamp(max=1 - 1 / (step + 1))
-        fast = self.model.trained()
-        for name, slow in self.slow().items():
-            slow.copy_(keep * slow + (1 - keep) * fast[name])
+        self.slow.follow(self.model, self.rho.clamp(max=1 - 1 / (step + 1)))
 
     def end_task(self, task: Task) -> None:
         assert self._memory_after_task is not None
@@ -152,15 +142,23 @@ class ILoRA(LoRA):
     def predict(self, x: Tensor, task: Tensor | None) -> Tensor:
         if self.options.evaluated == "fast":
             return super().predict(x, task)
-        return self.model.answer.restrict(self.model.with_weights(self.slow(), x)[1], task, predicting=True)
+        return self.model.answer.restrict(self.model.with_weights(self.slow.weights(), x)[1], task, predicting=True)
 
     @torch.no_grad()
     def measurements(self) -> list[Measurement]:
         """Also how far the slow weights are behind."""
-        fast, slow = self.model.trained(), self.slow()
+        fast, slow = self.model.trained(), self.slow.weights()
         squares = sum(float((fast[name] - slow[name]).square().sum()) for name in fast)
         of_fast = sum(float(weight.square().sum()) for weight in fast.values())
         return [*super().measurements(), Measurement("slow_distance", "", math.sqrt(squares / of_fast))]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Also from older checkpoints, which hold the slow weights as buffers of the strategy itself."""
+        for name in self.model.trained():
+            older = prefix + buffer_name("slow", name)
+            if older in state_dict:
+                state_dict[f"{prefix}slow.{buffer_name('of', name)}"] = state_dict.pop(older)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def notes(self) -> list[str]:
         return [

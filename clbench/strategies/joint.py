@@ -23,8 +23,8 @@ from torch import Tensor
 
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
-from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy, buffer_name
-from clbench.learning.parts.task_statistics import norm_statistics
+from clbench.learning.base import Batch, Needs, Outputs, Plan, Strategy
+from clbench.learning.parts.initial_weights import FromInitialWeights
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -46,13 +46,12 @@ class JointConfig(StrategyConfig):
 
 
 @STRATEGIES.register("joint")
-class Joint(Strategy):
+class Joint(FromInitialWeights):
     """Trains on the data of all tasks so far."""
 
     config = JointConfig
     needs = Needs(all_data=True, cost_grows=True)
     options: JointConfig
-    initial: Tensor
 
     @classmethod
     def traits(cls, options: JointConfig) -> frozenset[str]:
@@ -63,28 +62,14 @@ class Joint(Strategy):
         super().__init__(config, model, scenario)
         if config.when == "last_task":
             _refuse_what_is_of_every_task(config)
-        if config.from_scratch:
-            self.register_buffer("initial", self.flat_parameters().detach().clone())
-            for name, tensor in norm_statistics(model).items():
-                self.register_buffer(buffer_name("initial", name), tensor.clone())
 
-    @torch.no_grad()
+    @property
+    def goes_back(self) -> bool:
+        return self.options.from_scratch
+
     def begin_task(self, task: Task) -> Tensor | None:
         """Go back to the initial weights, which all strategies are told."""
-        if not self.options.from_scratch:
-            return None
-        trained = self.model.trained().values()
-        for parameter, value in zip(trained, self.initial.split([p.numel() for p in trained]), strict=True):
-            parameter.copy_(value.view(parameter.shape))
-        for name, tensor in norm_statistics(self.model).items():
-            tensor.copy_(self.get_buffer(buffer_name("initial", name)))
-        return torch.ones_like(self.initial, dtype=torch.bool)
-
-    @torch.no_grad()
-    def weights_renewed(self, renewed: Tensor) -> None:
-        """Take in what has been drawn for the first time."""
-        if self.options.from_scratch:
-            self.initial.copy_(self.first_drawn(self.initial, renewed))
+        return self.go_back() if self.goes_back else None
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Shuffle the union of all tasks so far; with ``when=last_task`` no step before the last."""
@@ -99,15 +84,7 @@ class Joint(Strategy):
         return plan._replace(new=task.shuffled_batches(seen, task.budget.batch_size * scale))
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        losses = self.cross_entropy(outputs.logits, batch.samples)
-        is_new = batch.samples.task == self.model.answer.current_task
-        if self.tasks_learned == 0:
-            return {"new": losses.mean()}
-        zero = torch.zeros_like(losses)
-        return {
-            "new": torch.where(is_new, losses, zero).sum() / len(losses),
-            "earlier": torch.where(is_new, zero, losses).sum() / len(losses),
-        }
+        return new_and_earlier(self, batch, outputs)
 
     def notes(self) -> list[str]:
         if self.options.when == "every_task":
@@ -115,6 +92,19 @@ class Joint(Strategy):
         return [
             "trained once, in the last task, on the data of all tasks: what was evaluated before is the untrained network"
         ]
+
+
+def new_and_earlier(strategy: Strategy, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+    """The mean cross-entropy on a batch that mixes tasks, as the shares of the current task's samples and of all others."""
+    losses = strategy.cross_entropy(outputs.logits, batch.samples)
+    is_new = batch.samples.task == strategy.model.answer.current_task
+    if strategy.tasks_learned == 0:
+        return {"new": losses.mean()}
+    zero = torch.zeros_like(losses)
+    return {
+        "new": torch.where(is_new, losses, zero).sum() / len(losses),
+        "earlier": torch.where(is_new, zero, losses).sum() / len(losses),
+    }
 
 
 def _refuse_what_is_of_every_task(config: JointConfig) -> None:

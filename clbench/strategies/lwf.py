@@ -76,7 +76,7 @@ class LwF(WithTeacher):
 
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         k = self.tasks_learned + 1
-        if k == 1:
+        if k == 1 or not batch.n_new:
             return None
         with torch.no_grad():
             target = self.teacher(batch.samples.x[: batch.n_new])

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, by the names of ``trainer.optimizer`` and ``trainer.scheduler``."""
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,6 +60,9 @@ def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:
     """
     if config.scheduler == "constant":
         return [config.lr] * n_steps
+    if config.scheduler == "warm_restarts":
+        n_parts = 2**config.restarts
+        return [_of_part(step * n_parts // n_steps, config) for step in range(n_steps)]
     optimizer = SGD([torch.zeros(())], lr=config.lr)
     if config.scheduler == "cosine":
         scheduler: torch.optim.lr_scheduler.LRScheduler = CosineAnnealingLR(optimizer, n_steps)
@@ -71,6 +75,15 @@ def learning_rates(config: TrainerConfig, n_steps: int) -> list[float]:
         optimizer.step()
         scheduler.step()
     return rates
+
+
+def _of_part(part: int, config: TrainerConfig) -> float:
+    """The learning rate in a part of a task (from 0) with ``scheduler=warm_restarts`` (Loshchilov & Hutter 2017; GDumb)."""
+    if part == 0:
+        return config.lr / 10
+    length = 1 << (part.bit_length() - 1)  # of the cycle, and the part with which it begins
+    falls = (1 + math.cos(math.pi * (part - length) / length)) / 2
+    return config.lr_min + (config.lr - config.lr_min) * falls
 
 
 def next_update(optimizer: torch.optim.Optimizer, gradient: Tensor) -> Tensor:

@@ -297,10 +297,10 @@ def test_the_slow_adapter_begins_with_the_new_rows_of_the_head():
     ilora = trainer.learner.strategies[0]
     trainer.begin_task()
     finish(trainer)
-    slow = {name: weight.clone() for name, weight in ilora.slow().items()}
+    slow = {name: weight.clone() for name, weight in ilora.slow.weights().items()}
     trainer.begin_task()
     fast = trainer.learner.model.trained()
-    for name, weight in ilora.slow().items():
+    for name, weight in ilora.slow.weights().items():
         if name.startswith("head."):
             assert torch.equal(weight[2:4], fast[name][2:4])
             assert torch.equal(weight[:2], slow[name][:2])

@@ -37,7 +37,7 @@ def recorded(trainer):
     begin_task, after_step = strategy.begin_task, strategy.after_step
 
     def note():
-        rows.append((trainer.task, copied(trainer.learner.model.trained()), copied(strategy.slow())))
+        rows.append((trainer.task, copied(trainer.learner.model.trained()), copied(strategy.slow.weights())))
 
     def begun(task):
         begin_task(task)
@@ -113,7 +113,7 @@ def test_rows_of_new_classes_enter_the_slow_head_where_they_are_drawn(scope, ent
 
 def test_slow_weights_are_not_trained(small_trainer):
     trainer = small_trainer(*ILORA)
-    slow = list(trainer.learner.strategies[0].slow().values())
+    slow = list(trainer.learner.strategies[0].slow.weights().values())
     optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert {name.rpartition(".")[2] for name in trainer.learner.trainable()} == {"A", "B", "weight", "bias"}
     assert len(optimised) == len(slow) == 2 * 2 * 2 + 2
@@ -126,11 +126,11 @@ def test_which_adapter_predicts(evaluated, small_setup):
     setup = small_setup(*ILORA, f"strategy.evaluated={evaluated}")
     strategy, model = setup.learner.strategies[0], setup.learner.model
     put(model.trained(), drawn_like(model.trained(), 1))
-    put(strategy.slow(), drawn_like(model.trained(), 2))
+    put(strategy.slow.weights(), drawn_like(model.trained(), 2))
     x = setup.inputs.plain(setup.scenario.test, setup.scenario.test.ids(0)[:6]).x
     setup.learner.eval()
     with torch.no_grad():
-        expected = functional_call(model, strategy.slow(), (x,)) if evaluated == "slow" else model(x)
+        expected = functional_call(model, strategy.slow.weights(), (x,)) if evaluated == "slow" else model(x)
         logits = setup.learner.predict(x, None)
     torch.testing.assert_close(logits[:, :2], expected[:, :2])
     assert (logits[:, 2:] == -torch.inf).all()  # of classes not seen yet
@@ -138,7 +138,7 @@ def test_which_adapter_predicts(evaluated, small_setup):
 
 def test_slow_distance(small_setup):
     strategy = (setup := small_setup(*ILORA)).learner.strategies[0]
-    fast, slow = setup.learner.model.trained(), strategy.slow()
+    fast, slow = setup.learner.model.trained(), strategy.slow.weights()
     put(fast, drawn_like(fast, 1))
     put(slow, drawn_like(fast, 2))
     flat = [torch.cat([weight.detach().flatten() for weight in weights.values()]) for weights in (fast, slow)]
@@ -181,8 +181,8 @@ def test_consistency_entry_by_entry(consistency, layers, small_setup, task_of, b
     strategy, model = learner.strategies[0], learner.model
     slow_model = copy.deepcopy(model).eval()
     put(model.trained(), drawn_like(model.trained(), 1))
-    put(strategy.slow(), drawn_like(model.trained(), 2))
-    put(slow_model.trained(), strategy.slow())
+    put(strategy.slow.weights(), drawn_like(model.trained(), 2))
+    put(slow_model.trained(), strategy.slow.weights())
     fast_model = copy.deepcopy(model).eval()
     batch = batch_of(setup, setup.scenario.train.ids(1)[:5], setup.scenario.train.ids(0)[:3])
     term = learner.loss(batch)["ilora"]

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from clbench.config import TrainerConfig
 from clbench.errors import ConfigError
 from clbench.learning.stage import Stage
 from clbench.scenarios.task import Task
 from clbench.strategies.finetune import Finetune
 from clbench.training.fleet import Fleet
+from clbench.training.optimizers import learning_rates as learning_rates_of
 
 
 def task_of(setup, index: int = 0) -> Task:
@@ -66,6 +68,19 @@ def test_schedule_starts_again_with_every_task(scheduler, expected, reset, small
         )
     )
     assert rates == pytest.approx(expected * 5, rel=1e-5)
+
+
+def test_warm_restarts_are_those_of_torch_after_a_pass_at_a_tenth():
+    """As in the loop of GDumb's authors: an epoch at lr / 10, one at lr, and from then on a step of the schedule for each."""
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=1, T_mult=2, eta_min=0.0005)
+    expected = [0.005, 0.05]
+    for _ in range(30):
+        schedule.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    config = TrainerConfig(scheduler="warm_restarts", lr=0.05, lr_min=0.0005, restarts=5)
+    assert learning_rates_of(config, 32) == pytest.approx(expected)
+    assert learning_rates_of(config, 96) == pytest.approx([rate for rate in expected for _ in range(3)])
 
 
 @pytest.mark.parametrize(("reset", "kept"), [("true", False), ("false", True)])

@@ -4,7 +4,8 @@
 ``replay_policy``  which of them are replayed, and which are kept of classes and of tasks
 ``replay_losses``  cross-entropies for new and replayed samples
 ``exemplars``      samples that the network chooses at a task's end
-``teacher``        the network as it was before the task
+``teacher``        the network as it was before the task; ``initial_weights`` as it was when the run began
+``shadow_weights``  weights that follow those that are trained
 ``importance``     how much single weights are worth to earlier tasks
 ``fisher``         the Fisher information of weights, by several estimators
 ``sample_gradients``  gradients of single samples
