@@ -4,7 +4,7 @@ All functions work on numpy arrays on the host and draw from the generator they 
 step depends on ids and draws only, not on the network, so a whole task's replay is known before the task starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,30 @@ def places_offered(batches: Sequence[Tensor], ids: Tensor) -> list[list[int]]:
                 not_offered_yet.remove(sample)
                 offered[-1].append(place)
     return offered
+
+
+def greedy_balanced_step(
+    memory: dict[int, list[int]], size: int, arriving: Iterable[tuple[int, int]], rng: np.random.Generator
+) -> None:
+    """Offer samples to a memory of ``size`` that keeps its groups equally large, in place (GDumb, Prabhu et al. 2020).
+
+    A sample is kept if its group is new, or smaller than size / (number of groups). Where the memory is full, it takes the place
+    of a random sample of the largest group; which of several is drawn.
+
+    Args:
+        memory: ids by group, such as a class.
+        size: most samples in all.
+        arriving: (id, group) of samples, in the order in which they come.
+        rng: of the draws.
+    """
+    for sample, group in arriving:
+        if len(memory.get(group, ())) * len(memory) >= size and group in memory:
+            continue
+        if sum(map(len, memory.values())) >= size:
+            largest = max(map(len, memory.values()))
+            shrinks = memory[rng.choice([key for key, ids in memory.items() if len(ids) == largest])]
+            shrinks.pop(rng.integers(largest))
+        memory.setdefault(group, []).append(sample)
 
 
 def draw_uniform(memory: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
