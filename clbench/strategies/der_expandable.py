@@ -13,7 +13,7 @@ trained alone on all exemplars, of which there are equally many of every class, 
 Left out: the masks that prune extractors (section 3.3), which the authors' released configurations do not use either; so the
 network grows by a whole extractor with every task. Left out, too: ten epochs of warm-up in the released code, after which both
 classifiers are drawn once more. PyCIL calls DER a variant that aligns the weights of the classifier (WA) in place of the second
-stage. Not to be taken for ``derpp``: dark experience replay, DER too, has nothing to do with this.
+stage. Not to be taken for ``der``: dark experience replay, DER too, has nothing to do with this.
 
 Stores M exemplars (ids, labels and images) with room for M more, and, in the network, an extractor per task.
 """

@@ -1,4 +1,4 @@
-"""DER++: which logits are stored where, and what they are compared with."""
+"""DER and DER++: which logits are stored where, and what they are compared with."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from clbench.errors import ConfigError
 from clbench.learning.base import Plan
 
+DER = ["strategy=der", "strategy.memory_size=12"]
 DERPP = ["strategy=derpp", "strategy.memory_size=12"]
 
 
@@ -17,11 +18,12 @@ def strategy_of():
     return lambda trainer: trainer.learner.strategies[0]
 
 
-@pytest.mark.parametrize("size", ["null", "3"])
-def test_the_memory_is_that_of_a_loop_over_samples(size, small_trainer, strategy_of, monkeypatch):
+@pytest.mark.parametrize(("name", "n_draws", "size"), [("der", 1, "3"), ("derpp", 2, "null"), ("derpp", 2, "3")])
+def test_the_memory_is_that_of_a_loop_over_samples(name, n_draws, size, small_trainer, strategy_of, monkeypatch):
     """A table slot → (id, logits, task) that is kept sample by sample, from what every step has seen and what it gave."""
     trainer = small_trainer(
-        *DERPP,
+        f"strategy={name}",
+        "strategy.memory_size=12",
         "trainer.epochs=2",
         "trainer.max_steps_per_task=null",
         f"strategy.replay_batch_size={size}",
@@ -33,13 +35,16 @@ def test_the_memory_is_that_of_a_loop_over_samples(size, small_trainer, strategy
 
     def watched(step, batch):
         drawn = batch.ids[batch.n_new :].tolist()
-        slots = batch.columns["derpp.read"].tolist()
+        slots = batch.columns[f"{name}.read"].tolist()
         assert len(set(slots)) == len(slots) == min(batch.n_new if size == "null" else int(size), len(table))
         assert [table[slot][0] for slot in slots] == drawn[: len(slots)]
-        assert len(drawn) == 2 * len(slots)
+        assert len(drawn) == n_draws * len(slots)
         assert set(drawn) <= {i for i, *_ in table.values()}
         for sample, slot, logits in zip(
-            batch.ids[: batch.n_new].tolist(), batch.columns["derpp.write"].tolist(), batch.outputs.logits, strict=False
+            batch.ids[: batch.n_new].tolist(),
+            batch.columns[f"{name}.write"].tolist(),
+            batch.outputs.logits,
+            strict=False,
         ):
             if slot < 12:
                 assert sample not in seen
@@ -121,7 +126,7 @@ def test_without_weights_it_is_finetuning(small_trainer):
     options = (
         ["strategy=finetune"],
         [*DERPP, "strategy.alpha=0.0", "strategy.beta=0.0"],
-        [*DERPP, "strategy.alpha=0.0", "strategy.beta=null"],
+        [*DER, "strategy.alpha=0.0", "scenario.logit_scope=seen"],
     )
     runs = [small_trainer(*chosen, checkpoint=str(index)) for index, chosen in enumerate(options)]
     for trainer in runs:
@@ -132,12 +137,31 @@ def test_without_weights_it_is_finetuning(small_trainer):
         assert (runs[0].tasks.correct == other.tasks.correct).all()
 
 
-def test_der_draws_once(small_trainer):
-    trainer = small_trainer(*DERPP, "strategy.beta=null")
-    trainer.fit()
-    assert set(trainer.training.term) == {"new", "logits"}
+def test_der_is_that_without_labels(small_trainer, strategy_of, batch_of):
+    """One draw, and the distance of DER++: with its first draw and its memory, the two terms are the same."""
+    common = ["strategy.alpha=0.3", "scenario.logit_scope=seen"]
+    trainers = [small_trainer(*options, *common, checkpoint=options[0]) for options in (DER, DERPP)]
+    trainers[0].fit()
+    assert set(trainers[0].training.term) == {"new", "logits"}
+    strategy_of(trainers[1]).load_state_dict(strategy_of(trainers[0]).state_dict(), strict=False)
+    trainers[1].learner.model.load_state_dict(trainers[0].learner.model.state_dict())
+    slots, drawn, labels = torch.tensor([5, 0, 2]), torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8])
+    of_der, of_derpp = (
+        trainer.learner.loss(batch_of(trainer, torch.tensor([200, 201]), replayed, columns={f"{name}.read": slots}))
+        for trainer, name, replayed in zip(trainers, ("der", "derpp"), (drawn, torch.cat([drawn, labels])), strict=True)
+    )
+    assert set(of_derpp) - set(of_der) == {"labels"}
+    for name, term in of_der.items():
+        torch.testing.assert_close(of_derpp[name], term)
 
 
-def test_a_memory_too_small_is_refused(small_setup):
+def test_der_sees_all_outputs_from_the_start(small_setup):
+    """Else stored logits say nothing of later classes, and these win: on digits it is no better than finetuning."""
+    assert small_setup(*DER).learner.model.answer.sees_all
+    assert not small_setup(*DERPP).learner.model.answer.sees_all
+
+
+@pytest.mark.parametrize("name", ["der", "derpp"])
+def test_a_memory_too_small_is_refused(name, small_setup):
     with pytest.raises(ConfigError, match="memory_size=9 is too small"):
-        small_setup("strategy=derpp", "strategy.memory_size=9")
+        small_setup(f"strategy={name}", "strategy.memory_size=9")
