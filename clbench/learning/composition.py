@@ -43,7 +43,7 @@ TRAITS = {
     "learns without gradients": "it overrides learn",
     "adds modules": "it freezes the network and trains what it puts in: changes_network",
     "transformer": "it acts within a vision transformer: needs.transformer",
-    "trains on all data": "earlier tasks' samples are among the new ones: needs.all_data",
+    "trains on all data": "earlier tasks' samples are among the new ones: needs.all_data, or a memory of them",
     "sends samples": "it takes the model for the network, and sends samples through it: not needs.weights_only",
     # what is declared of how it treats weights
     "makes all weights": "no weight of the network itself is trained",
@@ -51,6 +51,7 @@ TRAITS = {
     "starts from scratch": "every task begins with the initial weights",
     "trains once": "all tasks but the last have no steps",
     "moves weights": "it changes weights after steps, beside the optimizer",
+    "takes steps back": "of what several steps have changed it takes a part back",
     "shrinks weights": "it makes all trained weights smaller",
     "shrinks between tasks": "it does so at the start of a task",
     "trains first task": "it learns without gradients, but for the first task",
@@ -68,6 +69,7 @@ TRAITS = {
     "holds features": "in a part of each task all that features depend on stands still",
     "reads current task": "it takes the new samples for those of the current task",
     "one task a class": "it takes a class for one that arrives with a single task",
+    "trains on its memory": "on what lies in its memory, and on nothing else",
     "looks at stored samples": "its plan names reference samples",
     "virtual outliers": "it trains the head against virtual outliers",
     "reads the forward pass": "its losses look at what a forward pass leaves within the network, beside its outputs",
@@ -184,6 +186,14 @@ CONFLICTS = (
         "moves weights",
         "{one} keeps features as they are in a part of every task, and {other} changes the weights behind them after steps",
     ),
+    *(
+        Conflict(
+            "takes steps back",
+            other,
+            "{one} takes back a part of what several steps have changed, and {other} changes weights beside them",
+        )
+        for other in ("moves weights", "shrinks between tasks")
+    ),
     Conflict(
         "reads current task",
         "trains on all data",
@@ -217,6 +227,11 @@ CONFLICTS = (
         "trains no head",
         "resets units",
         "{one} trains features and leaves the network's head as it is, and {other} resets units by what they lead to",
+    ),
+    Conflict(
+        "trains on its memory",
+        "looks at stored samples",
+        "{one} trains on what lies in its memory alone, and {other} looks at samples that it stores beside it",
     ),
     Conflict("virtual outliers", "virtual outliers", "each of them trains the head against virtual outliers"),
 )

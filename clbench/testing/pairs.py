@@ -87,14 +87,14 @@ class Result(NamedTuple):
     state: dict[str, Tensor]
 
 
-WITH_A_STAGE = {"outliers", "ovor"}
-"""Strategies of which the last step of a task is the head's alone."""
+WITH_A_STEP_MORE = {"mer", "outliers", "ovor"}
+"""Strategies of which one of a task's two steps would be no step on new samples, or not of the whole network."""
 
 
 def place_for(names: tuple[str, ...]) -> dict[str, Any]:
     """Setting, network and steps in which all of the strategies act."""
     where: dict[str, Any] = {"setting": setting_for(names), "network": network_for(names)}
-    return where | ({"max_steps_per_task": 3} if WITH_A_STAGE & set(names) else {})
+    return where | ({"max_steps_per_task": 3} if WITH_A_STEP_MORE & set(names) else {})
 
 
 def setting_for(names: tuple[str, ...]) -> str:

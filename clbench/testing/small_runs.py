@@ -64,6 +64,7 @@ OUTLIERS = [
 
 SMALL_OPTIONS = {
     "acil": ["strategy.width=30"],
+    "cls_er": ["strategy.plastic_rate=0.9", "strategy.stable_rate=0.7"],
     "coda_prompt": ["strategy.blocks=[0,1]", "strategy.pool=12", "strategy.length=4"],  # of 12 tasks, at most
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=1"],
     "cope": ["strategy.embedding=8"],
@@ -86,6 +87,8 @@ SMALL_OPTIONS = {
     "ilora": ["strategy.rank=2"],
     "l2p": ["strategy.blocks=[0,1]", "strategy.pool=5", "strategy.length=4", "strategy.top_k=2"],
     "lora": ["strategy.rank=2"],
+    "mer": ["strategy.replay_batch_size=1", "strategy.beta=0.7", "strategy.gamma=0.6"],
+    "mir": ["strategy.candidates=6", "strategy.replay_batch_size=3"],
     "oneprompt": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]"],
     "outliers": OUTLIERS,
     "ovor": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]", *OUTLIERS],

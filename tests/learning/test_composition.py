@@ -24,46 +24,57 @@ OF_WEIGHTS = {"l2", "l2_init", "spectral", "wasserstein"}
 IMPORTANCE = {"ewc", "mas", "rwalk", "si"}
 NO_HEAD = {"cope", "scr"}
 OWN_LOSS = NO_HEAD | {
-    *("der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "icarl", "ilora", "joint", "predkd"),
+    *("cls_er", "der", "der_expandable", "derpp", "dgr", "eeil", "er", "er_ace"),
+    *("gdumb", "gss", "icarl", "ilora", "joint", "mer", "predkd"),
 }
+PROJECTS = {"agem", "gem", "mir", "owm"}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
 MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
 
 REFUSED = [
     (LORA | PROMPTS, LORA | PROMPTS, "each of them freezes the network and trains what it puts into it"),
-    (NETWORK_PER_TASK, {"icarl", "ilora"} | NO_HEAD, "each of them decides"),
+    (NETWORK_PER_TASK, {"cls_er", "icarl", "ilora"} | NO_HEAD, "each of them decides"),
     (NETWORK_PER_TASK, LORA | PROMPTS, "makes a network for every task"),
-    ({"packnet", "separate"}, {"agem", "gem", "owm"}, "makes a network for every task"),
-    (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | {"agem", "gem", "owm"}, "each of them decides"),
+    ({"packnet", "separate"}, PROJECTS, "makes a network for every task"),
+    (NETWORK_PER_TASK, NETWORK_PER_TASK | CLOSED_FORM | PROJECTS, "each of them decides"),
     ({"predkd"}, {"dst", "packnet", "separate"}, "the second for"),
     (
         {"hypernetwork"},
-        {"der_expandable", "derpp", "dgr", "eeil", "er", "er_ace", "gss", "joint", "predkd"},
+        OWN_LOSS - NO_HEAD - {"cls_er", "icarl", "ilora"},
         "each of them decides the loss",
     ),
     ({"hypernetwork"}, OF_WEIGHTS | MOVES | IMPORTANCE, "leaves none that are trained"),
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
-    (CLOSED_FORM, {"icarl", "ilora"} | NO_HEAD, "each of them decides the prediction"),
+    (CLOSED_FORM, {"cls_er", "icarl", "ilora"} | NO_HEAD, "each of them decides the prediction"),
     (CLOSED_FORM, {"reglora"}, "does not act before the second"),
     (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
     (OWN_LOSS, OWN_LOSS, "each of them decides the loss"),
-    ({"agem", "gem", "owm"}, {"agem", "gem", "owm"}, "each of them decides the gradient's projection"),
-    ({"gss"}, {"agem", "gem"}, "which stored samples a step looks at"),
+    (PROJECTS, PROJECTS, "each of them decides the gradient's projection"),
+    ({"gss"}, {"agem", "gem", "mir"}, "which stored samples a step looks at"),
+    ({"gdumb"}, {"agem", "gem", "mir"}, "looks at samples that it stores beside it"),
+    ({"gdumb"}, {"continual_backprop", "owm"} | IMPORTANCE, "what single ones were worth"),
+    ({"gdumb"}, {"featkd", "lwf"}, "holds on to what the network was before"),
+    ({"gdumb"}, {"reglora"}, "merges what a task has learned into frozen weights"),
+    ({"mer"}, MOVES, "changes weights beside them"),
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
     ({"der_expandable"}, LORA | PROMPTS, "adds to a network that"),
     ({"der_expandable"}, OF_WEIGHTS | MOVES | IMPORTANCE | {"owm"}, "acts on the same ones in all tasks"),
     ({"der_expandable"}, {"featkd", "lwf"}, "keeps a network like the present one"),
     ({"der_expandable"}, {"outliers"}, "keeps some of a fixed number"),
-    (NO_HEAD, {"agem", "ewc", "gem", "lwf", "mas", "outliers", "ovor", "rwalk"}, "leaves the network's head as it is"),
+    (
+        NO_HEAD,
+        {"agem", "ewc", "gem", "lwf", "mas", "mir", "outliers", "ovor", "rwalk"},
+        "leaves the network's head as it is",
+    ),
     (NO_HEAD, RESETS, "leaves the network's head as it is"),
     ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
-    (IMPORTANCE, {"reglora"}, "anew for every task"),
+    (IMPORTANCE | {"cls_er"}, {"reglora"}, "anew for every task"),
     (OUTLIERS, MOVES, "changes the weights behind them"),
     (OUTLIERS, OUTLIERS, "each of them trains the head against virtual outliers"),
-    (OUTLIERS, {"joint"}, "trains on those of earlier tasks"),
+    (OUTLIERS, {"gdumb", "joint"}, "trains on those of earlier tasks"),
 ]
 """Pairs that are refused, of one set with the other in either order, and a part of the sentence; the first that fits counts."""
 
@@ -198,6 +209,17 @@ def test_every_rule_has_a_pair():
         "linear head",
     }  # see tests/training/test_microbatch.py, tests/models/test_heads.py
     assert TRAITS.keys() - of_streams - of_options <= used
+
+
+def test_who_makes_the_steps_is_asked_before_who_adds_to_them(small_trainer):
+    """Whatever their order: the added strategy makes as many steps as it likes, and each has its reference samples."""
+    trainer = small_trainer(
+        "strategy=gem", "strategy.plus=[joint]", "strategy.memory_size=40", "trainer.epochs=1", "trainer.max_steps_per_task=null"
+    )  # fmt: skip
+    trainer.fit_task()
+    trainer.begin_task()
+    assert len(trainer.steps) > len(trainer._task.ids) / 8  # of both tasks' samples
+    assert all(step.reference is not None for step in trainer.steps)
 
 
 def test_of_several_added_strategies_every_two_are_looked_at():
