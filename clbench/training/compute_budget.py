@@ -4,8 +4,8 @@
     of every c · steps_per_batch / budget batches one is trained on, the k-th update being made on batch ⌈k · c · … ⌉
 
 Counted are products of matrices and convolutions, forwards and backwards, as torch counts them, in the last full step of the
-task's plan, in which memories hold what they hold at the task's end. Sums over weights, as in penalties, are not counted: they cost
-little beside the products. c is measured when a task begins, on a copy of the state, so that nothing is changed by it.
+task's plan, in which memories hold what they hold at the task's end. Sums over weights, as in penalties, are not counted: they
+cost little beside the products. c is measured when a task begins; all state is put back, so that nothing is changed by it.
 """
 
 from collections.abc import Iterator
