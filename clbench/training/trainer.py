@@ -67,7 +67,8 @@ class Trainer:
         evaluator: evaluates while training.
         checkpoint: file that the state is saved to, and resumed from where it exists.
         on_progress: called a few times a second with (task, step, steps of the task, accuracies on the seen tasks).
-        on_task_end: called with the index of each finished task after its tables are complete.
+        on_task_end: called with the index of a finished task after its tables are complete; of several that are recorded as one,
+            with that of the last.
     """
 
     def __init__(
@@ -371,7 +372,8 @@ class Trainer:
         if self.task in (0, 1, self.scenario.n_tasks - 1):
             refuse_batch_dependence(self.evaluator, self.group)
         self.connectivity.look(self.task)
-        if self.task + 1 == self.scenario.n_tasks or self.scenario.group_at(self.task + 1) != self.group:
+        closes = self.task + 1 == self.scenario.n_tasks or self.scenario.group_at(self.task + 1) != self.group
+        if closes:
             self._measurements += [(self.group, name, *reported) for name, reported in self.learner.measurements()]
             self._task_tables.append(self.evaluator.evaluate_full(self.group, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
@@ -381,7 +383,7 @@ class Trainer:
             unfinished = self.checkpoint.with_name(f"task_{self.task}.unfinished")
             shutil.copyfile(self.checkpoint, unfinished)
             unfinished.replace(unfinished.with_suffix(".pt"))
-        if self.on_task_end:
+        if self.on_task_end and closes:
             self.on_task_end(finished)
 
     def _evaluate_consolidated(self) -> None:

@@ -92,6 +92,11 @@ def test_a_run_is_evaluated_by_groups_and_over_the_classes_seen(small_trainer):
     assert last.n == final.n.sum()
 
 
+def test_a_reservoir_needs_no_room_for_every_experience(small_setup):
+    setup = small_setup(*DIGITS, "strategy=er_ace", "strategy.memory_size=10")
+    assert setup.scenario.n_tasks > 10
+
+
 def test_a_killed_run_goes_on(small_trainer):
     options = [*DIGITS, "strategy=derpp", "strategy.memory_size=20", "trainer.steps_per_batch=2"]
     whole = small_trainer(*options, checkpoint="whole")
@@ -109,6 +114,7 @@ def test_a_killed_run_goes_on(small_trainer):
         (["scenario.samples=2", "scenario.repetition=1.0"], "is too few for an experience with 10 classes"),
         (["scenario.increment=2"], "scenario.increment"),
         (["scenario.tasks=2"], "scenario.tasks"),
+        (["strategy=gem", "strategy.memory_size=15"], "in 18 tasks: it has to be at least 18"),
         (["strategy=icarl"], "in class_repetition_digits classes return"),
     ],
 )

@@ -117,7 +117,7 @@ class TaskMemory(nn.Module):
 
     def __init__(self, size: int, scenario: Scenario, by_class: bool = False) -> None:
         super().__init__()
-        check_memory_size(size, scenario)
+        check_memory_size(size, scenario, every_task=True)
         share = size // scenario.n_tasks
         self.size, self.sizes = size, [min(share, len(scenario.arriving(task))) for task in range(scenario.n_tasks)]
         self.of_class: list[int] = []  # samples that each class of a task may have
@@ -172,11 +172,18 @@ def notes_of_room(size: int, scenario: Scenario) -> list[str]:
     return [f"memory_size={size} has room for all {n} training samples: everything is kept"] if size >= n else []
 
 
-def check_memory_size(size: int, scenario: Scenario) -> None:
-    """Raise ConfigError where a memory has no room for one sample of every class, and of every task."""
-    least = max(scenario.n_classes, scenario.n_tasks)
+def check_memory_size(size: int, scenario: Scenario, every_task: bool = False) -> None:
+    """Raise ConfigError where a memory has no room for one sample of every class, and of every group that is evaluated.
+
+    Args:
+        size: of the memory.
+        scenario: the stream.
+        every_task: whether it has to have room for every task that is learned, of which there may be more.
+    """
+    n_shares = scenario.n_tasks if every_task else scenario.n_groups
+    least = max(scenario.n_classes, n_shares)
     if size < least:
         raise ConfigError(
-            f"strategy.memory_size={size} is too small for {scenario.name} with {scenario.n_classes} classes in "
-            f"{scenario.n_tasks} tasks: it has to be at least {least}"
+            f"strategy.memory_size={size} is too small for {scenario.name} with {scenario.n_classes} classes in {n_shares} "
+            f"tasks: it has to be at least {least}"
         )
