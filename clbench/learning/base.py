@@ -90,7 +90,7 @@ class Needs:
             with methods that make or mask the weights.
         transformer: it acts within a vision transformer.
         traits: what decides with which other strategies it goes together, keys of
-            :data:`clbench.learning.composition.TRAITS`; see :meth:`Strategy.traits`.
+            :data:`clbench.learning.traits.TRAITS`; see :meth:`Strategy.traits`.
         optimizers: the values of ``trainer.optimizer`` with which it is what it says.
         weight_decay: whether it is so with ``trainer.weight_decay`` above 0.
         alone: why runs of it cannot be trained as one stack (:mod:`clbench.training.fleet`), a clause that completes "they

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from clbench.learning.base import Batch, Measurement, Outputs, Plan, Strategy
 from clbench.learning.compilation import Compilation
-from clbench.learning.composition import EXCLUSIVE, overrides, predicts_by_itself
 from clbench.learning.stage import JointStage, Stage, joined
+from clbench.learning.traits import EXCLUSIVE, overrides, predicts_by_itself
 from clbench.models.continual import ContinualModel
 from clbench.scenarios.task import Task
 

@@ -15,7 +15,7 @@ from clbench import listing
 from clbench.config import typed
 from clbench.errors import ConfigError
 from clbench.learning.base import Needs
-from clbench.learning.composition import traits_of
+from clbench.learning.traits import traits_of
 from clbench.options import check_fields
 from clbench.protocol.search_space import as_overrides, space_of
 from clbench.registry import STRATEGIES

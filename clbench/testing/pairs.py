@@ -254,5 +254,5 @@ def check_acts(result: Result, first: StrategyConfig, second: StrategyConfig, ad
             same == (other.name in adds_nothing),
             f"{pair} predicts {'the same as' if same else 'otherwise than'} {one.name} alone, in three tasks of two steps; "
             f"usually {other.name} does not act so early, where options can make it, or what it does is undone by {one.name}: "
-            "then the pair has to be refused, by Needs.traits (clbench/learning/composition.py)",
+            "then the pair has to be refused, by Needs.traits (clbench/learning/traits.py)",
         )

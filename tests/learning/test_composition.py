@@ -8,7 +8,8 @@ import torch
 from clbench.config import StrategyConfig
 from clbench.errors import ConfigError
 from clbench.learning.base import Needs, Strategy
-from clbench.learning.composition import CONFLICTS, TRAITS, refuse, traits_of
+from clbench.learning.composition import refuse
+from clbench.learning.traits import CONFLICTS, TRAITS, traits_of
 from clbench.registry import STRATEGIES
 from clbench.testing.pairs import base_config, check_acts, check_sentence, network_for, options_of, trained, try_pair
 

@@ -12,8 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from clbench.errors import ConfigError
 from clbench.evaluation.evaluator import COLUMNS, as_table
 from clbench.learning.base import Batch, Outputs
-from clbench.learning.composition import traits_of
 from clbench.learning.microbatch import backward_in_pieces, pieces_of
+from clbench.learning.traits import traits_of
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Samples
 from clbench.testing.small_runs import STREAMS, in_double_precision, small_network, small_options
