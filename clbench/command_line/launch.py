@@ -123,13 +123,16 @@ def _sweep(arguments: Arguments, overrides: list[str], composed: DictConfig) -> 
 
 
 def _call_hydra(arguments: Arguments, overrides: list[str], task: Callable[[DictConfig], Any]) -> None:
-    words, before = sys.argv, os.environ.get(FULL_ERRORS)
+    words, before, known = sys.argv, os.environ.get(FULL_ERRORS), HydraConfig.instance().cfg
     sys.argv = [sys.argv[0], *arguments.flags, *overrides]
     os.environ[FULL_ERRORS] = "1"
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
     finally:
         sys.argv = words  # what a program records of itself afterwards
+        HydraConfig.instance().cfg = (
+            known  # or later runs of this process would take this one's working directory for theirs
+        )
         if before is None:
             del os.environ[FULL_ERRORS]
 

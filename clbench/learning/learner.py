@@ -145,7 +145,9 @@ class Learner(nn.Module):
     def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """All loss terms by name, from the ``outputs`` of the batch's samples."""
         terms = dict(self._owner["data_loss"].data_loss(batch, outputs))
-        weight = math.prod(strategy.data_weight for strategy in self)
+        weight = 1.0
+        for strategy in self:  # not math.prod, at which torch.compile gives the graph up
+            weight *= strategy.data_weight
         if weight != 1:
             terms = {name: weight * term for name, term in terms.items()}
         for strategy in self:

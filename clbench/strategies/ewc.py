@@ -124,7 +124,8 @@ class EWC(ImportancePenalty):
 
     @property
     def penalises(self) -> bool:
-        return self.prior is not None or super().penalises
+        # Not super().penalises: torch.compile would not notice that it changes with tasks_learned.
+        return self.tasks_learned > 0 or self.prior is not None
 
     @torch.no_grad()
     def begin_task(self, task: Task) -> None:

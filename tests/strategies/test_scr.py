@@ -213,7 +213,7 @@ def test_before_the_first_step_no_class_is_preferred(small_trainer):
 
 def test_samples_without_a_second_view_are_refused(small_setup):
     model = small_setup(*SCR).learner.model
-    texts = SimpleNamespace(reads="tokens", name="texts", n_classes=2, n_tasks=1, train=range(100))
+    texts = SimpleNamespace(reads="tokens", name="texts", n_classes=2, n_tasks=1, n_groups=1, train=range(100))
     with pytest.raises(ConfigError, match="makes a second view of images, and the samples of texts are tokens"):
         SCRStrategy(options_of("scr"), model, texts)
 
