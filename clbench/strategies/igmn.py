@@ -34,7 +34,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from clbench.errors import ConfigError
@@ -110,6 +109,8 @@ class IGMN(FrozenFeatures):
         projects = config.projection is not None and d < n_inputs
         self.register_buffer("directions", torch.linalg.qr(random).Q if projects else torch.eye(d, dtype=torch.float64))
         self.n_inputs, D = d, d + C
+        from scipy.stats import chi2  # slow to import, and most runs do without
+
         self.register_buffer("gate", torch.tensor(chi2.ppf(1 - config.beta, D), dtype=torch.float64))
         for name, shape in {
             "means": (K, D),
