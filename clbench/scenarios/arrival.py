@@ -59,22 +59,22 @@ def drifting(tasks: np.ndarray, drift: float, rng: np.random.Generator) -> Arriv
 
 
 def cut_every(arrival: Arrival, n: int, rng: np.random.Generator) -> Arrival:
-    """The same stream with a segment for every ``n`` samples, in place of one for every task; the last may be smaller.
+    """The same stream with a segment for every ``n`` samples, in place of its own; the last may be smaller.
 
-    A segment is recorded with the task of its last sample's old segment. Within the new segments there is no order.
+    A segment is recorded with the group of its last sample's old segment. Within the new segments there is no order.
 
     Raises:
-        ConfigError: ``n`` is larger than a segment, so that a task would not be recorded at all.
+        ConfigError: fewer than ``n`` samples arrive while a group is recorded, which then might not be recorded at all.
     """
-    assert arrival.groups_at is None
-    smallest = min(map(len, arrival.segments))
+    in_order = arrival.segments if arrival.ordered else [rng.permutation(ids) for ids in arrival.segments]
+    stream = np.concatenate(in_order)
+    groups_at = arrival.groups_at or range(len(in_order))
+    group = np.repeat(groups_at, [len(ids) for ids in in_order])
+    smallest = int(np.bincount(group).min())
     if n > smallest:
         raise ConfigError(
             f"scenario.boundaries={n} is more than the {smallest} samples that arrive with one of the tasks"
         )
-    in_order = arrival.segments if arrival.ordered else [rng.permutation(ids) for ids in arrival.segments]
-    stream = np.concatenate(in_order)
-    group = np.repeat(np.arange(len(in_order)), [len(ids) for ids in in_order])
     starts = range(0, len(stream), n)
     segments = [stream[start : start + n] for start in starts]
     return Arrival(segments, [int(group[min(start + n, len(stream)) - 1]) for start in starts])

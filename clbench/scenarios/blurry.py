@@ -56,6 +56,12 @@ class Blurry(ClassIncremental):
         plan = super().plan(config, data, seed)
         blurred: dict[str, float | bool] = {"disjoint": config.disjoint, "blur": config.blur}
         if config.stochastic:
+            for name in ("tasks", "skip_tasks"):
+                if getattr(config, name) is not None:
+                    raise ConfigError(
+                        f"scenario.{name}={getattr(config, name)} has no meaning with scenario.stochastic=true, where samples "
+                        "are dealt out over all tasks together: leave it at null"
+                    )
             blurred["stochastic"] = True
             n_tasks = len(plan.task_classes)
             sizes = random_sizes(

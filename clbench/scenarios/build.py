@@ -89,7 +89,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
             f"data.image_size={data_config.image_size} is not for the command line: set scenario.image_size instead"
         )
     source, data = read_source(config, replace(data_config, image_size=config.image_size))
-    plan = with_boundaries(_some_tasks(kind.plan(config, data, seed), config), config, seed)
+    plan = _with_boundaries(_some_tasks(kind.plan(config, data, seed), config), config, seed)
     _refuse_returning_classes(config, plan)
     shown = _shown(plan, source.train, seed)
     place = data_config.placement
@@ -148,7 +148,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
     )
 
 
-def with_boundaries(plan: StreamPlan, config: ScenarioConfig, seed: int) -> StreamPlan:
+def _with_boundaries(plan: StreamPlan, config: ScenarioConfig, seed: int) -> StreamPlan:
     """The plan with the drift and the boundaries that the scenario's options ask for.
 
     Raises:

@@ -32,6 +32,7 @@ class ClassRepetitionConfig(ClassIncrementalConfig):
     increment: int | None = option(None, help="null: which classes are new is drawn", choices=(None,))
     base: int | None = option(None, help="null: which classes are in the first experience is drawn", choices=(None,))
     tasks: int | None = option(None, help="null: experiences says how many there are", choices=(None,))
+    skip_tasks: int | None = option(None, help="null: experiences belong together", choices=(None,))
     experiences: int = option(help="number of experiences N, before empty ones are left out", at_least=1)
     samples: int = option(help="training samples of an experience S, in equal shares of its classes", at_least=1)
     first_occurrence: float | None = option(

@@ -186,6 +186,20 @@ def test_a_stochastic_stream_deals_disjoint_classes_out_at_random_and_the_others
     assert len(hashes) == 4
 
 
+@pytest.mark.parametrize("option", ["tasks", "skip_tasks"])
+def test_a_stochastic_stream_is_not_cut(small_setup, option):
+    with pytest.raises(ConfigError, match=f"scenario.{option}=2 has no meaning with scenario.stochastic=true"):
+        small_setup("scenario=blurry_digits", "scenario.stochastic=true", f"scenario.{option}=2", "strategy=finetune")
+
+
+@pytest.mark.parametrize("options", [["scenario.tasks=2"], ["scenario.skip_tasks=2"], ["scenario.boundaries=40"]])
+def test_a_blurry_stream_may_be_cut(small_trainer, options):
+    trainer = small_trainer(*BLURRY, *options)
+    trainer.fit()
+    assert trainer.tasks.task_eval.max() + 1 == trainer.scenario.n_groups
+    assert trainer.evaluator.seen.classes.iloc[-1] == trainer.scenario.n_classes
+
+
 def test_a_stochastic_stream_in_which_a_task_has_no_class_is_refused(small_setup):
     with pytest.raises(ConfigError, match="leaves a task without a class"):
         small_setup("scenario=blurry_digits", "scenario.stochastic=true", "scenario.disjoint=1.0", "strategy=finetune")

@@ -92,6 +92,14 @@ def test_a_run_is_evaluated_by_groups_and_over_the_classes_seen(small_trainer):
     assert last.n == final.n.sum()
 
 
+def test_boundaries_that_are_set_keep_its_groups(small_trainer):
+    trainer = small_trainer(*DIGITS, "scenario.boundaries=25", "strategy=l2")
+    scenario = trainer.scenario
+    assert {len(scenario.arriving(task)) for task in range(scenario.n_tasks - 1)} == {25}
+    trainer.fit()
+    assert trainer.tasks.groupby("task_learning").task_eval.max().tolist() == list(range(scenario.n_groups))
+
+
 def test_a_reservoir_needs_no_room_for_every_experience(small_setup):
     setup = small_setup(*DIGITS, "strategy=er_ace", "strategy.memory_size=10")
     assert setup.scenario.n_tasks > 10
@@ -114,6 +122,8 @@ def test_a_killed_run_goes_on(small_trainer):
         (["scenario.samples=2", "scenario.repetition=1.0"], "is too few for an experience with 10 classes"),
         (["scenario.increment=2"], "scenario.increment"),
         (["scenario.tasks=2"], "scenario.tasks"),
+        (["scenario.skip_tasks=1"], "scenario.skip_tasks"),
+        (["scenario.boundaries=100000"], "samples that arrive with one of the tasks"),
         (["strategy=gem", "strategy.memory_size=15"], "in 18 tasks: it has to be at least 18"),
         (["strategy=icarl"], "in class_repetition_digits classes return"),
     ],
