@@ -113,6 +113,15 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, config: 
             f"trainer.budget={trainer.budget} is of batches that arrive once: set trainer.epochs=1 "
             "trainer.max_steps_per_task=null"
         )
+    for name, options in zip(names, chosen, strict=True):
+        if trainer.budget is not None and traits_of(STRATEGIES[name], options) & {
+            "trains on all data",
+            "mixes exemplars",
+        }:
+            raise ConfigError(
+                f"trainer.budget={trainer.budget} is of batches that arrive, and strategy {name} trains on batches of its own "
+                "making: leave trainer.budget at null"
+            )
     if scenario.boundaries:
         return
     free = [name for name in STRATEGIES.names() if not STRATEGIES[name].needs.boundaries]

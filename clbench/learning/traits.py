@@ -51,6 +51,7 @@ TRAITS = {
     "holds features": "in a part of each task all that features depend on stands still",
     "reads current task": "it takes the new samples for those of the current task",
     "one task a class": "it takes a class for one that arrives with a single task",
+    "mixes exemplars": "stored samples, chosen by the network, are among the new ones of its batches",
     "trains on its memory": "on what lies in its memory, and on nothing else",
     "looks at stored samples": "its plan names reference samples",
     "virtual outliers": "it trains the head against virtual outliers",

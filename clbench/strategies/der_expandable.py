@@ -60,7 +60,7 @@ class DERExpandable(Strategy):
         memory=True,
         settings=("class", "task"),
         cost_grows=True,
-        traits=frozenset({"linear head", "grows", "one task a class"}),
+        traits=frozenset({"linear head", "grows", "one task a class", "mixes exemplars"}),
         alone="the network gets another extractor with every task",
     )
     options: DERExpandableConfig

@@ -51,7 +51,11 @@ class EEIL(WithTeacher):
     """Distillation per earlier task, and balanced fine-tuning."""
 
     config = EEILConfig
-    needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs", "one task a class"}))
+    needs = Needs(
+        memory=True,
+        settings=("class", "task"),
+        traits=frozenset({"remembers outputs", "one task a class", "mixes exemplars"}),
+    )
     options: EEILConfig
     lam: Tensor
     temperature: Tensor

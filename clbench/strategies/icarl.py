@@ -60,7 +60,11 @@ class ICaRL(WithTeacher):
     """Exemplars, distillation, and the nearest mean of exemplars."""
 
     config = ICaRLConfig
-    needs = Needs(memory=True, settings=("class", "task"), traits=frozenset({"remembers outputs", "one task a class"}))
+    needs = Needs(
+        memory=True,
+        settings=("class", "task"),
+        traits=frozenset({"remembers outputs", "one task a class", "mixes exemplars"}),
+    )
     options: ICaRLConfig
     means: Tensor
     teacher: Teacher

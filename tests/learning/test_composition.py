@@ -204,7 +204,7 @@ def test_every_rule_has_a_pair():
             }
     assert met == set(CONFLICTS)
     used: set[str] = {trait for rule in CONFLICTS for trait in (rule.one, rule.other, rule.unless)}
-    of_streams = {"one task a class"}  # see refuse_stream, tests/scenarios/test_blurry.py
+    of_streams = {"one task a class", "mixes exemplars"}  # see refuse_stream, tests/scenarios/test_blurry.py
     of_options = {
         "reads the forward pass",
         "linear head",

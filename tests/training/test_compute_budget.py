@@ -99,6 +99,12 @@ def test_a_killed_run_and_a_fleet_miss_the_same_batches(small_trainer):
     assert (members[0].curve.correct - whole.curve.correct).abs().max() <= 1
 
 
+@pytest.mark.parametrize("strategy", ["joint", "gdumb", "icarl", "der_expandable"])
+def test_a_method_that_makes_batches_of_its_own_has_no_budget(small_setup, strategy):
+    with pytest.raises(ConfigError, match=f"strategy {strategy} trains on batches of its own making"):
+        small_setup(*ONCE, f"strategy={strategy}", "trainer.budget=1")
+
+
 def test_a_budget_is_of_batches_that_arrive_once(small_setup):
     with pytest.raises(ConfigError, match="batches that arrive once"):
         small_setup("scenario=split_digits", "strategy=finetune", "trainer.budget=1", "trainer.max_steps_per_task=5")
