@@ -53,9 +53,11 @@ def read_result(cell: PublishedCell, folder: Path, config: DictConfig | None, fa
         return Result(cell, "not possible", reason=cell.missing or failure)
     strategy = "+".join([config.strategy.name, *config.strategy.plus])
     files = sorted(folder.glob("*/config.yaml"))
-    own = [file.parent for file in files if _same_setting(file, config)]
+    # A run that was killed while it was set up has no summary yet, and is none.
+    own = [f.parent for f in files if f.with_name("summary.json").exists() and _same_setting(f, config)]
     if not own:
-        other = "there are runs of another configuration in its folder" if files else ""
+        foreign = any(not _same_setting(file, config) for file in files)
+        other = "there are runs of another configuration in its folder" if foreign else ""
         return Result(cell, "failed" if failure else "not run", strategy=strategy, reason=failure or other)
     runs = load(own).table
     values = [100 * float(value) for value in runs[runs.status == "finished"].get(cell.metric, _NONE).dropna()]

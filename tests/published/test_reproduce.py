@@ -144,6 +144,20 @@ def test_runs_that_do_not_count(table, tmp_path):
     assert "choose another" in errors
 
 
+def test_a_run_that_was_killed_while_it_was_set_up_counts_as_not_made(table, tmp_path):
+    assert table("--cells", "none", "--seeds", "1")[0] == 0
+    folder = tmp_path / "reproductions" / "mine" / "none"
+    killed = folder / "seed_1"
+    killed.mkdir()
+    (killed / "config.yaml").write_text((folder / "seed_0" / "config.yaml").read_text())
+    assert table("--page-only")[0] == 0
+    assert rows(tmp_path / "reproductions" / "mine")["none"]["verdict"] == "within tolerance"
+    (folder / "seed_0" / "summary.json").unlink()
+    assert table("--page-only")[0] == 0
+    found = rows(tmp_path / "reproductions" / "mine")["none"]
+    assert (found["verdict"], found["reason"]) == ("not run", "")
+
+
 def test_an_interruption_leaves_the_page_of_what_is_done(table, tmp_path, monkeypatch):
     sweep = reproduction.sweep
 

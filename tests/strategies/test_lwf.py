@@ -66,19 +66,8 @@ def test_term_in_class_incremental_streams(squared, small_setup, task_of, batch_
 
 
 def test_term_in_task_incremental_streams_is_a_sum_over_earlier_heads(small_setup, task_of, batch_of):
-    setup = small_setup("strategy=lwf", "scenario=split_digits_task")
-    learner = setup.learner
-    for index in (0, 1):
-        learner.begin_task(task_of(setup, index))
-        learner.end_task(task_of(setup, index))
-    learner.train()
-    learner.begin_task(task_of(setup, 2))
-    batch = batch_of(setup, task_of(setup, 2).ids[:6])
-    teacher = learner.model(batch.samples.x).detach()
-    with torch.no_grad():
-        for p in learner.model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    student = learner.model(batch.samples.x)
+    options = "scenario=split_digits_task", "strategy.lam=1.0"
+    learner, batch, student, teacher = in_third_task(small_setup, task_of, batch_of, *options)
     expected = sum(
         F.kl_div(F.log_softmax(student[:, h] / 2, 1), F.log_softmax(teacher[:, h] / 2, 1), log_target=True,
                  reduction="batchmean")
