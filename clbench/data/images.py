@@ -66,6 +66,7 @@ class SourceData:
         domain_names: name of every domain, or empty.
         superclass: for each class the number of its superclass (CIFAR-100's coarse labels), or None.
         note: what a reader of results has to know about this copy of the data, or empty.
+        answers: for each class how a language model is to say it after the text, e.g. " World", or None: it has numbers only.
     """
 
     train: ImageSet
@@ -76,3 +77,4 @@ class SourceData:
     domain_names: list[str] = field(default_factory=list)
     superclass: np.ndarray | None = None
     note: str = ""
+    answers: tuple[str, ...] | None = None

@@ -123,6 +123,7 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
         _refuse_for_texts(config)
     else:
         check_normalisation(config, data.train.pixels.shape[1])
+    answers = _answers(plan, data)
     return Scenario(
         name=config.name,
         setting=plan.setting,
@@ -141,9 +142,11 @@ def build(config: ScenarioConfig, data_config: DataConfig, seed: int, device: to
             **({} if config.pad is None else {"pad": config.pad}),  # older definitions say nothing of it
             **plan.recipe,
             **_labelling(plan, train),
+            **({} if answers is None else {"answers": list(answers)}),
         },
         note=note,
         boundaries=plan.boundaries,
+        answers=answers,
         **_arrival(config, plan, train),
     )
 
@@ -189,6 +192,18 @@ def _with_boundaries(plan: StreamPlan, config: ScenarioConfig, seed: int) -> Str
     if not asked:
         return plan
     return replace(plan, arrival=arrive, boundaries=told, recipe={**plan.recipe, **asked})
+
+
+def _answers(plan: StreamPlan, data: SourceData) -> tuple[str, ...] | None:
+    """For every label the answer of its class; None where the source has no answers, or some label not exactly one."""
+    if data.answers is None:
+        return None
+    of_label: dict[int, set[str]] = {}
+    for part in plan.parts:
+        for source_class, label in part.classes.items():
+            of_label.setdefault(label, set()).add(data.answers[source_class])
+    found = [of_label.get(label, set()) for label in range(len(plan.class_names))]
+    return tuple(answer for (answer,) in found) if all(len(answers) == 1 for answers in found) else None
 
 
 def _arrival(config: ScenarioConfig, plan: StreamPlan, train: Split) -> dict[str, Any]:

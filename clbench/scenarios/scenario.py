@@ -114,6 +114,8 @@ class Scenario:
             many segments as groups, and each is of its own.
         ordered: whether segments are in the order of arrival, so that they may not be shuffled.
         boundaries: whether methods are told where a segment begins.
+        answers: for every label the text that says it, which a language model is to write behind the sample's own, or None
+            where there are none; part of the hash by way of the recipe.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Scenario:
     groups_at: list[int] | None = None
     ordered: bool = False
     boundaries: bool = True
+    answers: tuple[str, ...] | None = None
 
     @property
     def reads(self) -> str:

@@ -1,5 +1,7 @@
 """Class- and task-incremental streams: who is in which task, under which label."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +59,32 @@ def test_task_incremental_cuts_the_same_tasks_and_gives_the_identity(make_source
     assert (hidden.setting, given.setting) == ("class", "task")
     assert hidden.task_classes == given.task_classes
     assert hidden.train.hashes == given.train.hashes
+
+
+def test_answers_follow_their_classes_and_are_part_of_the_stream(make_source, build_stream):
+    """Labels are numbered in the order of arrival, so the answers are too; another answer makes another stream."""
+    data = make_source(4, answers=(" a", " b", " c", " d"))
+    scenario = build_stream(data, "class_incremental", increment=2, class_order=[2, 0, 3, 1])
+    assert scenario.answers == (" c", " a", " d", " b")
+    assert build_stream(data, "class_incremental", increment=2, class_order=[2, 0, 3, 1], tasks=1).answers == (
+        " c",
+        " a",
+    )
+    other = dataclasses.replace(data, answers=(" a", " b", " c", " e"))
+    plain = make_source(4)
+    hashes = {build_stream(d, "class_incremental", increment=2).hash for d in (data, other, plain)}
+    assert len(hashes) == 3
+    assert build_stream(plain, "class_incremental", increment=2).answers is None
+
+
+def test_a_label_of_two_answers_has_none(make_source, build_stream):
+    """Two classes under one label can only be told by number, unless they are said alike."""
+    superclass = np.array([0, 0, 1, 1])
+    differ = make_source(4, superclass=superclass, answers=(" a", " b", " c", " d"))
+    alike = make_source(4, superclass=superclass, answers=(" a", " a", " c", " c"))
+    assert build_stream(differ, "superclass").answers is None
+    assert build_stream(alike, "superclass").answers == (" a", " c")
+    assert build_stream(alike, "superclass", setting="task").answers == (" a", " c", " a", " c")
 
 
 def order_of(class_order_option, n_classes=10, seed=0, classes=None):
