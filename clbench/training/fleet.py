@@ -57,7 +57,7 @@ class Fleet:
         self.diverged: dict[int, Diverged] = {}
         """Why, for every run that has diverged. Such a run is frozen: it takes no further part."""
         self._alive = list(range(len(members)))
-        self._reference: tuple[list[int], Samples] | None = None  # see _reference_samples
+        self._reference: tuple[list[Tensor], Samples] | None = None  # see _reference_samples
 
     def fit(self) -> None:
         """Train every run to the end of its stream, or to where it diverges.
@@ -257,13 +257,16 @@ class Fleet:
 
     def _reference_samples(self, rows: list[int], index: Tensor | None, steps: list[Step], step: int) -> Samples | None:
         """Reference samples; kept from step to step while the ids are the same and nothing random is done to them."""
-        ids = [s.reference for s in steps]
-        if ids[0] is None:
+        ids = [s.reference for s in steps if s.reference is not None]
+        if not ids:
             return None
-        key = [id(part) for part in ids]
-        if self._reference is None or self._reference[0] != key or self._living[0].inputs.augmentation is not None:
+        # The tensors themselves are kept: ids that a memory has just been asked for are freed after the step, and the next ones
+        # may well stand at the same address.
+        kept = [] if self._reference is None else self._reference[0]
+        is_the_same = len(kept) == len(ids) and all(mine is its for mine, its in zip(kept, ids, strict=True))
+        if self._reference is None or not is_the_same or self._living[0].inputs.augmentation is not None:
             # The step number is that of Trainer._reference_samples, so that the same augmentation is drawn.
-            self._reference = key, self._inputs.training(rows, index, ids, self._task, -1 - step)  # type: ignore[arg-type]
+            self._reference = ids, self._inputs.training(rows, index, ids, self._task, -1 - step)
         return self._reference[1]
 
     # ---- stacking -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from clbench.testing import Case
 from clbench.testing.properties import check_resumes, require_members_equal_solo_runs, require_same_run
 from clbench.testing.small_runs import in_double_precision, setting_of
 from clbench.training.fleet import Fleet
+from clbench.training.steps import Step
 from clbench.training.trainer import Trainer
 
 
@@ -80,6 +81,21 @@ def test_members_whose_memories_are_divided_otherwise(small_trainer):
     assert sizes[0] != sizes[1]
     assert sum(sizes[0]) == sum(sizes[1])
     assert_same_when_alone(small_trainer, members)
+
+
+def test_reference_samples_are_those_of_the_step(small_trainer, monkeypatch):
+    """Ids that a memory is asked for are freed after the step, and the next ones may stand at the same address; here all do."""
+    monkeypatch.setattr("clbench.training.fleet.id", lambda _: 0, raising=False)
+    fleet = Fleet(make(small_trainer, "fleet", [["strategy=gss", "seed=0"], ["strategy=gss", "seed=1"]]))
+    for member in fleet.members:
+        member.begin()
+    fleet.begin_task()
+    for first in (0, 2):
+        steps = [Step(torch.arange(8), 8, reference=torch.arange(first, first + 2) + row) for row in range(2)]
+        samples = fleet._reference_samples([0, 1], None, steps, step=0)
+        assert samples is not None
+        alone = [m.inputs.plain(m.scenario.train, step.reference) for m, step in zip(fleet.members, steps, strict=True)]
+        torch.testing.assert_close(samples.x.flatten(), torch.stack([of_one.x for of_one in alone]).flatten())
 
 
 def test_members_in_different_phases(small_trainer):
