@@ -29,12 +29,12 @@ from torch import Tensor
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, buffer_name
 from clbench.models.continual import ContinualModel
-from clbench.models.lora import adapted_layers
 from clbench.options import option
 from clbench.registry import STRATEGIES
 from clbench.scenarios.scenario import Scenario
 from clbench.scenarios.task import Task
-from clbench.strategies.lora import LoRA, LoRAConfig
+from clbench.strategies.inc_lora import IncLoRA
+from clbench.strategies.lora import LoRAConfig
 
 
 @dataclass
@@ -51,7 +51,7 @@ class RegLoRAConfig(LoRAConfig):
 
 
 @STRATEGIES.register("reglora")
-class RegLoRA(LoRA):
+class RegLoRA(IncLoRA):
     """A fresh adapter a task, merged at its end, and a penalty on what it does to earlier tasks' key entries."""
 
     config = RegLoRAConfig
@@ -70,18 +70,6 @@ class RegLoRA(LoRA):
                 )
             self.register_buffer(buffer_name("key", name), torch.zeros(shape, dtype=torch.int16))
 
-    def begin_task(self, task: Task) -> Tensor | None:
-        """Start a fresh adapter; the first task has one already."""
-        if task.index == 0:
-            return None
-        generator = task.torch_generator("adapters")
-        renewed = {}
-        for name, adapter in self.adapters().items():
-            adapter.start_anew(generator)
-            for of_adapter, parameter in adapter.named_parameters():
-                renewed[f"backbone.{name}.{of_adapter}"] = torch.ones_like(parameter, dtype=torch.bool)
-        return self.model.flat_mask(renewed)
-
     def penalty(self, batch: Batch, outputs: Outputs) -> Tensor | None:
         if self.tasks_learned == 0:
             return None
@@ -99,8 +87,7 @@ class RegLoRA(LoRA):
             counts += key_entries(adapter.product(), self.options.top_fraction)
             if self.options.accumulate == "union":
                 counts.clamp_(max=1)
-        for layer in adapted_layers(self.model.backbone).values():
-            layer.merge()
+        super().end_task(task)
 
     def measurements(self) -> list[Measurement]:
         """Also the share of entries that are key."""

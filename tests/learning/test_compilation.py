@@ -57,6 +57,7 @@ def traced_only(monkeypatch):
 SLOW = [
     "er",
     "ilora",
+    "o_lora",
     "reglora",
     "hypernetwork",
     "spectral",

@@ -15,7 +15,8 @@ from clbench.testing.pairs import base_config, check_acts, check_sentence, netwo
 
 NAMES = STRATEGIES.names()
 
-LORA = {"lora", "ilora", "reglora"}
+FRESH_ADAPTERS = {"inc_lora", "o_lora", "reglora"}
+LORA = {"lora", "ilora"} | FRESH_ADAPTERS
 PROMPTS = {"coda_prompt", "dualprompt", "l2p", "oneprompt", "ovor"}
 CLOSED_FORM = {"acil", "fecam", "if2net", "igmn", "ranpac", "slda"}
 NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet", "separate"}
@@ -49,7 +50,7 @@ REFUSED = [
     (NETWORK_PER_TASK, ALL - OF_WEIGHTS, "makes a network for every task, which"),
     (CLOSED_FORM, CLOSED_FORM, "each of them decides what is learned without gradients"),
     (CLOSED_FORM, {"cls_er", "icarl", "ilora"} | NO_HEAD, "each of them decides the prediction"),
-    (CLOSED_FORM, {"reglora"}, "does not act before the second"),
+    (CLOSED_FORM, FRESH_ADAPTERS, "does not act before the second"),
     (CLOSED_FORM, ALL - MAY_BE_TRAINED_FIRST, "learns without gradients and in one pass"),
     (OWN_LOSS, OWN_LOSS, "each of them decides the loss"),
     (PROJECTS, PROJECTS, "each of them decides the gradient's projection"),
@@ -57,7 +58,7 @@ REFUSED = [
     ({"gdumb"}, {"agem", "gem", "mir"}, "looks at samples that it stores beside it"),
     ({"gdumb"}, {"continual_backprop", "owm"} | IMPORTANCE, "what single ones were worth"),
     ({"gdumb"}, {"featkd", "lwf"}, "holds on to what the network was before"),
-    ({"gdumb"}, {"reglora"}, "merges what a task has learned into frozen weights"),
+    ({"gdumb"}, FRESH_ADAPTERS, "merges what a task has learned into frozen weights"),
     ({"mer"}, MOVES, "changes weights beside them"),
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
@@ -72,7 +73,7 @@ REFUSED = [
     ),
     (NO_HEAD, RESETS, "leaves the network's head as it is"),
     ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
-    (IMPORTANCE | {"cls_er"}, {"reglora"}, "anew for every task"),
+    (IMPORTANCE | {"cls_er"}, FRESH_ADAPTERS, "anew for every task"),
     (OUTLIERS, MOVES, "changes the weights behind them"),
     (OUTLIERS, OUTLIERS, "each of them trains the head against virtual outliers"),
     (OUTLIERS, {"gdumb", "joint"}, "trains on those of earlier tasks"),
