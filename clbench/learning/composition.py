@@ -117,6 +117,7 @@ def refuse_stream(chosen: Sequence[StrategyConfig], scenario: Scenario, config: 
         if trainer.budget is not None and traits_of(STRATEGIES[name], options) & {
             "trains on all data",
             "mixes exemplars",
+            "leaves out samples",
         }:
             raise ConfigError(
                 f"trainer.budget={trainer.budget} is of batches that arrive, and strategy {name} trains on batches of its own "

@@ -68,8 +68,14 @@ class Learner(nn.Module):
     def plan(self, task: Task) -> Plan:
         """The samples of every step of the task."""
         plan = Plan(new=task.arriving_batches())
-        owner = self._owner["data_loss"]  # first: it may make other batches, to which the others add samples or columns
-        for strategy in sorted(self, key=lambda strategy: strategy is not owner):
+        owner = self._owner["data_loss"]
+
+        def place(strategy: Strategy) -> int:
+            """First those that may make other batches, to which the others add samples or columns."""
+            chooses = "leaves out samples" in strategy.traits(strategy.options)
+            return 0 if chooses else 1 if strategy is owner else 2
+
+        for strategy in sorted(self, key=place):
             plan = strategy.plan(task, plan)
         return plan
 

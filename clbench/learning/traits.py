@@ -51,6 +51,7 @@ TRAITS = {
     "holds features": "in a part of each task all that features depend on stands still",
     "reads current task": "it takes the new samples for those of the current task",
     "one task a class": "it takes a class for one that arrives with a single task",
+    "leaves out samples": "of the samples that arrive it trains on some",
     "mixes exemplars": "stored samples, chosen by the network, are among the new ones of its batches",
     "trains on its memory": "on what lies in its memory, and on nothing else",
     "looks at stored samples": "its plan names reference samples",
@@ -181,6 +182,14 @@ CONFLICTS = (
         "reads current task",
         "trains on all data",
         "{one} takes the new samples for those of the current task, and {other} trains on those of earlier tasks among them",
+    ),
+    *(
+        Conflict(
+            "leaves out samples",
+            other,
+            "{one} chooses which of the task's samples are trained on, and {other} makes batches of its own",
+        )
+        for other in ("trains on all data", "mixes exemplars", "trains on its memory")
     ),
     Conflict("grows", "adds modules", "{one} adds to a network that {other} freezes"),
     Conflict(

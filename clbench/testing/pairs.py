@@ -68,6 +68,7 @@ OPTIONS = {
     "outliers": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],
     "ovor": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],
     "reglora": ["strategy.lam=10.0"],
+    "rif": ["strategy.min_correct=4", "strategy.max_correct=6"],
     "coda_prompt": ["strategy.pool=6"],
 }
 """What makes a strategy act within two steps, after :data:`clbench.testing.small_runs.SMALL_OPTIONS`."""

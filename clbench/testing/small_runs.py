@@ -95,6 +95,8 @@ SMALL_OPTIONS = {
     "outliers": OUTLIERS,
     "ovor": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]", *OUTLIERS],
     "ranpac": ["strategy.projection=30"],
+    "grpo": ["strategy.steps_per_rollout=2"],
+    "rif": ["strategy.min_correct=3", "strategy.max_correct=6"],
     "reglora": ["strategy.rank=2", "strategy.top_fraction=0.1"],  # of 8×8 entries
     "scr": ["strategy.replay_batch_size=8", "strategy.projection=8"],
     "slda": ["strategy.shrinkage=0.1"],  # a few samples leave the covariance singular

@@ -27,7 +27,7 @@ IMPORTANCE = {"ewc", "mas", "rwalk", "si"}
 NO_HEAD = {"cope", "scr"}
 OWN_LOSS = NO_HEAD | {
     *("cls_er", "der", "der_expandable", "derpp", "dgr", "eeil", "er", "er_ace"),
-    *("gdumb", "gss", "icarl", "ilora", "joint", "mer", "predkd"),
+    *("gdumb", "grpo", "gss", "icarl", "ilora", "joint", "mer", "predkd"),
 }
 PROJECTS = {"agem", "gem", "mir", "owm"}
 MOVES = RESETS | {"shrink_perturb"}
@@ -68,7 +68,7 @@ REFUSED = [
     ({"der_expandable"}, {"outliers"}, "keeps some of a fixed number"),
     (
         NO_HEAD,
-        {"agem", "ewc", "gem", "lwf", "mas", "mir", "outliers", "ovor", "rwalk"},
+        {"agem", "ewc", "gem", "lwf", "mas", "mir", "outliers", "ovor", "rif", "rwalk"},
         "leaves the network's head as it is",
     ),
     (NO_HEAD, RESETS, "leaves the network's head as it is"),
@@ -77,6 +77,7 @@ REFUSED = [
     (OUTLIERS, MOVES, "changes the weights behind them"),
     (OUTLIERS, OUTLIERS, "each of them trains the head against virtual outliers"),
     (OUTLIERS, {"gdumb", "joint"}, "trains on those of earlier tasks"),
+    ({"rif"}, {"der_expandable", "eeil", "gdumb", "icarl", "joint"}, "makes batches of its own"),
 ]
 """Pairs that are refused, of one set with the other in either order, and a part of the sentence; the first that fits counts."""
 
@@ -143,6 +144,7 @@ REFUSED_WITH_OPTIONS = [
         }.items()
     ),
     ("reglora", {}, "shrink_perturb", {"every": "task"}, "anew for every task"),
+    ("reglora", {}, "grpo", {"reference": "start"}, "anew for every task"),
     ("acil", {"extractor": "frozen"}, "spectral", {}, "learns without gradients and in one pass, where spectral"),
     ("ranpac", {"extractor": "frozen"}, "lora", {}, "learns without gradients and in one pass, where lora"),
     (

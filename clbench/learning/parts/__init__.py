@@ -6,6 +6,7 @@
 ``exemplars``      samples that the network chooses at a task's end
 ``teacher``        the network as it was before the task; ``initial_weights`` as it was when the run began
 ``shadow_weights``  weights that follow those that are trained
+``rollouts``       answers drawn from the network as from a policy
 ``importance``     how much single weights are worth to earlier tasks
 ``fisher``         the Fisher information of weights, by several estimators
 ``sample_gradients``  gradients of single samples

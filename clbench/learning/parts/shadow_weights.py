@@ -37,6 +37,13 @@ class ShadowWeights(nn.Module):
             shadow.copy_(keep * shadow + (1 - keep) * trained[name])
 
     @torch.no_grad()
+    def remember(self, model: ContinualModel) -> None:
+        """Be the model's weights as they are now."""
+        trained = model.trained()
+        for name, shadow in self.weights().items():
+            shadow.copy_(trained[name])
+
+    @torch.no_grad()
     def renew(self, model: ContinualModel, renewed: Tensor) -> None:
         """Begin with the model's values where its weights have been drawn anew, boolean (P,)."""
         trained = model.trained()
