@@ -7,5 +7,6 @@
 ``decode``       image files to arrays, once; ``image_file`` one of them, ``image_folders`` which of them
 ``same_images``  images that occur twice
 
-A source is a registered function: see ``digits``, then ``torchvision_sources``, ``folder_sources`` and ``text_sources``.
+A source is a registered function: see ``digits``, then ``torchvision_sources`` and ``folder_sources``; of texts ``text_sources``
+(intents), ``sentence_sources`` (a label and a sentence a line) and ``instruction_sources`` (tasks in words, with answers).
 """

@@ -65,6 +65,8 @@ class SourceData:
         std: per-channel standard deviation of the same.
         domain_names: name of every domain, or empty.
         superclass: for each class the number of its superclass (CIFAR-100's coarse labels), or None.
+        superclass_names: name of every superclass, or empty: they are told by their classes.
+        refused: names of superclasses that belong to the source and that this copy does not give → why, in a clause.
         note: what a reader of results has to know about this copy of the data, or empty.
         answers: for each class how a language model is to say it after the text, e.g. " World", or None: it has numbers only.
     """
@@ -76,5 +78,7 @@ class SourceData:
     std: tuple[float, ...]
     domain_names: list[str] = field(default_factory=list)
     superclass: np.ndarray | None = None
+    superclass_names: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     note: str = ""
     answers: tuple[str, ...] | None = None

@@ -43,9 +43,14 @@ class TextSet(ImageSet):
         return np.frombuffer(bytes(digests), "<u8").reshape(len(self), 2).astype(np.uint64)
 
 
-def text_set(texts: list[str], labels: list[int], config: DataConfig) -> TextSet:
+def text_set(texts: list[str], labels: list[int], config: DataConfig, domains: np.ndarray | None = None) -> TextSet:
     """The texts with their tokens."""
-    return TextSet(tokens(texts, config), np.asarray(labels, np.int64), texts=tuple(texts))
+    return TextSet(tokens(texts, config), np.asarray(labels, np.int64), domains, texts=tuple(texts))
+
+
+def text_digest(text: str) -> int:
+    """A number in 0..2**64 − 1 that depends on the text alone: what a set without a split of its own is dealt out by."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def note_of_cut(*splits: TextSet) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clbench.config import ScenarioConfig
 from clbench.data.images import SourceData
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, choose_from
 from clbench.options import option
 from clbench.registry import SCENARIOS
 from clbench.scenarios.build import Part, StreamPlan
@@ -33,6 +33,9 @@ class ClassIncrementalConfig(ScenarioConfig):
         "numpy.random.RandomState (1993 is PyCIL's order), or a list of class numbers",
     )
     classes: list[int] | None = option(None, help="use only these classes of the source; null: all")
+    superclasses: list[str] | None = option(
+        None, help="increment=null: names of superclasses, one task each, in this order; null: all that the source has"
+    )
 
 
 @SCENARIOS.register("class_incremental")
@@ -48,16 +51,21 @@ class ClassIncremental:
 
         Raises:
             ConfigError: the classes do not divide, the class order names a class twice or one that does not exist, or
-                tasks are to be superclasses of a source that has none.
+                tasks are to be superclasses of a source that has none, or not those that are named.
         """
         order = class_order(config, len(data.class_names), seed)
+        if config.increment is not None and config.superclasses is not None:
+            raise ConfigError(
+                f"scenario.superclasses={config.superclasses} is for tasks of a superclass each: set scenario.increment=null, "
+                f"which is {config.increment}"
+            )
         groups = superclasses(config, data, order) if config.increment is None else increments(config, order)
         order = [c for group in groups for c in group]
         label_of = {source_class: label for label, source_class in enumerate(order)}
         return StreamPlan(
             setting=cls.setting,
             class_names=[data.class_names[c] for c in order],
-            task_names=[range_of_names([data.class_names[c] for c in group]) for group in groups],
+            task_names=[_name(config, data, group) for group in groups],
             task_classes=[[label_of[c] for c in group] for group in groups],
             parts=[Part(classes={c: label_of[c] for c in group}) for group in groups],
             recipe={"tasks": "superclasses"} if config.increment is None else {},
@@ -138,8 +146,10 @@ def increments(config: ClassIncrementalConfig, order: list[int]) -> list[list[in
 def superclasses(config: ClassIncrementalConfig, data: SourceData, order: list[int]) -> list[list[int]]:
     """The classes of every task: a superclass each, superclasses and their classes in the order in which ``order`` names them.
 
+    ``config.superclasses`` takes some, in its own order.
+
     Raises:
-        ConfigError: the source has no superclasses, or ``base`` is set.
+        ConfigError: the source has no superclasses, or not those that are named, or ``base`` is set.
     """
     if data.superclass is None:
         raise ConfigError(
@@ -150,7 +160,34 @@ def superclasses(config: ClassIncrementalConfig, data: SourceData, order: list[i
     groups: dict[int, list[int]] = {}
     for c in order:
         groups.setdefault(int(data.superclass[c]), []).append(c)
-    return list(groups.values())
+    if config.superclasses is None:
+        return list(groups.values())
+    if not data.superclass_names:
+        raise ConfigError(
+            f"scenario.superclasses={config.superclasses} are names, and the superclasses of {config.source} have none: "
+            "set scenario.class_order instead"
+        )
+    names = [data.superclass_names[number] for number in groups]
+    for name in config.superclasses:
+        if name in data.refused:
+            raise ConfigError(
+                f"scenario.superclasses names {name}, {data.refused[name]}. Valid choices: {', '.join(names) or 'none'}"
+            )
+        if name not in names:
+            raise ConfigError(choose_from(f"superclass of {config.source}", name, names))
+    if not config.superclasses or len(set(config.superclasses)) != len(config.superclasses):
+        raise ConfigError(
+            f"scenario.superclasses={config.superclasses} has to name at least one superclass, and none twice. "
+            f"Valid choices: {', '.join(names)}"
+        )
+    return [groups[data.superclass_names.index(name)] for name in config.superclasses]
+
+
+def _name(config: ClassIncrementalConfig, data: SourceData, group: list[int]) -> str:
+    """A task's name: that of its superclass where it is one and has a name, else by its classes."""
+    if config.increment is None and data.superclass is not None and data.superclass_names:
+        return data.superclass_names[int(data.superclass[group[0]])]
+    return range_of_names([data.class_names[c] for c in group])
 
 
 def _does_not_divide(n: int, config: ClassIncrementalConfig) -> str:

@@ -31,6 +31,7 @@ class ClassRepetitionConfig(ClassIncrementalConfig):
 
     increment: int | None = option(None, help="null: which classes are new is drawn", choices=(None,))
     base: int | None = option(None, help="null: which classes are in the first experience is drawn", choices=(None,))
+    superclasses: list[str] | None = option(None, help="null: classes begin one by one", choices=(None,))
     tasks: int | None = option(None, help="null: experiences says how many there are", choices=(None,))
     skip_tasks: int | None = option(None, help="null: experiences belong together", choices=(None,))
     experiences: int = option(help="number of experiences N, before empty ones are left out", at_least=1)

@@ -26,8 +26,18 @@ CITATIONS = {
     "fashion_mnist": "H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine "
     "Learning Algorithms, arXiv:1708.07747, 2017",
     "cifar100": "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    "clinc150": "S. Larson et al., An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction, EMNLP 2019",
+    "banking77": "I. Casanueva et al., Efficient Intent Detection with Dual Sentence Encoders, arXiv:2003.04807, 2020",
+    "hwu64": "X. Liu, A. Eshghi, P. Swietojanski and V. Rieser, Benchmarking Natural Language Understanding Services for "
+    "building Conversational Agents, arXiv:1903.05566, 2019",
+    "trec": "X. Li and D. Roth, Learning Question Classifiers, COLING 2002",
+    "sentiment_domains": "R. Socher et al., EMNLP 2013 (SST-2); B. Pang and L. Lee, ACL 2005 (MR); M. Hu and B. Liu, KDD 2004 "
+    "(CR); J. Wiebe, T. Wilson and C. Cardie, Language Resources and Evaluation 39, 2005 (MPQA)",
+    "text_small": "X. Zhang, J. Zhao and Y. LeCun, NIPS 2015 (AG News); R. Socher et al., EMNLP 2013 (SST-2); X. Li and D. Roth, "
+    "COLING 2002 (TREC); S. Larson et al., EMNLP 2019 (CLINC150); B. Pang and L. Lee, ACL 2004 (Subj); M. Hu and B. Liu, KDD "
+    "2004 (CR)",
 }
-"""Where the images of a source come from; a stream can only be frozen when its source is listed here."""
+"""Where the samples of a source come from; a stream can only be frozen when its source is listed here."""
 
 TABLE_START, TABLE_END = "<!-- table: written by clbench.scenarios.freeze -->\n", "<!-- end of table -->"
 
@@ -70,7 +80,7 @@ def freeze(name: str) -> Path:
 def catalogue_table() -> str:
     """All frozen definitions as a Markdown table."""
     lines = [
-        "| definition | source | setting | tasks | classes | training images | test images | hash |",
+        "| definition | source | setting | tasks | classes | training samples | test samples | hash |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in definitions():

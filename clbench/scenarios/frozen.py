@@ -1,4 +1,4 @@
-"""Frozen scenario definitions: ``scenarios/<name>/<version>.json`` says which images, classes and tasks make a stream.
+"""Frozen scenario definitions: ``scenarios/<name>/<version>.json`` says which samples, classes and tasks make a stream.
 
 A definition is compared with the stream that a run has built, task by task, by content hash. So two laboratories that
 both match ``split_mnist/v1`` provably run the same stream, wherever their data come from. A stream that differs because
@@ -18,7 +18,7 @@ from clbench.errors import ConfigError, DataError, choose_from
 from clbench.scenarios.scenario import Scenario
 
 NOT_DEFINING = ("name", "validation", "logit_scope", "mean", "std", "augment", "frozen")
-"""Options that do not change which images a task consists of; all others define the stream."""
+"""Options that do not change which samples a task consists of; all others define the stream."""
 
 
 def check_frozen(config: ScenarioConfig, scenario: Scenario) -> Scenario:
@@ -69,7 +69,7 @@ def definitions() -> list[str]:
 
 
 def stream_options(config: ScenarioConfig) -> dict[str, Any]:
-    """The options that decide which images each task consists of; one that is null says nothing, and is left out.
+    """The options that decide which samples each task consists of; one that is null says nothing, and is left out.
 
     So an option that is added to clbench later does not change the definitions that are frozen already.
     """
@@ -97,11 +97,11 @@ def first_difference(found: dict[str, Any], definition: dict[str, Any]) -> str |
         where = f"task {number} ({expected['name']})"
         if task["classes"] != expected["classes"]:
             return f"{where} has the classes {task['classes']}, expected {expected['classes']}"
-        for split, images in (("train", "training"), ("test", "test")):
+        for split, kind in (("train", "training"), ("test", "test")):
             n, digest = task[f"n_{split}"], task[f"{split}_hash"]
             expected_n, expected_digest = expected[f"n_{split}"], expected[f"{split}_hash"]
             if (n, digest) != (expected_n, expected_digest):
-                return f"{where} has {n} {images} images with hash {digest}, expected {expected_n} with hash {expected_digest}"
+                return f"{where} has {n} {kind} samples with hash {digest}, expected {expected_n} with hash {expected_digest}"
     for key in ("setting", "recipe"):
         if found[key] != definition[key]:
             return f"its {key} is {found[key]}, expected {definition[key]}"

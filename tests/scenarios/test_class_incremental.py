@@ -157,6 +157,52 @@ def test_superclass_tasks_need_superclasses_and_no_base(make_source, build_strea
         build_stream(make_source(superclass=np.zeros(6, int)), "class_incremental", increment=None, base=2)
 
 
+def named_superclasses(make_source, **fields):
+    return make_source(superclass=np.array([1, 0, 1, 0, 0, 2]), superclass_names=["zero", "one", "two"], **fields)
+
+
+def test_superclasses_are_taken_by_name_in_the_order_given(make_source, build_stream):
+    data = named_superclasses(make_source)
+    everything = build_stream(data, "class_incremental", increment=None)
+    assert everything.task_names == ["one", "zero", "two"]  # in the order of the classes
+    some = build_stream(
+        data, "class_incremental", increment=None, superclasses=["two", "one"], class_order=[5, 4, 3, 2, 1, 0]
+    )
+    assert some.task_names == ["two", "one"]
+    assert some.class_names == ["c5", "c2", "c0"]
+    assert some.task_classes == [[0], [1, 2]]
+    assert [len(some.train.ids(task)) for task in range(2)] == [10, 20]
+    assert build_stream(data, "class_incremental", increment=2).task_names[0] == "c0, c1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"superclasses": ["onee"]}, "unknown superclass of tiny 'onee': did you mean 'one'"),
+        (
+            {"superclasses": ["one", "one"]},
+            r"superclasses=\['one', 'one'\] has to name at least one superclass, and none twice",
+        ),
+        ({"superclasses": []}, "has to name at least one superclass"),
+        ({"superclasses": ["three"]}, "superclasses names three, which is not there. Valid choices: one, zero, two"),
+        ({"superclasses": ["two"], "classes": [0, 1]}, "unknown superclass of tiny 'two': Valid choices: one, zero"),
+        (
+            {"superclasses": ["one"], "increment": 2},
+            "is for tasks of a superclass each: set scenario.increment=null, which is 2",
+        ),
+    ],
+)
+def test_superclasses_that_cannot_be_taken_are_answered_with_the_choices(options, message, make_source, build_stream):
+    data = named_superclasses(make_source, refused={"three": "which is not there"})
+    with pytest.raises(ConfigError, match=message):
+        build_stream(data, "class_incremental", **{"increment": None, **options})
+
+
+def test_superclasses_without_names_cannot_be_named(make_source, build_stream):
+    with pytest.raises(ConfigError, match=r"the superclasses of tiny have none: set scenario\.class_order instead"):
+        build_stream(make_source(superclass=np.zeros(6, int)), "class_incremental", increment=None, superclasses=["a"])
+
+
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 def test_a_class_of_two_tasks_is_refused_where_outputs_are_of_one(setting, make_source, build_stream, monkeypatch):
     """Of a kind of a user's own: the label would be hidden from the samples of all its tasks but the last."""
