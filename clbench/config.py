@@ -297,6 +297,10 @@ class EvaluatorConfig:
         "present one, both ends included; 0 never, 11 for steps of a tenth",
         at_least=0,
     )
+    kl_from_start: bool = option(
+        False,
+        help="at every task's end, record the KL divergence of the network's answers from those at the start of the run",
+    )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from clbench.data.text import refuse_foreign_tokens
 from clbench.errors import ConfigError
 from clbench.evaluation.adaptive import AdaptiveEvaluator
 from clbench.evaluation.evaluator import ContinualEvaluator
+from clbench.evaluation.policy_shift import refuse_without_policy
 from clbench.learning.compilation import Compilation
 from clbench.learning.composition import refuse, refuse_network, refuse_stream
 from clbench.learning.learner import Learner
@@ -81,6 +82,8 @@ def set_up(composed: DictConfig) -> Setup:
     allow_tf32(config.trainer.tf32)
     strategies = [config.strategy, *added_strategies(config)]
     refuse(strategies, config)
+    if config.evaluator.kl_from_start:
+        refuse_without_policy(strategies)
     device = device_of(config.device)
     scenario = build(config.scenario, config.data, config.seed, device)
     if config.evaluator.split == "validation":

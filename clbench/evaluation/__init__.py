@@ -5,5 +5,5 @@
 ``stacked``       many states in one forward pass, for fleets and snapshots
 ``metrics``       every metric, as a pure function of the tables that a run writes; ``chance`` what guessing is worth
 ``per_sample``    refuses predictions that depend on other samples of the batch
-``diagnostics``, ``plasticity``, ``connectivity``  optional measures of the network
+``diagnostics``, ``plasticity``, ``connectivity``, ``policy_shift``  optional measures of the network
 """

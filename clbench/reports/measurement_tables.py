@@ -44,10 +44,12 @@ def measurement_tables(measurements: pd.DataFrame, rows: pd.DataFrame, methods: 
             if own.notna().any(axis=None):
                 cells = [mean_cell(own[name] / shown[name][0], shown[name][1], True) for name in quantities]
                 body.append([Cell(method, method), *cells])
+        of_network = strategy == "evaluator"  # see clbench.evaluation.policy_shift, which imports torch
+        what = "What was measured of the network" if of_network else f"What {strategy} says of itself"
+        where = "clbench/evaluation/policy_shift.py" if of_network else f"python -m clbench describe {strategy}"
         caption = (
-            f"What {strategy} says of itself after the last task, for the whole network: mean ± half the width of the 95 % "
-            "t-interval over seeds, no interval where all seeds agree. Fractions are between 0 and 1. What each quantity is, "
-            f"python -m clbench describe {strategy} says."
+            f"{what} after the last task, for the whole network: mean ± half the width of the 95 % t-interval over seeds, no "
+            f"interval where all seeds agree. Fractions are between 0 and 1. What each quantity is, {where} says."
         )
         tables.append(
             Table(f"{scenario}: what {strategy} reports", caption, [Column("method"), *columns], body, scenario)

@@ -26,6 +26,7 @@ from clbench.evaluation.diagnostics import Diagnostics
 from clbench.evaluation.evaluator import COLUMNS, CURVE_COLUMNS, ContinualEvaluator, as_table
 from clbench.evaluation.per_sample import refuse_batch_dependence
 from clbench.evaluation.plasticity import Plasticity
+from clbench.evaluation.policy_shift import REPORTED_BY, PolicyShift
 from clbench.learning.base import Batch, Outputs, Plan
 from clbench.learning.learner import Learner
 from clbench.learning.microbatch import backward_in_pieces, refuse_batch_norm
@@ -89,6 +90,7 @@ class Trainer:
         self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
         self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
         self.connectivity = Connectivity(learner, evaluator, config.evaluator.connectivity_points)
+        self.policy_shift = PolicyShift(learner, evaluator, config.evaluator.kl_from_start)
         self.parameters = list(learner.trainable().values())
         self.optimizer = make_optimizer(config.trainer.of_task(0), self.parameters, learner.renews_weights)
         self.options = config.trainer
@@ -141,7 +143,8 @@ class Trainer:
 
     @property
     def method(self) -> pd.DataFrame:
-        """What the strategies report of themselves at task ends: task_learning, strategy, quantity, part, value."""
+        """What strategies report of themselves at task ends, and the evaluator of the network: task_learning, strategy, quantity,
+        part, value."""
         return pd.DataFrame(self._measurements, columns=["task_learning", "strategy", "quantity", "part", "value"])
 
     @property
@@ -199,6 +202,8 @@ class Trainer:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
             drawn = self.learner.begin_task(self._task)
+            if index == 0:
+                self.policy_shift.start()
             self.parameters = list(self.learner.trainable().values())  # the network may have grown
             if index > 0:
                 renews = self.learner.renews_weights
@@ -375,6 +380,7 @@ class Trainer:
         closes = self.task + 1 == self.scenario.n_tasks or self.scenario.group_at(self.task + 1) != self.group
         if closes:
             self._measurements += [(self.group, name, *reported) for name, reported in self.learner.measurements()]
+            self._measurements += [(self.group, REPORTED_BY, *found) for found in self.policy_shift.look(self.group)]
             self._task_tables.append(self.evaluator.evaluate_full(self.group, self.iteration))
         finished, self.task, self.step, self._reference = self.task, self.task + 1, 0, None
         self.n_stages_after = self.steps_before = 0
@@ -567,6 +573,7 @@ class Trainer:
                 "diagnostics": self.diagnostics.rows(),
                 "plasticity": self.plasticity.rows(),
                 "connectivity": self.connectivity.state_dict(),
+                "policy_shift": self.policy_shift.state_dict(),
                 "measurements": list(self._measurements),
                 "batches_per_update": dict(self.batches_per_update),
                 "rng": torch.get_rng_state(),
@@ -624,6 +631,8 @@ class Trainer:
         self.plasticity.restore(state.get("plasticity", []))  # none in older checkpoints
         if "connectivity" in state:  # not in older checkpoints
             self.connectivity.load_state_dict(state["connectivity"], self.task)
+        if "policy_shift" in state:  # not in older checkpoints
+            self.policy_shift.load_state_dict(state["policy_shift"])
         self._measurements = [tuple(row) for row in state.get("measurements", [])]  # none in older checkpoints
         self.batches_per_update = state.get("batches_per_update", {})  # not in older checkpoints
         torch.set_rng_state(state["rng"].cpu())
