@@ -86,6 +86,7 @@ SMALL_OPTIONS = {
     "igmn": ["strategy.projection=6", "strategy.components=4"],
     "ilora": ["strategy.rank=2"],
     "inc_lora": ["strategy.rank=2"],
+    "inflora": ["strategy.rank=2"],
     "l2p": ["strategy.blocks=[0,1]", "strategy.pool=5", "strategy.length=4", "strategy.top_k=2"],
     "lora": ["strategy.rank=2"],
     "mer": ["strategy.replay_batch_size=1", "strategy.beta=0.7", "strategy.gamma=0.6"],

@@ -16,7 +16,8 @@ from clbench.testing.pairs import base_config, check_acts, check_sentence, netwo
 NAMES = STRATEGIES.names()
 
 FRESH_ADAPTERS = {"inc_lora", "o_lora", "reglora"}
-LORA = {"lora", "ilora"} | FRESH_ADAPTERS
+MERGED = {"inflora"} | FRESH_ADAPTERS
+LORA = {"lora", "ilora"} | MERGED
 PROMPTS = {"coda_prompt", "dualprompt", "l2p", "oneprompt", "ovor"}
 CLOSED_FORM = {"acil", "fecam", "if2net", "igmn", "ranpac", "slda"}
 NETWORK_PER_TASK = {"dst", "hypernetwork", "packnet", "separate"}
@@ -58,7 +59,7 @@ REFUSED = [
     ({"gdumb"}, {"agem", "gem", "mir"}, "looks at samples that it stores beside it"),
     ({"gdumb"}, {"continual_backprop", "owm"} | IMPORTANCE, "what single ones were worth"),
     ({"gdumb"}, {"featkd", "lwf"}, "holds on to what the network was before"),
-    ({"gdumb"}, FRESH_ADAPTERS, "merges what a task has learned into frozen weights"),
+    ({"gdumb"}, MERGED, "merges what a task has learned into frozen weights"),
     ({"mer"}, MOVES, "changes weights beside them"),
     (RESETS, LORA | PROMPTS, "resets hidden units"),
     ({"owm"}, LORA | PROMPTS, "trains the head alone"),
@@ -73,7 +74,7 @@ REFUSED = [
     ),
     (NO_HEAD, RESETS, "leaves the network's head as it is"),
     ({"owm"}, {"shrink_perturb"}, "as weight decay does"),
-    (IMPORTANCE | {"cls_er"}, FRESH_ADAPTERS, "anew for every task"),
+    (IMPORTANCE | {"cls_er"}, MERGED, "anew for every task"),
     (OUTLIERS, MOVES, "changes the weights behind them"),
     (OUTLIERS, OUTLIERS, "each of them trains the head against virtual outliers"),
     (OUTLIERS, {"gdumb", "joint"}, "trains on those of earlier tasks"),
