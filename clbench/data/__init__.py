@@ -8,5 +8,6 @@
 ``same_images``  images that occur twice
 
 A source is a registered function: see ``digits``, then ``torchvision_sources`` and ``folder_sources``; of texts ``text_sources``
-(intents), ``sentence_sources`` (a label and a sentence a line) and ``instruction_sources`` (tasks in words, with answers).
+(intents), ``sentence_sources`` (a label and a sentence a line), ``instruction_sources`` (tasks in words, with answers) and
+``answer_folders`` (of a user's own).
 """
