@@ -297,9 +297,11 @@ class EvaluatorConfig:
         "present one, both ends included; 0 never, 11 for steps of a tenth",
         at_least=0,
     )
-    kl_from_start: bool = option(
-        False,
-        help="at every task's end, record the KL divergence of the network's answers from those at the start of the run",
+    kl_from: int | None = option(
+        None,
+        help="at every task's end, record the KL divergence of the network's answers from those it gave after so many tasks; "
+        "0: at the start of the run, 1: after a first task that warms it up; null never",
+        at_least=0,
     )
 
 

@@ -82,7 +82,7 @@ def set_up(composed: DictConfig) -> Setup:
     allow_tf32(config.trainer.tf32)
     strategies = [config.strategy, *added_strategies(config)]
     refuse(strategies, config)
-    if config.evaluator.kl_from_start:
+    if config.evaluator.kl_from is not None:
         refuse_without_policy(strategies)
     device = device_of(config.device)
     scenario = build(config.scenario, config.data, config.seed, device)
@@ -93,6 +93,11 @@ def set_up(composed: DictConfig) -> Setup:
     pretrained = origin(config.model, model.backbone)
     n_half = hold_frozen_in_half(model) if config.model.frozen_dtype == "bf16" else 0
     refuse_stream(strategies, scenario, config)
+    if config.evaluator.kl_from is not None and config.evaluator.kl_from >= scenario.n_tasks:
+        raise ConfigError(
+            f"evaluator.kl_from={config.evaluator.kl_from} leaves none of the {scenario.n_tasks} tasks of {scenario.name}: "
+            f"it has to be at most {scenario.n_tasks - 1}"
+        )
     if device.type == "cpu":
         write_attention_out(model)
     memory_format = _memory_format(model, device)

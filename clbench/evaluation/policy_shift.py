@@ -1,19 +1,21 @@
-"""Optional: how far the network's answers are from those at the start of the run, for any method.
+"""Optional: how far the network's answers are from those at the start of the run, or after its first tasks, for any method.
 
 π is the network's softmax over the classes that a sample may see at the end of the task, which is the policy that reinforcement
 fine-tuning trains. After every task, on the evaluation subset of every task seen so far, in nats and as means over samples:
 
 ========================  ==========================================================================================
-``kl_start_to_trained``   KL(π₀ ‖ π) = Σ π₀ (log π₀ − log π), π₀ the network after the first ``begin_task``, untrained
+``kl_start_to_trained``   KL(π₀ ‖ π) = Σ π₀ (log π₀ − log π)
 ``kl_trained_to_start``   KL(π ‖ π₀), what GRPO's penalty with ``reference=start`` means to bound
 ========================  ==========================================================================================
 
-``part`` is the task, empty for the mean over the tasks seen. Methods can so be compared at equal distance from the start, and
+π₀ is the network when ``evaluator.kl_from`` tasks have ended, before the first step of the next: 0 for the start of the run, 1
+after a first task in which all that is compared is trained alike. ``part`` is the task, empty for the mean over the tasks seen.
+Methods can so be compared at equal distance from the start, and
 not at equal learning rate alone: a rate of one loss is not that of another, and the smaller change forgets less, whatever made
 it (Shenfeld et al. 2025, arXiv:2509.04259, find the first of the two, on the new task, to go with forgetting).
 
-In a class-incremental stream π₀ of a class that was to come has the weights that the head had for it when the run began. They
-are drawn anew when their task begins, so that there is a distance before the first step; with ``scenario.logit_scope=all`` and in
+In a class-incremental stream π₀ of a class that was to come has the weights that the head had for it at the time. They are drawn
+anew when their task begins, so that there is a distance before the first step; with ``scenario.logit_scope=all`` and in
 the other settings there is none. Nothing here moves training.
 """
 
@@ -48,21 +50,21 @@ class PolicyShift:
     Args:
         learner: what is looked at.
         evaluator: holds the subsets and knows how to look without leaving a trace.
-        measures: whether anything is measured at all.
+        after: how many tasks have been learned by the network that it is compared with; None: nothing is measured.
     """
 
-    def __init__(self, learner: Learner, evaluator: ContinualEvaluator, measures: bool) -> None:
-        self.learner, self.evaluator, self.measures = learner, evaluator, measures
-        self._start: list[Tensor] = []  # logits (n, n_classes) of the untrained network on every task's subset
+    def __init__(self, learner: Learner, evaluator: ContinualEvaluator, after: int | None) -> None:
+        self.learner, self.evaluator, self.after = learner, evaluator, after
+        self._start: list[Tensor] = []  # logits (n, n_classes) of that network on every task's subset
 
-    def start(self) -> None:
-        """Note the answers of the network as it is now, before the first step."""
-        if self.measures:
+    def begin_task(self, task: int) -> None:
+        """Note the answers of the network as it is now, before the first step of ``task``, where it is the one."""
+        if task == self.after:
             self._start = [self._logits(task) for task in range(len(self.evaluator.subset_ids))]
 
     def look(self, task: int) -> list[Measurement]:
-        """The divergences on all tasks up to ``task``."""
-        if not self.measures:
+        """The divergences on all tasks up to ``task``; none before there is what to compare with."""
+        if not self._start:
             return []
         found = {
             name: torch.stack([self._of_task(seen, reverse) for seen in range(task + 1)]).tolist()
@@ -78,7 +80,7 @@ class PolicyShift:
         ]
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """The answers at the start of the run."""
+        """The answers that others are compared with."""
         return {"start": self._start}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
@@ -127,6 +129,6 @@ def refuse_without_policy(chosen: Iterable[StrategyConfig]) -> None:
         for trait, what in WITHOUT_POLICY.items():
             if trait in traits:
                 raise ConfigError(
-                    f"evaluator.kl_from_start=true looks at the softmax of the network, and {options.name} {what}: set "
-                    "evaluator.kl_from_start=false"
+                    f"evaluator.kl_from looks at the softmax of the network, and {options.name} {what}: set "
+                    "evaluator.kl_from=null"
                 )

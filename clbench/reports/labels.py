@@ -14,7 +14,7 @@ NOT_THE_METHOD = (
     "seed", "device", "progress", "study", "protocol", "record", "wandb", "strategy.search",
     "data.root", "data.download", "data.placement",
     "trainer.threads", "trainer.compile", "evaluator.batch_size", "evaluator.diagnostics_every",
-    "evaluator.plasticity_every", "evaluator.connectivity_points", "evaluator.kl_from_start", "scenario.name", "scenario.frozen",
+    "evaluator.plasticity_every", "evaluator.connectivity_points", "evaluator.kl_from", "scenario.name", "scenario.frozen",
 )  # fmt: skip
 """Options, or groups of them, that say where and how a run was computed or recorded, not what was computed."""
 

@@ -17,6 +17,9 @@ expected gradient of rloo is −∂π(y)/∂z, which is π(y) (1 − π(y)) in s
 solved, and those that are hopeless, move nothing. From a network that knows nothing most groups are all wrong; it is meant for
 one that has been trained. The gradient of the KL term as it stands is, in expectation, that of KL(π_ref ‖ π), not KL(π ‖ π_ref).
 
+With ``warm_start`` the first task is trained by cross-entropy, exactly as ``finetune`` does, and π_ref of ``reference=start`` is
+the network after it.
+
 This is a stand-in for a language model's whole answers: one draw is one answer, and there is no format to reward. Differences to
 the paper's code: exact label match is the reward; rollouts have no top-p. The supervised twin is ``finetune``, which sees the
 same batches in the same order; ``rif`` filters samples for both.
@@ -69,6 +72,9 @@ class GRPOConfig(StrategyConfig):
         help="c: bound of the loss at negative advantages, in units of them; null: none", above=1
     )
     kl: float | None = option(help="weight β of the KL term; null: none, and no reference is kept", above=0)
+    warm_start: bool = option(
+        False, help="train the first task by cross-entropy, so that there are right answers to reward in the next"
+    )
     reference: str = option(
         help="the policy that KL is measured to: at the start of the task or of the run", choices=("task", "start")
     )
@@ -105,7 +111,8 @@ class GRPO(Strategy):
     def begin_task(self, task: Task) -> None:
         if self.rollout is not None:
             self.rollout.remember(self.model)
-        if self.reference is not None and (self.options.reference == "task" or task.index == 0):
+        starts = task.index == int(self.options.warm_start)
+        if self.reference is not None and (self.options.reference == "task" or starts):
             self.reference.remember(self.model)
         self.sums.zero_()
         self.n_steps.zero_()
@@ -125,6 +132,8 @@ class GRPO(Strategy):
         return plan.with_columns(**{"grpo.key": keys})
 
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        if self._supervised:
+            return super().data_loss(batch, outputs)
         samples, n = batch.samples, self.options.group_size
         now = log_policy(self.model.answer, outputs.logits, samples)
         with torch.no_grad():
@@ -142,6 +151,11 @@ class GRPO(Strategy):
                 q = self._of(self.reference, samples).gather(1, answers)
             terms["kl"] = self.kl * kl_estimate(p, q).mean()
         return terms
+
+    @property
+    def _supervised(self) -> bool:
+        """Whether the task being learned is the one that warms the network up."""
+        return self.options.warm_start and self.tasks_learned == 0
 
     def _of(self, policy: ShadowWeights, samples: Samples) -> Tensor:
         """log π (B, n_classes) of an earlier policy, in the mode that the network is in."""

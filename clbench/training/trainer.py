@@ -90,7 +90,7 @@ class Trainer:
         self.diagnostics = Diagnostics(learner, evaluator, config.evaluator.diagnostics_every)
         self.plasticity = Plasticity(learner, evaluator, config.evaluator.plasticity_every, config.seed)
         self.connectivity = Connectivity(learner, evaluator, config.evaluator.connectivity_points)
-        self.policy_shift = PolicyShift(learner, evaluator, config.evaluator.kl_from_start)
+        self.policy_shift = PolicyShift(learner, evaluator, config.evaluator.kl_from)
         self.parameters = list(learner.trainable().values())
         self.optimizer = make_optimizer(config.trainer.of_task(0), self.parameters, learner.renews_weights)
         self.options = config.trainer
@@ -202,8 +202,7 @@ class Trainer:
             if self._optimizer_of_plan is not None:
                 self.optimizer, self._optimizer_of_plan = self._optimizer_of_plan, None
             drawn = self.learner.begin_task(self._task)
-            if index == 0:
-                self.policy_shift.start()
+            self.policy_shift.begin_task(index)
             self.parameters = list(self.learner.trainable().values())  # the network may have grown
             if index > 0:
                 renews = self.learner.renews_weights

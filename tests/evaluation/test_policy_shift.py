@@ -11,7 +11,7 @@ from clbench.errors import ConfigError
 from clbench.evaluation.policy_shift import kl_divergence
 from clbench.training.fleet import Fleet
 
-KL = "evaluator.kl_from_start=true"
+KL = "evaluator.kl_from=0"
 OPTIONS = ["strategy=finetune", KL, "scenario.tasks=3", "scenario.frozen=null", "trainer.lr=0.05"]
 
 
@@ -60,6 +60,17 @@ def test_both_directions_over_the_classes_seen(scenario, strategy, small_trainer
             expected[name, ""] = sum(of_tasks) / len(of_tasks)
         assert found == pytest.approx(expected, rel=1e-4)
         assert found["kl_start_to_trained", ""] != pytest.approx(found["kl_trained_to_start", ""], rel=1e-3)
+
+
+def test_the_network_after_the_first_task_is_what_later_ones_are_compared_with(small_trainer):
+    trainer = small_trainer(*OPTIONS, "scenario.logit_scope=all", "evaluator.kl_from=1")
+    trainer.fit_task()
+    assert recorded(trainer, 0) == {}
+    start = copy.deepcopy(trainer.learner.model).eval()
+    trainer.fit_task()
+    x = trainer.evaluator.first_images(1, 1000).x
+    expected = mean_kl(start(x), trainer.learner.model.eval()(x))
+    assert recorded(trainer, 1)["kl_start_to_trained", "task 1"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_a_step_there_is_no_distance(small_trainer):
@@ -115,7 +126,10 @@ def test_a_fleet_records_the_same(small_trainer):
 @pytest.mark.parametrize("name", ["hypernetwork", "slda", "scr"])
 def test_methods_whose_answers_are_not_the_networks_are_refused(name, small_setup):
     memory = ["strategy.memory_size=40"] if name == "scr" else []
-    with pytest.raises(
-        ConfigError, match=f"evaluator.kl_from_start=true looks at the softmax of the network, and {name} "
-    ):
+    with pytest.raises(ConfigError, match=f"evaluator.kl_from looks at the softmax of the network, and {name} "):
         small_setup(f"strategy={name}", *memory, KL)
+
+
+def test_a_number_of_tasks_that_leaves_none_is_refused(small_setup):
+    with pytest.raises(ConfigError, match=r"evaluator.kl_from=3 leaves none of the 3 tasks .* at most 2"):
+        small_setup("scenario.tasks=3", "scenario.frozen=null", "evaluator.kl_from=3")

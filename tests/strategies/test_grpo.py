@@ -322,3 +322,21 @@ def test_clipping_without_effect_is_refused(small_setup):
     ):
         small_setup("strategy=grpo", "strategy.steps_per_rollout=1")
     small_setup("strategy=grpo", *ON_POLICY)
+
+
+def test_a_warm_start_is_finetuning_and_the_reference_follows_it(small_trainer):
+    warm = ["strategy.warm_start=true", "strategy.reference=start"]
+    trainer, twin = small_trainer(*GRPO, *warm), small_trainer("strategy=finetune", *STREAM, checkpoint="twin")
+    for one in (trainer, twin):
+        one.fit_task()
+    for a, b in zip(trainer.learner.model.parameters(), twin.learner.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    trainer.begin_task()
+    model, reference = trainer.learner.model, trainer.learner.strategies[0].reference
+    at_start = {n: w.clone() for n, w in reference.weights().items()}
+    assert all(torch.equal(w, model.trained()[n]) for n, w in at_start.items())
+    finish_task(trainer)
+    assert set(trainer.training.term[trainer.training.task_learning == 1]) == {"new", "kl"}
+    trainer.begin_task()
+    rows = [n for n in at_start if n.startswith("backbone")]
+    assert all(torch.equal(reference.weights()[n], at_start[n]) for n in rows)
