@@ -16,26 +16,21 @@ def _parameter(name: str, setting: str, is_slow: bool):
     return pytest.param(case, id=str(case), marks=pytest.mark.slow if is_slow else ())
 
 
-def _case(name: str, setting: str):
-    """One strategy in one setting. What acts within a transformer is slower to test, and does the same in every setting."""
-    needs = STRATEGIES[name].needs
-    return _parameter(name, setting, needs.transformer and setting != needs.settings[0])
+def _in_turn(offset: int) -> list:
+    """Every strategy in one setting, in another from strategy to strategy; its other settings are slow."""
+    cases = []
+    for index, name in enumerate(STRATEGIES.names()):
+        settings, in_turn = STRATEGIES[name].needs.settings, 0 if STRATEGIES[name].needs.transformer else index + offset
+        cases += [_parameter(name, setting, setting != settings[in_turn % len(settings)]) for setting in settings]
+    return cases
 
 
-def _in_turn(index: int, name: str, setting: str):
-    """One strategy in one setting, of which every strategy has another in turn; the other settings are slow."""
-    needs = STRATEGIES[name].needs
-    return _parameter(name, setting, setting != needs.settings[0 if needs.transformer else index % len(needs.settings)])
+IN_TURN = _in_turn(0)
+"""Every strategy and every setting it is defined for; each pair that is not in turn is slow. What acts within a transformer does
+the same in every setting."""
 
-
-CASES = [_case(name, setting) for name in STRATEGIES.names() for setting in STRATEGIES[name].needs.settings]
-
-IN_TURN = [
-    _in_turn(index, name, setting)
-    for index, name in enumerate(STRATEGIES.names())
-    for setting in STRATEGIES[name].needs.settings
-]
-"""The same, for tests of what hardly depends on the setting: every strategy once, and every setting."""
+IN_TURN_FROM_THE_NEXT = _in_turn(1)
+"""The same, with each strategy in another setting."""
 
 ONCE = [_parameter(name, setting_of(name, "class"), is_slow=False) for name in STRATEGIES.names()]
 """Every strategy in one setting."""

@@ -1,36 +1,36 @@
-"""What every registered strategy has to satisfy, in every setting it is defined for: the properties of clbench.testing."""
+"""What every registered strategy has to satisfy: the properties of clbench.testing. Settings in turn, all with ``-m ""``."""
 
 import dataclasses
 
 import pytest
-from streams import CASES, IN_TURN, ONCE
+from streams import IN_TURN, ONCE
 
 from clbench import testing
 from clbench.registry import STRATEGIES
 from clbench.testing.small_runs import setting_of
 
 # In the scope of a module, so that all tests of one case follow each other and share its run.
-in_every_case = pytest.mark.parametrize("case", CASES, scope="module")
+in_turn = pytest.mark.parametrize("case", IN_TURN, scope="module")
 in_one_setting = pytest.mark.parametrize("case", ONCE)
 of_every_strategy = pytest.mark.parametrize("name", STRATEGIES.names())
 
 
-@in_every_case
+@in_turn
 def test_deterministic_and_undisturbed_by_evaluation(case):
     testing.check_undisturbed_by_evaluation(case)
 
 
-@in_every_case
+@in_turn
 def test_resumes_to_the_same_run(case, tmp_path):
     testing.check_resumes(case, tmp_path)
 
 
-@in_every_case
+@in_turn
 def test_prediction_is_per_sample(case):
     testing.check_prediction_is_per_sample(case)
 
 
-@in_every_case
+@in_turn
 def test_prediction_does_not_know_a_hidden_task(case):
     testing.check_task_stays_hidden(case)
 

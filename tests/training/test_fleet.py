@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from streams import CASES
+from streams import IN_TURN_FROM_THE_NEXT
 from torch import nn
 
 from clbench import testing
@@ -28,7 +28,7 @@ def assert_same_when_alone(small_trainer, members: list[list[str]]) -> None:
         require_same_run(member, trainer, "these runs")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", IN_TURN_FROM_THE_NEXT)
 def test_a_member_equals_its_solo_run(case):
     testing.check_fleet_equals_solo(case)
 
