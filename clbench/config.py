@@ -357,6 +357,11 @@ class RecordConfig:
         "none: nothing",
         choices=("last", "all", "none"),
     )
+    step_cost: bool = option(
+        False,
+        help="count the floating-point operations of a step in the last task, in units of a step of finetuning; the report then "
+        "says what each method computes, and its ACC per unit of that",
+    )
     figure: bool = option(True, help="draw curve.png at the end")
     report: bool = option(True, help="write a comparison report at the end of a sweep or a study")
 

@@ -148,6 +148,7 @@ def _costs(setup: Setup, trainer: Trainer, peak_memory: int | None, of: str | No
         "trainable_parameters": sum(p.numel() for p in trainer.parameters),
         "strategy_bytes": setup.learner.extra_bytes(),
         "forward_flops_per_sample": counter.get_total_flops(),
+        "step_cost": trainer.step_cost,
         "peak_memory_bytes": peak_memory,
         "peak_memory_of": of,
     }

@@ -26,6 +26,8 @@ class Costs(TypedDict):
     strategy_bytes: int
     """Buffers that the strategies keep beside the network."""
     forward_flops_per_sample: int
+    step_cost: float | None
+    """Floating-point operations of a step of the last task in units of a step of finetuning; None where they were not counted."""
     peak_memory_bytes: int | None
     """None where it cannot be measured."""
     peak_memory_of: str | None

@@ -183,9 +183,16 @@ COSTS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], int]] = {
 }
 """Heading → what it was measured on, how it follows from the rows of :attr:`Runs.table`, digits shown."""
 
+COSTS_OF_STEPS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], int]] = {
+    "step (× finetuning)": ("operations, last task", lambda runs: runs.step_cost, 2),
+    "computed (10³ steps of finetuning)": (RUN, lambda runs: runs.step_cost * runs.iterations / 1e3, 2),
+    "ACC per 10³ steps of finetuning": (RUN, lambda runs: 100 * runs.ACC / (runs.step_cost * runs.iterations / 1e3), 2),
+}
+"""The same for runs whose operations were counted (``record.step_cost``); evaluation is not among them."""
+
 COST_COLUMNS = (
     "seconds", "evaluation_seconds", "iterations", "peak_memory_bytes", "parameters", "trainable_parameters", "strategy_bytes",
-    "forward_flops_per_sample",
+    "forward_flops_per_sample", "step_cost",
 )  # fmt: skip
 """Costs in ``summary.json``, columns of :attr:`Runs.table`."""
 
@@ -259,11 +266,12 @@ def _footnote(note: str, methods: list[str]) -> str:
 def costs_table(rows: pd.DataFrame, methods: Iterable[str]) -> Table:
     """Time, memory, parameters and FLOPs of the finished runs of one scenario, mean ± 95 % half-width where it varies."""
     scenario = str(rows.scenario.iloc[0])
-    columns = [Column("method"), *(Column(heading, where, True) for heading, (where, _, _) in COSTS.items())]
+    shown = COSTS | (COSTS_OF_STEPS if "step_cost" in rows and rows.step_cost.notna().any() else {})
+    columns = [Column("method"), *(Column(heading, where, True) for heading, (where, _, _) in shown.items())]
     body = []
     for method in methods:
         own = rows[rows.method == method]
-        cells = [mean_cell(value(own).astype(float), digits, True) for _, value, digits in COSTS.values()]
+        cells = [mean_cell(value(own).astype(float), digits, True) for _, value, digits in shown.values()]
         body.append([Cell(method, method), *cells, Cell(", ".join(own.device.dropna().unique()))])
     caption = (
         "Mean ± half the width of the 95 % t-interval over seeds. Times compare only on the same device under the same load. "

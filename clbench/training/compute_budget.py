@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from clbench.learning.base import Batch
@@ -21,13 +22,21 @@ from clbench.scenarios.scenario import Samples
 
 def relative_cost(learner: Learner, batch: Batch) -> float:
     """c of a step on ``batch``; the learner is as it was afterwards."""
+    own = list(learner.model.trained().values()) or list(
+        learner.model.parameters()
+    )  # all where another network makes them
+    are_trained = [p.requires_grad for p in own]
     with _unchanged(learner):
         with FlopCounterMode(display=False) as whole:
             _step(learner, batch)
         with FlopCounterMode(display=False) as plain, torch.enable_grad():
+            for p in own:
+                p.requires_grad_()
             new = Samples(*(part[: batch.n_new] for part in batch.samples))
             loss = learner.model.answer.losses(learner.model(new.x), new).mean()
-            torch.autograd.grad(loss, list(learner.model.trained().values()))
+            _gradients(loss, own)
+    for p, is_trained in zip(own, are_trained, strict=True):
+        p.requires_grad_(is_trained)
     return whole.get_total_flops() / plain.get_total_flops()
 
 
@@ -39,15 +48,25 @@ def _step(learner: Learner, batch: Batch) -> None:
         return
     parameters = list(learner.trainable().values())
     terms, outputs = learner.loss_and_outputs(batch)
-    found = torch.autograd.grad(sum(terms.values()), parameters, allow_unused=True)  # type: ignore[arg-type]
-    gradient = torch.cat(
-        [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, found, strict=True)]
-    )
+    found = _gradients(sum(terms.values()), parameters)  # type: ignore[arg-type]
+    gradient = torch.cat([part.reshape(-1) for part in found])
     if learner.edits_gradients:
         learner.edit_gradients(gradient, batch._replace(update=gradient if learner.looks_ahead else None))
     if learner.acts_after_steps:
         with torch.no_grad():
             learner.after_step(1, batch._replace(gradient=gradient, outputs=outputs))
+
+
+def _gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """By backward: in torch.autograd.grad the counter cannot follow networks whose weights another network makes."""
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    loss.backward(inputs=parameters)
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for p, gradient in zip(parameters, before, strict=True):
+        p.grad = gradient
+    return found
 
 
 @contextmanager

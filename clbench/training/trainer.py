@@ -108,6 +108,8 @@ class Trainer:
         self._after: list[JointStage] = []
         self.batches_per_update: dict[int, float] = {}
         """Of every task that has begun, where computation has a budget: how many batches arrive per batch trained on."""
+        self.step_cost: float | None = None
+        """Of the last task in which it was measured: operations of a step in units of a step of finetuning."""
         self.held: Held | None = None
         """The weights that the present stage does not train."""
         self.slowed: Slowed | None = None
@@ -210,8 +212,8 @@ class Trainer:
                 if drawn is not None and config.adam_steps == "own":
                     forget(self.optimizer, drawn)
         self._begun = False
-        if config.budget is not None:
-            self._keep_to_budget(config.budget)
+        if config.budget is not None or (self.config.record.step_cost and index == self.scenario.n_tasks - 1):
+            self._measure_cost(config.budget)
         self._plan = self.learner.plan(self._task)
         self.steps = self._placed(self._plan)
         self.learning_rates = learning_rates(config, len(self.steps))
@@ -229,14 +231,18 @@ class Trainer:
         if self.step == 0:
             self.look_at_plasticity()
 
-    def _keep_to_budget(self, budget: float) -> None:
-        """Let the task miss the batches that arrive while steps are computed."""
+    def _measure_cost(self, budget: float | None) -> None:
+        """Measure what a step costs; where there is a budget the task misses the batches that arrive while steps are computed."""
         self.train_mode()
         steps = self._placed(self.learner.plan(self._task))
+        if not steps:
+            return
         full = max(step.n_new for step in steps)  # what an epoch leaves over costs less
         step = self._recalled([step for step in steps if step.n_new == full][-1])
-        cost = relative_cost(self.learner, self._batch_of(step, self.task))
-        every = max(1.0, cost * self.options.steps_per_batch / budget)
+        self.step_cost = relative_cost(self.learner, self._batch_of(step, self.task))
+        if budget is None:
+            return
+        every = max(1.0, self.step_cost * self.options.steps_per_batch / budget)
         self.batches_per_update[self.task] = every
         self._task = dataclasses.replace(self._task, batches_per_update=every)
 

@@ -119,6 +119,17 @@ def test_costs(tmp_path):
     assert table["er", "device"].text == "cpu, 1 threads"
 
 
+def test_accuracy_per_computation_where_operations_were_counted(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"er{seed}", "er", seed, step_cost=2.0, iterations=500, ACC=0.6)
+        write_run(tmp_path / f"ewc{seed}", "ewc", seed, step_cost=None, iterations=500)
+    table = cells(compare([tmp_path]).costs[0])
+    assert table["er", "step (× finetuning)"].text == "2.00"
+    assert table["er", "computed (10³ steps of finetuning)"].text == "1.00"
+    assert table["er", "ACC per 10³ steps of finetuning"].text == "60.00"
+    assert table["ewc", "ACC per 10³ steps of finetuning"].text == "–"
+
+
 def test_costs_that_all_seeds_share_have_no_interval_however_their_mean_is_rounded(tmp_path):
     values = [0.2 * 1e6] * 3
     assert np.std([value / 1e6 for value in values], ddof=1) > 0

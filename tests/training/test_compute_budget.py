@@ -12,6 +12,9 @@ from clbench.training.fleet import Fleet
 ONCE = ["scenario=split_digits", "trainer.epochs=1", "trainer.max_steps_per_task=null", "trainer.batch_size=10"]
 
 
+VIT = ["model=small_vit", "model.width=8", "model.depth=1", "model.heads=2", "strategy.blocks=[0]"]
+
+
 @pytest.fixture
 def cost(small_trainer):
     """The relative cost of a step of a method in its second task."""
@@ -37,6 +40,8 @@ def cost(small_trainer):
         (["strategy=agem", "strategy.memory_size=40", "strategy.reference_size=20"], 1.8, 1.8),  # of 8 samples held
         (["strategy=gss", "strategy.memory_size=40"], 2.5, 20),  # gradients of single samples after the step
         (["strategy=slda", "strategy.extractor=frozen"], 0.2, 3),
+        (["strategy=hypernetwork", "scenario=split_digits_task"], 3, 10**5),  # its weights are made by a larger network
+        (["strategy=l2p", *VIT], 1, 1.5),  # not all prompts are used
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -69,6 +74,18 @@ def test_measuring_changes_nothing(small_trainer, options):
     assert measured.curve.equals(plain.curve)
     states = plain.learner.state_dict(), measured.learner.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_cost_of_a_step_is_recorded_where_it_is_asked_for(small_trainer):
+    er = [*ONCE, "strategy=er", "strategy.memory_size=40", "strategy.update=step"]
+    plain = small_trainer(*er, checkpoint="plain")
+    counted = small_trainer(*er, "record.step_cost=true", checkpoint="counted")
+    plain.fit(), counted.fit()
+    assert (plain.step_cost, counted.step_cost) == (None, pytest.approx(2))
+    assert counted.curve.equals(plain.curve)
+    assert not counted.batches_per_update
+    empty = small_trainer(*ONCE, "strategy=ranpac", "record.step_cost=true", checkpoint="no steps")
+    empty.fit()  # whatever a last task without steps costs
 
 
 def test_a_method_that_costs_more_misses_batches(small_trainer):
