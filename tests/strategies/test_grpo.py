@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Outputs
 from clbench.learning.parts import rollouts
+from clbench.options import to_dataclass
 from clbench.scenarios.scenario import Samples
 from clbench.strategies import grpo
-from clbench.testing.small_runs import in_double_precision
+from clbench.testing.small_runs import composed, in_double_precision
 from clbench.testing.stepping import finish_task
 
 ON_POLICY = [
@@ -340,3 +341,11 @@ def test_a_warm_start_is_finetuning_and_the_reference_follows_it(small_trainer):
     trainer.begin_task()
     rows = [n for n in at_start if n.startswith("backbone")]
     assert all(torch.equal(reference.weights()[n], at_start[n]) for n in rows)
+
+
+def test_the_pair_of_experiments_differs_in_the_strategy_alone():
+    name = "experiment=rotated_mnist_reinforcement"
+    ours, twin = (to_dataclass(composed(f"{name}_{strategy}")) for strategy in ("grpo", "finetune"))
+    for group in ("scenario", "model", "trainer", "evaluator", "data"):
+        assert getattr(ours, group) == getattr(twin, group)
+    assert ours.strategy.warm_start
