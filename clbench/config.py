@@ -48,8 +48,9 @@ class ModelConfig:
 
     head: str = option(
         "linear",
-        help="layer that makes logits: linear; cosine to every class's weights; or cosine to the fixed corners of a simplex",
-        choices=("linear", "cosine", "fixed"),
+        help="layer that makes logits: linear; cosine to every class's weights; cosine to the fixed corners of a simplex; or "
+        "verbaliser: a language model's own output layer, whose token a class's answer is",
+        choices=("linear", "cosine", "fixed", "verbaliser"),
     )
     head_scale: float | None = option(
         None, help="head=cosine or fixed: factor of the cosines; null: learned, from 1 on", above=0

@@ -213,8 +213,11 @@ def _print_needs(console: Console, name: str) -> None:
     facts += ["stores training samples"] if needs.memory else []
     facts += ["reads earlier tasks' data in full: an upper bound"] if needs.all_data else []
     facts += ["acts at task boundaries"] if needs.boundaries else []
+    facts += ["acts within a vision transformer: model=small_vit, or a plain ViT of model=timm"] if needs.vision else []
     facts += (
-        ["acts within a vision transformer: model=small_vit, or a plain ViT of model=timm"] if needs.transformer else []
+        ["acts within a transformer: of images, as model=small_vit, or of texts, as model=causal_lm"]
+        if needs.transformer and not needs.vision
+        else []
     )
     facts += (
         ["puts modules into the network: it has to be the main strategy"] if STRATEGIES[name].changes_network else []

@@ -14,6 +14,7 @@ from clbench.evaluation.metrics import summarise
 from clbench.models.weights import weights_hash
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.summary import Costs, Summary
+from clbench.registry import MODELS
 from clbench.set_up import Setup
 from clbench.training.trainer import Trainer
 
@@ -79,7 +80,7 @@ def summary_record(
         "scenario": scenario.name,
         "scenario_hash": scenario.hash,
         "scenario_note": scenario.note,
-        "notes": [*setup.learner.notes(), *trainer.notes(), *_notes_of_cache(config)],
+        "notes": [*setup.learner.notes(), *trainer.notes(), *_notes_of_network(config), *_notes_of_cache(config)],
         "seed": config.seed,
         "split": config.evaluator.split,
         "metrics": summarise(
@@ -100,6 +101,8 @@ def write_tables(folder: RunFolder, trainer: Trainer) -> None:
     folder.write_table("curve.parquet", trainer.curve)
     folder.write_table("tasks.parquet", trainer.tasks)
     folder.write_table("training.parquet", trainer.training)
+    if trainer.evaluator.hears_answers:
+        folder.write_table("answers.parquet", trainer.evaluator.answers)
     if trainer.evaluator.counts_seen:
         folder.write_table("seen.parquet", trainer.evaluator.seen)
     if len(trainer.method):
@@ -110,6 +113,12 @@ def write_tables(folder: RunFolder, trainer: Trainer) -> None:
         folder.write_table("plasticity.parquet", trainer.plasticity.table())
     if trainer.connectivity.points:
         folder.write_table("connectivity.parquet", trainer.connectivity.table())
+
+
+def _notes_of_network(config: RunConfig) -> list[str]:
+    """What the kind of network has to say of itself."""
+    notes = getattr(MODELS[config.model.kind], "notes", None)
+    return notes(config.model) if notes is not None else []
 
 
 def _notes_of_cache(config: RunConfig) -> list[str]:

@@ -18,6 +18,7 @@ from clbench.evaluation.policy_shift import refuse_without_policy
 from clbench.learning.compilation import Compilation
 from clbench.learning.composition import refuse, refuse_network, refuse_stream
 from clbench.learning.learner import Learner
+from clbench.models.answers import SpokenLabels, answer_tokens
 from clbench.models.continual import ContinualModel
 from clbench.models.half_precision import hold_frozen_in_half
 from clbench.models.timm_backbone import write_attention_out
@@ -112,6 +113,7 @@ def set_up(composed: DictConfig) -> Setup:
     learner = learner_of(config, strategies, model, scenario)
     _refuse_nothing_frozen(config, n_half, learner)
     _refuse_one_logit(scenario, config, learner)
+    _refuse_silence(scenario, learner)
     evaluator = _evaluator_class(config.evaluator.kind)(
         learner, scenario, inputs, config.evaluator, config.seed, precision
     )
@@ -153,7 +155,25 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
             head_scale=config.model.head_scale,
             head_proxies=config.model.head_proxies,
             init=getattr(config.model, "init", "default"),
+            answer_tokens=_answer_tokens(config, scenario),
         )
+
+
+def _answer_tokens(config: RunConfig, scenario: Scenario) -> list[int] | None:
+    """The tokens that a head which speaks says; None for other heads."""
+    if config.model.head != "verbaliser":
+        return None
+    if config.model.kind != "causal_lm":
+        raise ConfigError(
+            f"model.head=verbaliser is the output layer of a language model, and model.kind={config.model.kind} is none: choose "
+            "model=causal_lm, or model.head=linear"
+        )
+    for name, value, default in (("scale", config.model.head_scale, None), ("proxies", config.model.head_proxies, 1)):
+        if value != default:
+            raise ConfigError(
+                f"model.head_{name}={value} has no meaning with model.head=verbaliser: leave it at {default or 'null'}"
+            )
+    return answer_tokens(scenario, config.data.tokenizer)
 
 
 def learner_of(config: RunConfig, strategies: list[Any], model: ContinualModel, scenario: Scenario) -> Learner:
@@ -182,6 +202,21 @@ def _refuse_nothing_frozen(config: RunConfig, n_half: int, learner: Learner) -> 
         raise ConfigError(
             "model.frozen_dtype=bf16 has no meaning where all layers are trained: set model.frozen, choose a strategy that "
             "freezes the network such as lora, or leave model.frozen_dtype at fp32"
+        )
+
+
+def _refuse_silence(scenario: Scenario, learner: Learner) -> None:
+    """Refuse strategies that predict without the head, where that is to say the answers."""
+    model = learner.model
+    if not isinstance(model.answer, SpokenLabels):
+        return
+    device = model.head.weight.device
+    with model.in_evaluation_mode(), model.judged(), torch.no_grad():
+        found = learner.prepare_and_predict(scenario.blank(device), torch.zeros(1, dtype=torch.int64, device=device))
+    if found.shape[1] == scenario.n_classes:
+        raise ConfigError(
+            f"strategy {'+'.join(s.name for s in learner)} predicts without the network's head, which is to say the answers with "
+            "model.head=verbaliser: set model.head=linear"
         )
 
 

@@ -9,5 +9,5 @@
 
 A source is a registered function: see ``digits``, then ``torchvision_sources`` and ``folder_sources``; of texts ``text_sources``
 (intents), ``sentence_sources`` (a label and a sentence a line), ``instruction_sources`` (tasks in words, with answers) and
-``answer_folders`` (of a user's own).
+``answer_folders`` (of a user's own), ``small_requests`` (made here).
 """

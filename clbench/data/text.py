@@ -6,6 +6,7 @@ stream's hash does not depend on how it is read.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -92,19 +93,23 @@ def tokens(texts: list[str], config: DataConfig) -> np.ndarray:
     Raises:
         ConfigError: ``data.tokenizer`` names no folder with a ``tokenizer.json``.
     """
-    if config.tokenizer is None:
-        rows = [[byte + 1 for byte in text.encode()] for text in texts]
-    else:
-        tokenizer = library("tokenizers").Tokenizer.from_file(
-            str(model_folder(config.tokenizer, "data.tokenizer", "tokenizer.json") / "tokenizer.json")
-        )
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        rows = [[number + 1 for number in encoding.ids] for encoding in tokenizer.encode_batch(texts)]
+    rows = token_numbers(texts, config.tokenizer)
     table = np.zeros((len(rows), config.length), np.int32)
     for row, numbers in zip(table, rows, strict=True):
-        row[: len(numbers)] = numbers[: config.length]
+        row[: len(numbers)] = [number + 1 for number in numbers[: config.length]]
     return table
+
+
+def token_numbers(texts: Sequence[str], tokenizer: str | None, special: bool = True) -> list[list[int]]:
+    """The numbers of every text's tokens, from 0; ``special``: with those that the tokenizer puts around a text."""
+    if tokenizer is None:
+        return [list(text.encode()) for text in texts]
+    reader = library("tokenizers").Tokenizer.from_file(
+        str(model_folder(tokenizer, "data.tokenizer", "tokenizer.json") / "tokenizer.json")
+    )
+    reader.no_padding()
+    reader.no_truncation()
+    return [encoding.ids for encoding in reader.encode_batch(list(texts), add_special_tokens=special)]
 
 
 def library(name: str) -> Any:

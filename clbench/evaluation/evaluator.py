@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from clbench.config import EvaluatorConfig
 from clbench.learning.learner import Learner
+from clbench.models.answers import SpokenLabels
 from clbench.precision import Precision
 from clbench.scenarios.inputs import InputPipeline
 from clbench.scenarios.scenario import Samples, Scenario, Split
@@ -39,6 +40,10 @@ optimizer steps since the start of the stream (0: before the first); ``loss`` is
 
 CURVE_COLUMNS = [*COLUMNS, "consolidated"]
 """Those of the curve: ``consolidated`` is True in rows that were evaluated after the hooks at the end of ``task_learning``."""
+
+ANSWER_COLUMNS = ["task_learning", "iteration", "task_eval", "n", "exact", "valid", "consolidated"]
+"""One row per evaluation and task, as the curve's, of a language model that says its answers: in how many of ``n`` samples the
+right answer is the likeliest token of all, and in how many some answer of the sample's task is."""
 
 SEEN_COLUMNS = ["task_learning", "iteration", "classes", "n", "correct"]
 """One row per evaluation of a stream whose classes need not arrive each with its task: how many classes have been seen, how many
@@ -98,11 +103,18 @@ class ContinualEvaluator:
         """Whether each evaluation counts over the classes seen so far, too."""
         self._pending_seen: list[tuple[int, int, Tensor]] = []
         self._seen_rows: list[np.ndarray] = []
+        self.hears_answers = isinstance(learner.model.answer, SpokenLabels)
+        """Whether each evaluation counts what a language model says, too, see :attr:`answers`."""
+        self._width = len(CURVE_COLUMNS) + 2 * self.hears_answers
         self._modules = list(learner.modules())
         convolves = any(isinstance(module, nn.Conv2d) for module in self._modules)
         self._samples_at_once = SAMPLES_AT_ONCE[
             "cuda" if labels.is_cuda else "cpu, convolutions" if convolves else "cpu"
         ]
+        tokens = getattr(learner.model.backbone, "tokens_at_once", None)
+        if tokens is not None and (scenario.reads == "tokens" or len(scenario.input_shape) == 2):
+            at_once = tokens["cuda" if labels.is_cuda else "cpu"] // scenario.input_shape[0]
+            self._samples_at_once = max(1, min(self._samples_at_once, at_once))
         self._halvings = 0  # of the number of samples at once, for want of memory
         self.seconds = 0.0
         """Time spent evaluating. On a GPU, where work is queued, only the time to queue it."""
@@ -262,7 +274,7 @@ class ContinualEvaluator:
                 for part in self.parts(len(ids))
             ]
         )
-        correct, loss = torch.stack(sums).sum(0).tolist()
+        correct, loss = torch.stack(sums).sum(0).tolist()[:2]
         return int(correct), loss
 
     def first_images(self, task: int, n: int) -> Samples:
@@ -293,7 +305,7 @@ class ContinualEvaluator:
         return [c / n for c, n in zip(correct, self.sizes, strict=False)]
 
     def flush(self) -> np.ndarray:
-        """All rows so far, float64 (rows, len(CURVE_COLUMNS)), on the host."""
+        """All rows so far, float64 (rows, len(CURVE_COLUMNS)), on the host; with two columns more where it hears answers."""
         for (task_learning, consolidated), group in groupby(self._pending, key=itemgetter(0, 2)):
             together = list(group)
             # One copy from the device for all evaluations within a task.
@@ -302,7 +314,12 @@ class ContinualEvaluator:
         self._pending = []
         if len(self._rows) > 1:
             self._rows = [np.concatenate(self._rows)]
-        return self._rows[0] if self._rows else np.empty((0, len(CURVE_COLUMNS)))
+        return self._rows[0] if self._rows else np.empty((0, self._width))
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        """The table with the columns :data:`ANSWER_COLUMNS`, of an evaluator that :attr:`hears_answers`."""
+        return as_table(self.flush()[:, [0, 1, 2, 3, 7, 8, 6]], ANSWER_COLUMNS)
 
     @property
     def seen(self) -> pd.DataFrame:
@@ -326,12 +343,13 @@ class ContinualEvaluator:
         self._seen_rows = [seen[seen[:, 1] < iteration]]
 
     def extend(self, task_learning: int, iterations: list[int], sums: np.ndarray) -> None:
-        """Record evaluations made elsewhere, after ``iterations`` (E,): their sums (E, tasks, 2: correct, loss)."""
+        """Record evaluations made elsewhere, after ``iterations`` (E,): their sums (E, tasks, 2: correct, loss; or 4)."""
         self.flush()
         self._append(task_learning, iterations, sums)
 
     def _append(self, task_learning: int, iterations: list[int], sums: np.ndarray, consolidated: bool = False) -> None:
-        n_evaluations, n_tasks, _ = sums.shape
+        n_evaluations, n_tasks, n_sums = sums.shape
+        sums = sums.reshape(-1, n_sums)
         tasks = np.tile(np.arange(n_tasks), n_evaluations)
         self._rows.append(
             np.column_stack(
@@ -340,8 +358,9 @@ class ContinualEvaluator:
                     np.repeat(iterations, n_tasks),
                     tasks,
                     np.array(self.sizes)[tasks],
-                    sums.reshape(-1, 2),
+                    sums[:, :2],
                     np.full(len(tasks), consolidated),
+                    sums[:, 2:],
                 ]
             )
         )
@@ -367,7 +386,7 @@ class ContinualEvaluator:
             call: tuple[Any, ...] = ("predictions of a task", learner.predict_task, samples.x, task)
         else:
             call = ("predictions", learner.predict, samples.x, samples.task)
-        with self.precision.autocast():
+        with self.precision.autocast(), learner.model.judged():
             logits = compilation.guarded(lambda: compilation.run(*call))
         return self.learner.model.answer.judge(logits.float(), samples.y)
 

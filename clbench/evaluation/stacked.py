@@ -50,7 +50,7 @@ class StackedEvaluation:
             )
 
     def sums(self, stack: Stack, runs: list[int], task_learning: int) -> Tensor:
-        """Correct answers and summed cross-entropy, float64 (K, tasks seen, 2), of the K states in ``stack``.
+        """Correct answers and summed cross-entropy, float64 (K, tasks seen, 2 or 4), of the K states in ``stack``.
 
         Args:
             stack: K states.
@@ -79,12 +79,12 @@ class StackedEvaluation:
                 x = images
                 if images.dtype == torch.uint8:
                     x = first.inputs.normalise(images.flatten(0, 1)).view(images.shape)
-            with first.precision.autocast(), first.from_stages():
+            with first.precision.autocast(), first.from_stages(), first.learner.model.judged():
                 logits = stack.predict(x, tasks if one_task is None else one_task, self._shared)
             flat = first.learner.model.answer.judge(
                 logits.float().flatten(0, 1), labels.expand(logits.shape[:2]).flatten()
             )
-            result = flat.view(*logits.shape[:2], 2)
+            result = flat.view(*logits.shape[:2], -1)
             if not self._shared:
                 counts = self._counts[:, part] if chosen is None else self._counts[chosen, part]
                 result = result * counts[..., None]

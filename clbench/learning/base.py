@@ -88,7 +88,8 @@ class Needs:
         cost_grows: a training step costs more the more tasks have been learned.
         weights_only: it looks at the weights alone and never sends samples through the model by itself, so that it composes
             with methods that make or mask the weights.
-        transformer: it acts within a vision transformer.
+        transformer: it acts within a transformer.
+        vision: within a vision transformer as timm builds it, and no other.
         traits: what decides with which other strategies it goes together, keys of
             :data:`clbench.learning.traits.TRAITS`; see :meth:`Strategy.traits`.
         optimizers: the values of ``trainer.optimizer`` with which it is what it says.
@@ -104,6 +105,7 @@ class Needs:
     cost_grows: bool = False
     weights_only: bool = False
     transformer: bool = False
+    vision: bool = False
     traits: frozenset[str] = frozenset()
     optimizers: tuple[str, ...] = ("sgd", "adam", "adamw", "adagrad")
     weight_decay: bool = True

@@ -68,7 +68,16 @@ def refuse_network(options: StrategyConfig, model: ContinualModel, scenario: Sce
             f"strategy {options.name} is not defined for {scenario.setting}-incremental scenarios such as {scenario.name}. "
             f"Valid choices: {', '.join(f'{s}-incremental, e.g. scenario={EXAMPLES[s]}' for s in needs.settings)}"
         )
-    if needs.transformer and getattr(model.backbone, "transformer", None) is None:
+    transformer = getattr(model.backbone, "transformer", None)
+    if needs.transformer and scenario.reads == "tokens" and (needs.vision or transformer is None):
+        raise ConfigError(
+            f"strategy {options.name} acts within a vision transformer, and the samples of {scenario.name} are tokens. Valid "
+            "choices: strategies with adapters, e.g. strategy=lora"
+            if needs.vision
+            else f"strategy {options.name} acts within a transformer, which this network is not. Valid choices: "
+            "model=causal_lm, model=text_encoder"
+        )
+    if needs.transformer and (transformer is None or (needs.vision and not hasattr(transformer, "patch_embed"))):
         raise ConfigError(
             f"strategy {options.name} acts within a vision transformer, which this network is not. Valid choices: "
             "model=small_vit, or model=timm with a plain ViT, e.g. model.name=vit_base_patch16_224 model.pretrained=true"
@@ -195,7 +204,8 @@ def _refuse_places(strategies: list[Chosen]) -> None:
 
 def _refuse_options(strategies: list[Chosen], config: RunConfig) -> None:
     main, model, trainer = strategies[0], config.model, config.trainer
-    if "adds modules" in main.traits and (model.trained != "all" or model.frozen):
+    adapts = main.cls.needs.transformer and not main.cls.needs.vision  # blocks that are not frozen get adapters
+    if "adds modules" in main.traits and (model.trained != "all" or (model.frozen and not adapts)):
         option, left_at = (
             (f"trained={model.trained}", "all") if model.trained != "all" else (f"frozen={model.frozen}", "0")
         )

@@ -24,7 +24,7 @@ TRAITS = {
     "makes networks": "it makes a network for every task: overrides outputs",
     "learns without gradients": "it overrides learn",
     "adds modules": "it freezes the network and trains what it puts in: changes_network",
-    "transformer": "it acts within a vision transformer: needs.transformer",
+    "transformer": "it acts within a transformer: needs.transformer",
     "trains on all data": "earlier tasks' samples are among the new ones: needs.all_data, or a memory of them",
     "sends samples": "it takes the model for the network, and sends samples through it: not needs.weights_only",
     # what is declared of how it treats weights

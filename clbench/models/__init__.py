@@ -7,6 +7,6 @@
 ``weights``        weights from a file; ``half_precision`` frozen ones in bf16
 
 Backbones are registered classes, a file each: see ``mlp``, then ``cnn``, ``resnet18``, ``resnet32``, ``small_vit``,
-``timm_backbone`` and ``text_encoder``. What methods put into a network or beside it: ``lora``, ``prompts``, ``prompt_pools``,
-``expandable``, ``hypernetworks``, ``vae``.
+``timm_backbone``, ``text_encoder`` and ``causal_lm``. What methods put into a network or beside it: ``lora``, ``prompts``,
+``prompt_pools``, ``expandable``, ``hypernetworks``, ``vae``.
 """

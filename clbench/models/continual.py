@@ -30,8 +30,8 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from clbench.errors import ConfigError
-from clbench.models.answers import ClassLabels
-from clbench.models.heads import make_head
+from clbench.models.answers import ClassLabels, SpokenLabels
+from clbench.models.heads import VerbaliserHead, make_head
 from clbench.models.hidden_layers import HEAD, HiddenLayer
 from clbench.models.initialisation import drawn_like, initialise
 
@@ -54,6 +54,7 @@ class ContinualModel(nn.Module):
             methods are not told of tasks, a number beyond the last one, until :meth:`see` has met the label.
         head, head_scale, head_proxies: see :mod:`clbench.models.heads`.
         init: how the weights of a linear head are drawn, see :mod:`clbench.models.initialisation`.
+        answer_tokens: head=verbaliser: of every class the token of its answer in the language model's vocabulary.
 
     Raises:
         ConfigError: the backbone has fewer stages, or parameters or buffers outside its stages, or no such attention.
@@ -76,11 +77,18 @@ class ContinualModel(nn.Module):
         head_scale: float | None = None,
         head_proxies: int = 1,
         init: str = "default",
+        answer_tokens: list[int] | None = None,
     ) -> None:
         super().__init__()
-        self.answer = ClassLabels(task_classes, setting, logit_scope, first_seen)
+        output = backbone.__dict__.pop("output_weight", None)  # of a language model
+        answers = ClassLabels if answer_tokens is None else SpokenLabels
+        self.answer = answers(task_classes, setting, logit_scope, first_seen)
         self.backbone = backbone
-        self.head = make_head(head, int(self.backbone.n_features), self.answer.n_classes, head_scale, head_proxies)
+        self.head: nn.Module
+        if answer_tokens is None:
+            self.head = make_head(head, int(self.backbone.n_features), self.answer.n_classes, head_scale, head_proxies)
+        else:
+            self.head = VerbaliserHead(output, answer_tokens)
         initialise(self.head, init)
         self.init = init
         self.frozen, self.zero_head = frozen, zero_head
@@ -118,6 +126,18 @@ class ContinualModel(nn.Module):
         features = functional_call(self.backbone, of_backbone, (x,), tie_weights=False)
         of_head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
         return features, functional_call(self.head, of_head, (features,))
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Within, the logits of a head that speaks have the further column that :meth:`SpokenLabels.judge` reads."""
+        if not isinstance(self.head, VerbaliserHead):
+            yield
+            return
+        self.head.shows_likeliest = True
+        try:
+            yield
+        finally:
+            self.head.shows_likeliest = False
 
     # ---- hidden layers ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@
              z_c = η Σ_k softmax_k(s_ck) s_ck with s_ck = cos(f, w_ck)
 ``fixed``    z_c = η cos(f, w_c) with w_c that are not trained: the corners of a regular simplex, as far from one another as can
              be (Pernici et al. 2021, arXiv:2103.00436; Yang et al. 2022, arXiv:2203.09081). Needs D ≥ C − 1.
+``verbaliser``  z_c = ⟨f, u_a(c)⟩ − log Σ_v exp ⟨f, u_v⟩, the log-probability that a language model, whose output layer has a row
+             u_v for every token v of its vocabulary, goes on with the one token a(c) that is the class's answer. Not trained.
 
 η is learned from 1 on, as LUCIR's, or given.
 """
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from clbench.errors import ConfigError
 
-HEADS = ("linear", "cosine", "fixed")
+HEADS = ("linear", "cosine", "fixed", "verbaliser")
 
 
 class CosineHead(nn.Module):
@@ -67,6 +69,42 @@ class FixedHead(CosineHead):
             )
         super().__init__(in_features, out_features, 1, scale)
         self.weight.requires_grad_(False).copy_(simplex(out_features, in_features)[:, None])
+
+
+class VerbaliserHead(nn.Module):
+    """Log-probabilities of the classes' answers, a token each, among all tokens of a language model.
+
+    So any loss that asks for logits of classes gets some, which are right up to what they have in common; and −z_c is the
+    language model's own loss on the answer, over its whole vocabulary.
+
+    Args:
+        output: (V, D), the output layer of the language model. Often it is the embedding of its tokens as well, which then is
+            not trained either.
+        tokens: the answer's token, from 0, of every class.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, output: nn.Parameter, tokens: list[int]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = output.shape[1], len(tokens)
+        self.output = nn.utils.skip_init(nn.Linear, *output.shape[::-1], bias=False)
+        self.output.weight = output.requires_grad_(False)
+        self.register_buffer("tokens", torch.tensor(tokens))
+        self.shows_likeliest = False
+        """Whether a last column says how likely the likeliest of all tokens is, see :meth:`ContinualModel.judged`."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """(V, D), the rows of all tokens."""
+        return self.output.weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-probabilities (B, C) of features (B, D); (B, C + 1) with the likeliest token's."""
+        of_all = self.output(features).float()
+        of_all = of_all - of_all.logsumexp(-1, keepdim=True)
+        of_answers = of_all[..., self.tokens]
+        return torch.cat([of_answers, of_all.amax(-1, keepdim=True)], -1) if self.shows_likeliest else of_answers
 
 
 def simplex(n: int, n_dimensions: int) -> Tensor:

@@ -1,10 +1,10 @@
-"""Low-rank adaptation of a frozen vision transformer (LoRA; Hu et al. 2022, arXiv:2106.09685).
+"""Low-rank adaptation of a frozen transformer (LoRA; Hu et al. 2022, arXiv:2106.09685).
 
     y = W x + b + s · B A x,      s = α / r
 
 with A (r, n_in), which starts from U(−1/√n_in, 1/√n_in), and B (n_out, r), which starts from 0, so that the network is
 unchanged at first. timm computes queries, keys and values by one layer; each of the three has adapters of its own, in the
-rows of W that make it.
+rows of W that make it. BERT and Llama have a layer for each, and Llama's MLP has three.
 """
 
 import math
@@ -19,7 +19,30 @@ from torch import Tensor, nn
 from clbench.errors import ConfigError
 
 TARGETS = ("q", "k", "v", "proj", "mlp")
-"""What can be adapted: the three projections of attention, its output projection, and both layers of the MLP."""
+"""What can be adapted: the three projections of attention, its output projection, and the layers of the MLP."""
+
+LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
+    {"attn.qkv": ("q", "k", "v"), "attn.proj": ("proj",), "mlp.fc1": ("mlp",), "mlp.fc2": ("mlp",)},
+    {
+        "layer.self_attn.q_proj": ("q",),
+        "layer.self_attn.k_proj": ("k",),
+        "layer.self_attn.v_proj": ("v",),
+        "layer.self_attn.o_proj": ("proj",),
+        "layer.mlp.gate_proj": ("mlp",),
+        "layer.mlp.up_proj": ("mlp",),
+        "layer.mlp.down_proj": ("mlp",),
+    },
+    {
+        "attention.self.query": ("q",),
+        "attention.self.key": ("k",),
+        "attention.self.value": ("v",),
+        "attention.output.dense": ("proj",),
+        "intermediate.dense": ("mlp",),
+        "output.dense": ("mlp",),
+    },
+)
+"""The linear layers of a block, and which targets share the rows of each: of timm's vision transformers, of
+:mod:`clbench.models.causal_lm`, and of transformers' BERT."""
 
 
 class Adapter(nn.Module):
@@ -100,23 +123,38 @@ class AdaptedLinear(nn.Module):
 
 
 def add_adapters(transformer: Any, targets: list[str], rank: int, alpha: float) -> None:
-    """Freeze timm's transformer and give adapters to the ``targets`` of all of its blocks.
+    """Freeze a transformer and give adapters to the ``targets`` of all of its ``blocks`` that are not frozen already.
+
+    Args:
+        transformer: a module with ``blocks`` as in :data:`LAYERS`.
+        targets: what is adapted, see :data:`TARGETS`.
+        rank: r.
+        alpha: α.
 
     Raises:
-        ConfigError: a target is unknown, named twice, or there is none.
+        ConfigError: a target is unknown, named twice, or there is none; or all blocks are frozen.
     """
     if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
         raise ConfigError(f"strategy.targets={targets} has to name some of {', '.join(TARGETS)}, each once")
+    blocks = [block for block in transformer.blocks if any(p.requires_grad for p in block.parameters())]
+    if not blocks:
+        raise ConfigError("model.frozen leaves no block of the transformer to put adapters into: set it lower")
     transformer.requires_grad_(False)
-    for block in transformer.blocks:
-        of_attention: list[str] = [target for target in ("q", "k", "v") if target in targets]
-        if of_attention:
-            block.attn.qkv = AdaptedLinear(block.attn.qkv, ("q", "k", "v"), of_attention, rank, alpha)
-        if "proj" in targets:
-            block.attn.proj = AdaptedLinear(block.attn.proj, ("proj",), ["proj"], rank, alpha)
-        if "mlp" in targets:
-            block.mlp.fc1 = AdaptedLinear(block.mlp.fc1, ("fc1",), ["fc1"], rank, alpha)
-            block.mlp.fc2 = AdaptedLinear(block.mlp.fc2, ("fc2",), ["fc2"], rank, alpha)
+    for block in blocks:
+        for path, parts in _layers_of(block).items():
+            adapted = [part for part in parts if part in targets]
+            if adapted:
+                place, _, name = path.rpartition(".")
+                own = (name,) if parts == ("mlp",) else parts
+                adapted = [name] if parts == ("mlp",) else adapted
+                layer = AdaptedLinear(block.get_submodule(path), own, adapted, rank, alpha)
+                setattr(block.get_submodule(place), name, layer)
+
+
+def _layers_of(block: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The row of :data:`LAYERS` for a block."""
+    names = {name for name, _ in block.named_modules()}
+    return next(layers for layers in LAYERS if layers.keys() <= names)
 
 
 def adapted_layers(network: nn.Module) -> dict[str, AdaptedLinear]:

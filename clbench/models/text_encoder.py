@@ -40,6 +40,8 @@ class TextEncoder(nn.Module):
 
     config = TextEncoderConfig
     reads = "tokens"
+    hides_padding = True
+    """Its blocks do not say which of their tokens stand behind the end of a text."""
 
     def __init__(self, config: TextEncoderConfig, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -74,6 +76,16 @@ class TextEncoder(nn.Module):
             raise ConfigError(f"data.length={input_shape[0]} is more than the {longest} tokens that the network reads")
         self.vocabulary = int(self.network.config.vocab_size)
         self.n_features = int(self.network.config.hidden_size)
+
+    @property
+    def transformer(self) -> "TextEncoder":
+        """What adapters are put into: itself, with its ``blocks``."""
+        return self
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """BERT's layers."""
+        return self.network.encoder.layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, n_features) of texts, int32 (B, L), 0 behind the end of each."""

@@ -32,16 +32,30 @@ class RemainingStages(nn.Module):
         names: names of the stages.
         modules: the stages.
         n_features: of the backbone.
+        of_transformer: whether the backbone is a transformer that adapters may be put into.
     """
 
-    def __init__(self, names: Sequence[str], modules: Sequence[nn.Module], n_features: int) -> None:
+    def __init__(
+        self, names: Sequence[str], modules: Sequence[nn.Module], n_features: int, of_transformer: bool = False
+    ) -> None:
         super().__init__()
-        self.names, self.n_features = list(names), n_features
+        self.names, self.n_features, self.of_transformer = list(names), n_features, of_transformer
+        self.tokens_at_once: dict[str, int] | None = None  # of a language model, in evaluations
         self.remaining = nn.ModuleList(modules)
 
     def stages(self) -> dict[str, nn.Module]:
         """The stages that are left, by name."""
         return dict(zip(self.names, self.remaining, strict=True))
+
+    @property
+    def transformer(self) -> "RemainingStages | None":
+        """Itself, with the ``blocks`` that are left, where the backbone is a transformer; else None."""
+        return self if self.of_transformer else None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """A transformer's blocks that are left."""
+        return [stage for name, stage in self.stages().items() if name.startswith("blocks.")]
 
     def forward(self, h: Tensor) -> Tensor:
         """Features (B, n_features) from what the frozen stages have made of the samples."""
@@ -112,6 +126,8 @@ def cached(
     assert train is not None
     assert test is not None
     shape = train.store.shape[1:]
-    rest = RemainingStages(names[frozen:], modules[frozen:], int(backbone.n_features))
+    is_transformer = getattr(backbone, "transformer", None) is not None
+    rest = RemainingStages(names[frozen:], modules[frozen:], int(backbone.n_features), is_transformer)
+    rest.tokens_at_once = getattr(backbone, "tokens_at_once", None)
     scenario = replace(scenario, train=train, validation=split_of(scenario.validation), _test=test, input_shape=shape)
     return scenario, rest

@@ -46,7 +46,7 @@ class CodaPrompt(Prompting):
     """A weighted sum of components, of which every task adds and trains its own."""
 
     config = CodaPromptConfig
-    needs = Needs(transformer=True)
+    needs = Needs(transformer=True, vision=True)
     options: CodaPromptConfig
     mu: Tensor
 

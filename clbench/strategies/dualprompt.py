@@ -44,7 +44,7 @@ class DualPrompt(KeyedPrompting):
     """Shared prompts, and those of the task whose key is nearest to an image's query."""
 
     config = DualPromptConfig
-    needs = Needs(transformer=True, traits=KeyedPrompting.TRAITS)
+    needs = Needs(transformer=True, vision=True, traits=KeyedPrompting.TRAITS)
     options: DualPromptConfig
 
     def prompts(self, width: int, scenario: Scenario) -> dict[int, Prompt]:

@@ -33,9 +33,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.errors import ConfigError
 from clbench.learning.base import Batch, Measurement, Needs, Outputs, Plan, buffer_name
 from clbench.learning.parts.memory import EMPTY, check_memory_size, draw_uniform, notes_of_room, reservoir_step
 from clbench.learning.parts.shadow_weights import ShadowWeights
+from clbench.models.causal_lm import Block, at_the_end
 from clbench.models.continual import ContinualModel
 from clbench.options import option
 from clbench.registry import STRATEGIES
@@ -80,6 +82,11 @@ class ILoRA(LoRA):
         self._notes = notes_of_room(config.memory_size, scenario)
         self.register_buffer("memory", torch.full((config.memory_size,), EMPTY))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
+        if config.layers == "all" and getattr(model.backbone, "hides_padding", False):
+            raise ConfigError(
+                "strategy.layers=all compares the hidden states of all tokens, and those behind the end of a text are none: set "
+                "strategy.layers=last"
+            )
         self.slow = ShadowWeights(model)
         self.states = BlockOutputs(model.backbone.transformer.blocks) if config.layers == "all" else None
         self._memory_after_task: tuple[np.ndarray, int] | None = None  # made by plan(), taken over by end_task()
@@ -179,9 +186,10 @@ class BlockOutputs:
 
     def _keep(self, block: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
         if block.training:
-            self._states.append(output)
+            # Of texts the states at their ends, which all that fills up a row leaves as they are.
+            self._states.append(at_the_end(output) if isinstance(block, Block) else output)
 
     def taken(self) -> list[Tensor]:
-        """The outputs (B, N, D) of all blocks."""
+        """The outputs (B, N, D) of all blocks; of a language model (B, D)."""
         states, self._states = self._states[-self._n_blocks :], []
         return states

@@ -44,7 +44,7 @@ class L2P(KeyedPrompting):
     """The prompts of the keys nearest to an image's query."""
 
     config = L2PConfig
-    needs = Needs(boundaries=False, transformer=True, weights_only=True, traits=KeyedPrompting.TRAITS)
+    needs = Needs(boundaries=False, transformer=True, vision=True, weights_only=True, traits=KeyedPrompting.TRAITS)
     options: L2PConfig
 
     def prompts(self, width: int, scenario: Scenario) -> dict[int, Prompt]:

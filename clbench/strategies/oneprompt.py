@@ -39,7 +39,7 @@ class OnePrompt(Prompting):
     """The same trained keys and values for every sample and task."""
 
     config = OnePromptConfig
-    needs = Needs(boundaries=False, transformer=True, weights_only=True)
+    needs = Needs(boundaries=False, transformer=True, vision=True, weights_only=True)
     options: OnePromptConfig
 
     def prompts(self, width: int, scenario: Scenario) -> dict[int, Prompt]:

@@ -22,5 +22,5 @@ class OVOR(Outliers, OnePrompt):
     """One prompt for all tasks, and a head that is trained against virtual outliers at every task's end."""
 
     config = OVORConfig
-    needs = Needs(transformer=True, traits=TRAITS)
+    needs = Needs(transformer=True, vision=True, traits=TRAITS)
     options: OVORConfig

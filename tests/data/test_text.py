@@ -119,7 +119,7 @@ def test_methods_learn_from_texts(options, setup_of, tmp_path):
     [
         (
             ["model=mlp"],
-            "model.kind=mlp reads images, and the samples of clinc150_bytes are tokens. Valid choices: text_encoder",
+            "model.kind=mlp reads images, and the samples of clinc150_bytes are tokens. Valid choices: causal_lm, text_encoder",
         ),
         (["scenario=split_digits", "model=text_encoder"], "model.kind=text_encoder reads tokens"),
         (["strategy=dgr"], "strategy dgr generates images"),
