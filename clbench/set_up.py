@@ -18,6 +18,7 @@ from clbench.evaluation.policy_shift import refuse_without_policy
 from clbench.learning.compilation import Compilation
 from clbench.learning.composition import refuse, refuse_network, refuse_stream
 from clbench.learning.learner import Learner
+from clbench.learning.parts.frozen_features import FrozenFeatures
 from clbench.models.answers import SpokenLabels, answer_tokens
 from clbench.models.continual import ContinualModel
 from clbench.models.half_precision import hold_frozen_in_half
@@ -211,9 +212,11 @@ def _refuse_silence(scenario: Scenario, learner: Learner) -> None:
     if not isinstance(model.answer, SpokenLabels):
         return
     device = model.head.weight.device
+    # Those that learn features first predict with the head until then.
+    apart = any(isinstance(strategy, FrozenFeatures) for strategy in learner)
     with model.in_evaluation_mode(), model.judged(), torch.no_grad():
         found = learner.prepare_and_predict(scenario.blank(device), torch.zeros(1, dtype=torch.int64, device=device))
-    if found.shape[1] == scenario.n_classes:
+    if apart or found.shape[1] == scenario.n_classes:
         raise ConfigError(
             f"strategy {'+'.join(s.name for s in learner)} predicts without the network's head, which is to say the answers with "
             "model.head=verbaliser: set model.head=linear"

@@ -164,4 +164,11 @@ class Snapshots:
     def select(self, slots: list[int], runs: list[int]) -> Stack:
         """The states of ``runs`` (K,) at ``slots`` (K,), as a stack of K."""
         rest = {name: tensor[slots, runs] for name, tensor in self._rest.items()}
-        return Stack(self._stack.learner, self._stack.shapes, self.weights[slots, runs], rest, self._stack.shared)
+        return Stack(
+            self._stack.learner,
+            self._stack.shapes,
+            self.weights[slots, runs],
+            rest,
+            self._stack.shared,
+            self._stack.tied,
+        )

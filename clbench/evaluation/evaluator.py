@@ -156,6 +156,11 @@ class ContinualEvaluator:
             if sum(part.numel() * part.element_size() for part in parts) <= LARGEST_CACHE:
                 self._stages_done, self._after_stages = n, torch.cat(parts)
 
+    def begins_as(self, other: "ContinualEvaluator") -> bool:
+        """Whether the first stages, where they have been computed, make the same of the same samples as another's."""
+        mine, its = self._after_stages, other._after_stages
+        return its is None if mine is None else its is not None and torch.equal(mine, its)
+
     def from_stages(self) -> AbstractContextManager:
         """The context in which the network takes what :meth:`subset` gives: images, or the output of its first stages."""
         model = self.learner.model

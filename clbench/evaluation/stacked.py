@@ -37,6 +37,7 @@ class StackedEvaluation:
             evaluator.split.store is first.split.store
             and all(torch.equal(a, b) for a, b in zip(evaluator.subset_ids, first.subset_ids, strict=True))
             and torch.equal(evaluator.split.rows, first.split.rows)
+            and evaluator.begins_as(first)
             for evaluator in evaluators[1:]
         )
         sizes = torch.tensor([evaluator.sizes for evaluator in evaluators])

@@ -34,6 +34,7 @@ class Stack:
         weights: (R, P).
         rest: other parameters and buffers by name, (R, ...).
         shared: parameters that all have in common.
+        tied: further names of what the others name, such as of an embedding that is an output layer as well.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Stack:
         weights: Tensor,
         rest: dict[str, Tensor],
         shared: dict[str, Tensor],
+        tied: dict[str, str],
     ) -> None:
-        self.learner, self.shapes = learner, shapes
+        self.learner, self.shapes, self.tied = learner, shapes, tied
         self.weights, self.rest, self.shared = weights, rest, shared
 
     @classmethod
@@ -62,7 +64,7 @@ class Stack:
                 shared[name] = tensors[0]
             else:
                 rest[name] = torch.stack(tensors)
-        stack = cls(learners[0], shapes, weights, rest, shared)
+        stack = cls(learners[0], shapes, weights, rest, shared, tied_names(learners[0]))
         for row, state in enumerate(states):
             for name, view in stack.state_of_one(weights[row], {n: t[row] for n, t in rest.items()}).items():
                 state[name].data = view
@@ -74,7 +76,7 @@ class Stack:
     def select(self, rows: Tensor) -> "Stack":
         """A copy of some rows, by their numbers (n,)."""
         rest = {name: tensor[rows] for name, tensor in self.rest.items()}
-        return Stack(self.learner, self.shapes, self.weights[rows], rest, self.shared)
+        return Stack(self.learner, self.shapes, self.weights[rows], rest, self.shared, self.tied)
 
     def put(self, rows: Tensor, other: "Stack") -> None:
         """Write a selection back to its rows."""
@@ -175,7 +177,10 @@ class Stack:
 
     def call(self, hook: str, weights: Tensor, rest: dict[str, Tensor], *arguments: Any) -> Any:
         """The learner's method ``hook`` with the state that one row describes."""
-        return functional_call(self.learner, self.state_of_one(weights, rest), (hook, *arguments), tie_weights=False)
+        state = self.state_of_one(weights, rest)
+        # Not by functional_call, which would look for names that are tied in every call.
+        state |= {name: state[other] for name, other in self.tied.items()}
+        return functional_call(self.learner, state, (hook, *arguments), tie_weights=False)
 
 
 def _losses(
@@ -242,6 +247,13 @@ def share_frozen(first: Learner, other: Learner) -> None:
         mine = own.get(name)
         if mine is not None and not (parameter.requires_grad or mine.requires_grad) and torch.equal(parameter, mine):
             mine.data = parameter.data
+
+
+def tied_names(learner: Learner) -> dict[str, str]:
+    """The names of parameters and buffers that :func:`state_of` leaves out, with that under which it has them."""
+    kept = {id(tensor): name for name, tensor in state_of(learner)}
+    named = (*learner.named_parameters(remove_duplicate=False), *learner.named_buffers(remove_duplicate=False))
+    return {name: kept[id(tensor)] for name, tensor in named if kept[id(tensor)] != name}
 
 
 def state_of(learner: Learner) -> list[tuple[str, Tensor]]:

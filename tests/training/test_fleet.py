@@ -56,6 +56,13 @@ def test_with_batch_norm_and(case, small_trainer):
     assert_same_when_alone(small_trainer, members)
 
 
+def test_members_that_are_evaluated_on_the_same_samples_with_frozen_stages_of_their_own(small_trainer):
+    """Of two seeds: what the first stages make of the samples is each member's."""
+    common = ["strategy=finetune", "scenario=split_digits", "model=mlp", "model.hidden=[16,16]", "model.frozen=1"]
+    everything = ["evaluator.subset=1000", "scenario.classes=[0,1,2,3]", "scenario.frozen=null"]
+    assert_same_when_alone(small_trainer, [[*common, *everything, f"seed={seed}"] for seed in (0, 1)])
+
+
 def test_members_whose_tasks_differ_in_size(small_trainer):
     """With another class order, tasks have other sizes: other numbers of steps, other last batches."""
     common = ["strategy=ewc", "trainer.epochs=2", "trainer.max_steps_per_task=null", "trainer.batch_size=64", "model.hidden=[16]",
