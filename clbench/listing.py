@@ -146,7 +146,7 @@ def describe(name: str) -> None:
 
 
 def definition_of(metric: str) -> str | None:
-    """What a metric is, from the docstring of :mod:`clbench.evaluation.metrics`; None where it has no such metric.
+    """What a metric is, from the docstrings of :mod:`clbench.evaluation.metrics` and ``spoken``; None where it is none of theirs.
 
     Names may be written as in tables or in ``summary.json``, in capitals or not: min-ACC, min_acc; WF10 is WF of the window 10.
     """
@@ -159,10 +159,13 @@ def definition_of(metric: str) -> str | None:
 
 def _metrics() -> list[tuple[dict[str, str], str]]:
     """Names (as compared and as written) and definition of every metric: the entries ``* name = …`` of the docstring."""
-    from clbench.evaluation import metrics
+    from clbench.evaluation import metrics, spoken
 
     entries, heading = [], ""
-    for paragraph in (inspect.getdoc(metrics) or "").split("\n\n"):
+    paragraphs = [
+        paragraph for module in (metrics, spoken) for paragraph in (inspect.getdoc(module) or "").split("\n\n")
+    ]
+    for paragraph in paragraphs:
         if not paragraph.startswith("* "):
             heading = paragraph
             continue

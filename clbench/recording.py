@@ -11,6 +11,7 @@ from clbench.data.location import data_root
 from clbench.errors import Diverged
 from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.metrics import summarise
+from clbench.evaluation.spoken import summarise_answers
 from clbench.models.weights import weights_hash
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.summary import Costs, Summary
@@ -91,7 +92,8 @@ def summary_record(
             setup.learner.learns_at_task_end,
             setup.evaluator.seen if setup.evaluator.classes_apart else None,
             trains_once=setup.learner.trains_once,
-        ),
+        )
+        | (summarise_answers(setup.evaluator.answers, trainer.curve) if setup.evaluator.hears_answers else {}),
         "costs": _costs(setup, trainer, *peak_memory),
     }
 

@@ -4,6 +4,7 @@
 ``adaptive``      the same from fewer evaluations; ``refinement`` chooses where
 ``stacked``       many states in one forward pass, for fleets and snapshots
 ``metrics``       every metric, as a pure function of the tables that a run writes; ``chance`` what guessing is worth
+``spoken``        the same of what a language model says
 ``per_sample``    refuses predictions that depend on other samples of the batch
 ``diagnostics``, ``plasticity``, ``connectivity``, ``policy_shift``  optional measures of the network
 """

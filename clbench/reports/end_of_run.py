@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clbench.evaluation.metrics import POOLED
+from clbench.evaluation.spoken import SPOKEN
 from clbench.records.summary import Summary
 
 FULL, SUBSET = "all samples, at task ends", "subsets, at every evaluation"
@@ -34,6 +35,10 @@ ROWS: list[tuple[str, str, str]] = [
     ("WP100", "WP100", SUBSET),
     ("AAA", "AAA", SUBSET),
     ("AAUC", "AAUC", SUBSET),
+    ("exact_ACC", "exact ACC (said by greedy generation)", SUBSET),
+    ("valid", "valid answers", SUBSET),
+    ("superficial", "superficial forgetting (known, not said)", SUBSET),
+    ("essential", "essential forgetting", SUBSET),
 ]
 """Metric, what it is called in the table, and what it was measured on. All are shown in percent."""
 
@@ -134,7 +139,7 @@ def metrics_table(summary: Summary, reported: pd.DataFrame) -> Table:
     }
     tasks_weigh_the_same = all(_percent(metrics[mean]) == _percent(metrics[share]) for mean, share in POOLED.items())
     for name, title, measured in ROWS:
-        if name in POOLED.values() and tasks_weigh_the_same:
+        if (name in POOLED.values() and tasks_weigh_the_same) or (name in SPOKEN and name not in metrics):
             continue
         if name in POOLED and not tasks_weigh_the_same:
             title += " (task mean)"

@@ -136,17 +136,22 @@ METRICS = {
         Metric("AAA", "AAA", SUBSETS, True),
         Metric("AAUC", "AAUC", SUBSETS, True),
         Metric("gap_depth", "gap depth", SUBSETS, False),
+        Metric("exact_ACC", "exact ACC", SUBSETS, True),
+        Metric("valid", "valid answers", SUBSETS, True),
+        Metric("superficial", "superficial forgetting", SUBSETS, False),
+        Metric("essential", "essential forgetting", SUBSETS, False),
         Metric("recovery_iterations", "recovery (iterations)", SUBSETS, False, 1.0),
         Metric("gap_area", "gap area", SUBSETS, False, 1.0, 2),
         Metric("seconds", "time (s)", RUN, False, 1.0),
         Metric("peak_memory_bytes", "peak memory (MiB)", RUN, False, 2.0**-20, 0),
     ]
 }
-"""Every metric that can decide who is best, and how it is shown. Definitions: :mod:`clbench.evaluation.metrics`."""
+"""Every metric that can decide who is best, and how it is shown. Definitions: :mod:`clbench.evaluation.metrics` and
+:mod:`clbench.evaluation.spoken`."""
 
 MAIN = (
     "ACC", "ACC_pooled", "average_incremental_macro", "average_incremental_pooled", "FORG", "min_ACC", "WC_ACC",
-    "WF10", "WF100", "WP10", "WP100", "gap_depth",
+    "WF10", "WF100", "WP10", "WP100", "gap_depth", "exact_ACC", "valid", "superficial", "essential",
     "recovery_iterations", "seconds", "peak_memory_bytes",
 )  # fmt: skip
 """Columns of the main table; those that no run defines are left out, the deciding metric is added where it is missing."""
