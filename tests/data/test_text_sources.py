@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clbench.config import DataConfig
@@ -85,6 +85,7 @@ def test_dealing_out_keeps_equal_texts_together_and_knows_no_order(texts, part, 
 def test_about_one_text_in_ten_is_a_test_text():
     _, test = deal_out([Sentence(f"text {n}", 0) for n in range(3000)])
     assert 240 < len(test) < 360
+    assert [s.text for s in test][:3] == ["text 3", "text 10", "text 20"]  # for good: streams are frozen over them
 
 
 LONG = "the actors are splendid throughout"  # 30 letters
@@ -96,6 +97,7 @@ LONG = "the actors are splendid throughout"  # 30 letters
         (LONG, f"a slow film . {LONG.title()}, all of them !", True),
         (LONG, LONG, True),
         (LONG, LONG[:-1], False),
+        ("twenty letters a phrase", "x, twenty letters a phrase", True),  # 20 letters are enough
         ("good film", "a good film", False),  # too short to be looked for within others
         ("good film", "Good-film !", True),
         ("a -lrb- long enough -rrb- phrase on Amélie", "A (long enough) phrase on Amelie", True),
@@ -113,17 +115,18 @@ def test_no_review_tests_what_another_domain_trains_on(read, write):
         write(f"text_more/sentence/stsa.binary.{split}", [f"1 {text} ."])
     neither = [f"0 something else entirely , number {n}" for n in range(40)]
     held = [f"1 first . {text} !" for text in parts.values()]
-    write("text_more/sentence/rt-polarity.all", [*held, f"0 {parts['train']} ; {parts['test']}", *neither])
+    many = [f"1 {n} : {parts['dev']}" for n in range(40)]  # of sentences that are not tested
+    write("text_more/sentence/rt-polarity.all", [*held, f"0 {parts['train']} ; {parts['test']}", *neither, *many])
     write("text_more/sentence/custrev.all", [f"{n % 2} product {n}" for n in range(40)])
     write("text_more/sentence/mpqa.all", [f"{n % 2} phrase {n // 2}" for n in range(80)])
     data = read("sentiment_domains")
     train, test = ([(data.domain_names[d], text) for d, text in zip(s.domains, s.texts, strict=True)]
                    for s in (data.train, data.test))  # fmt: skip
-    assert {("mr", held[0][2:]), ("mr", held[1][2:])} <= set(train)
+    assert {("mr", text[2:]) for text in (held[0], held[1], *many)} <= set(train)
     assert ("mr", held[2][2:]) in test
     assert not [text for _, text in train + test if ";" in text]
     assert [text for domain, text in train if domain == "sst2"] == [f"{parts['train']} ."]
-    for domain, n in (("mr", 40 + 3), ("cr", 40), ("mpqa", 80)):
+    for domain, n in (("mr", 80 + 3), ("cr", 40), ("mpqa", 80)):
         shares = [sum(name == domain for name, _ in split) for split in (train, test)]
         assert sum(shares) == n
         assert min(shares) > 0
@@ -167,12 +170,15 @@ def test_no_two_answers_are_alike_and_each_is_one_word():
 
 @EXAMPLES
 @given(text=st.text(alphabet="ab \n\té", max_size=60), length=st.integers(1, 30))
+@example(text="ab cd ef", length=5)
 def test_a_clipped_text_is_its_first_whole_words(text, length):
     line = " ".join(text.split())
     short = clipped(text, length)
     assert len(short) <= length
     assert line.startswith(short)
-    if short != line and " " in line[: length + 1]:
+    if " " not in line[: length + 1]:
+        assert short == line[:length]
+    elif short != line:
         assert line[len(short)] == " "
         assert len(short) + 1 + len(line[len(short) + 1 :].split()[0]) > length  # the next word does not fit
 
