@@ -8,5 +8,5 @@
 
 Backbones are registered classes, a file each: see ``mlp``, then ``cnn``, ``resnet18``, ``resnet32``, ``small_vit``,
 ``timm_backbone``, ``text_encoder`` and ``causal_lm``. What methods put into a network or beside it: ``lora``, ``prompts``,
-``prompt_pools``, ``expandable``, ``hypernetworks``, ``vae``.
+``prompt_pools``, ``singular_parts``, ``expandable``, ``hypernetworks``, ``vae``.
 """

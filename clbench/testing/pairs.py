@@ -67,6 +67,7 @@ OPTIONS = {
     "continual_backprop": ["strategy.replacement_rate=0.1", "strategy.maturity=0"],
     "outliers": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],
     "ovor": ["strategy.share=0.5", "strategy.tau_id=-3.0", "strategy.tau_ood=-1.0", "strategy.lam=1.0"],
+    "n_lora": ["strategy.lam=0.1"],
     "reglora": ["strategy.lam=10.0"],
     "rif": ["strategy.min_correct=4", "strategy.max_correct=6"],
     "coda_prompt": ["strategy.pool=6"],

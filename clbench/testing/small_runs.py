@@ -91,6 +91,7 @@ SMALL_OPTIONS = {
     "lora": ["strategy.rank=2"],
     "mer": ["strategy.replay_batch_size=1", "strategy.beta=0.7", "strategy.gamma=0.6"],
     "mir": ["strategy.candidates=6", "strategy.replay_batch_size=3"],
+    "n_lora": ["strategy.rank=2"],
     "o_lora": ["strategy.rank=2"],
     "oneprompt": ["strategy.blocks=[0,1]", "strategy.lengths=[2,4]"],
     "outliers": OUTLIERS,

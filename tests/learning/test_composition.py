@@ -16,7 +16,7 @@ from clbench.testing.pairs import base_config, check_acts, check_sentence, netwo
 NAMES = STRATEGIES.names()
 
 FRESH_ADAPTERS = {"inc_lora", "o_lora", "reglora"}
-MERGED = {"inflora"} | FRESH_ADAPTERS
+MERGED = {"inflora", "n_lora", "osft"} | FRESH_ADAPTERS
 LORA = {"lora", "ilora"} | MERGED
 PROMPTS = {"coda_prompt", "dualprompt", "l2p", "oneprompt", "ovor"}
 CLOSED_FORM = {"acil", "fecam", "if2net", "igmn", "ranpac", "slda"}
@@ -33,7 +33,7 @@ OWN_LOSS = NO_HEAD | {
 PROJECTS = {"agem", "gem", "mir", "owm"}
 MOVES = RESETS | {"shrink_perturb"}
 ALL = set(NAMES)
-MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "oneprompt"}
+MAY_BE_TRAINED_FIRST = OF_WEIGHTS | {"l2p", "lora", "n_lora", "oneprompt", "osft"}
 
 REFUSED = [
     (LORA | PROMPTS, LORA | PROMPTS, "each of them freezes the network and trains what it puts into it"),
