@@ -26,7 +26,7 @@ What there is, the lowest first. A module imports from the lines above its own a
 ``run``                                        the life of a run
 ``protocol``, ``sweeps``                       tuning apart from evaluation; many runs together
 ``command_line``                               from words to one of these
-``listing``, ``pretraining``, ``reproduction``, ``scenarios.freeze``  further commands
+``listing``, ``pretraining``, ``reproduction``, ``language_models``, ``scenarios.freeze``  further commands
 ``testing``                                    tests for methods, also for one's own
 ``__main__``                                   ``python -m clbench``
 """

@@ -57,7 +57,7 @@ def _run(words: list[str]) -> int:
             from clbench.errors import choose_from
 
             raise ConfigError(choose_from("command", command, COMMANDS))
-    if asks and command in (None, "list", "describe", "resume", "pretrain", "help"):
+    if asks and command in (None, "list", "describe", "resume", "pretrain", "fetch-lm", "help"):
         print(help_text() if command in (None, "help") else help_of(command))
         return 0
     if command is None and "--version" in words:
@@ -105,6 +105,10 @@ def _dispatch(command: str | None, words: list[str], commands: list[str]) -> int
             from clbench.reports.run_list import runs
 
             runs(words)
+        case "fetch-lm":
+            from clbench.language_models import fetch_lm
+
+            fetch_lm(words)
         case "pretrain":
             from clbench.pretraining import pretrain
 

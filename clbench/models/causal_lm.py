@@ -7,6 +7,7 @@ What one stage hands on to the next is (B, L + 1, D): the hidden states of the L
 entry says where the text ends. transformers gives the layers; they are called one by one, without its masks and caches.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,8 +157,12 @@ class CausalLM(nn.Module):
         """What a reader of results has to know."""
         if config.path is None:
             return []
+        file = model_folder(config.path, "model.path", "config.json") / "source.json"  # where fetch-lm made the folder
+        source = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        said = f"language model {source['name']}: {source['note']}; " if source else ""
         return [
-            f"pretraining data unknown: what the language model {config.path} was trained on may hold texts of this stream"
+            f"{said}pretraining data unknown: what the language model at {config.path} was trained on may hold texts of this "
+            "stream"
         ]
 
 
