@@ -96,7 +96,7 @@ class GRPO(Strategy):
 
     def __init__(self, config: GRPOConfig, model: ContinualModel, scenario: Scenario) -> None:
         super().__init__(config, model, scenario)
-        _refuse_clipping_without_effect(config)
+        _refuse_options_without_effect(config)
         self.flat_parameters()  # raises where nothing is trained
         self.rollout = ShadowWeights(model) if config.steps_per_rollout > 1 else None
         self.reference = ShadowWeights(model) if config.kl is not None else None
@@ -217,7 +217,13 @@ def kl_estimate(p: Tensor, q: Tensor) -> Tensor:
     return (difference.expm1() - difference).clamp(max=LARGEST_KL)
 
 
-def _refuse_clipping_without_effect(config: GRPOConfig) -> None:
+def _refuse_options_without_effect(config: GRPOConfig) -> None:
+    """Refuse bounds where nothing moves away, and a reference that nothing is held to."""
+    if config.kl is None and config.reference == "start":
+        raise ConfigError(
+            "strategy.reference=start is the policy that the KL term is measured to, and strategy.kl=null has none: set "
+            "strategy.kl above 0, or leave strategy.reference at task"
+        )
     given = [name for name in ("clip_low", "clip_high", "dual_clip") if getattr(config, name) is not None]
     if config.steps_per_rollout == 1 and given:
         raise ConfigError(

@@ -317,12 +317,14 @@ def test_learns_from_rewards_alone(small_trainer):
     assert F.cross_entropy(logits, samples.y) < 0.2
 
 
-def test_clipping_without_effect_is_refused(small_setup):
+def test_options_without_effect_are_refused(small_setup):
     with pytest.raises(
         ConfigError, match=r"strategy.clip_low=0.2 .* set strategy.clip_low=null strategy.clip_high=null "
     ):
         small_setup("strategy=grpo", "strategy.steps_per_rollout=1")
     small_setup("strategy=grpo", *ON_POLICY)
+    with pytest.raises(ConfigError, match=r"strategy.reference=start .* strategy.kl=null has none"):
+        small_setup("strategy=grpo", "strategy.kl=null", "strategy.reference=start")
 
 
 def test_a_warm_start_is_finetuning_and_the_reference_follows_it(small_trainer):
