@@ -6,9 +6,10 @@ sample may see. Only samples with at least ``min_correct`` right answers, and at
     keep x  if  min ≤ #{ a_i = y } ≤ max,    a_1 … a_n ~ π(· | x) at the start of the task
 
 The paper keeps what is solved at least once in 8 draws, and what is always solved too, though it gives GRPO no gradient;
-``max_correct`` is ours. Once per task, and not again. Where nothing would be kept, all is, and a note says so. An epoch is a pass
-over what is kept: for as many steps as without the filter set ``trainer.max_steps_per_task``. Answers are drawn in evaluation
-mode, of samples without augmentation; the paper's code filters by one checkpoint, which may have been the untrained model.
+``max_correct`` is ours. Once per task, and not again; with ``unfiltered_tasks=1`` the first task is trained on in full. Where
+nothing would be kept, all is, and a note says so. An epoch is a pass over what is kept: for as many steps as without the filter
+set ``trainer.max_steps_per_task``. Answers are drawn in evaluation mode, of samples without augmentation; the paper's code
+filters by one checkpoint, which may have been the untrained model.
 
 ``strategy=grpo strategy.plus=[rif]`` is RIF-RFT, ``strategy=finetune strategy.plus=[rif]`` its supervised twin.
 
@@ -41,6 +42,11 @@ class RIFConfig(StrategyConfig):
     rollouts: int = option(help="answers n that are drawn for every sample", at_least=1)
     min_correct: int = option(help="right answers that a sample needs to be kept", at_least=0)
     max_correct: int | None = option(None, help="right answers that it may have; null: all", at_least=0)
+    unfiltered_tasks: int = option(
+        0,
+        help="tasks at the start that are trained on in full, e.g. 1 where the first warms the network up",
+        at_least=0,
+    )
 
 
 @STRATEGIES.register("rif")
@@ -63,6 +69,11 @@ class RIF(Strategy):
                 f"{config.rollouts} right answers keep nothing, or ask for more than are drawn: it has to be min_correct ≤ "
                 "max_correct ≤ rollouts"
             )
+        if config.unfiltered_tasks >= scenario.n_tasks:
+            raise ConfigError(
+                f"strategy.unfiltered_tasks={config.unfiltered_tasks} leaves none of the {scenario.n_tasks} tasks of "
+                f"{scenario.name} to be filtered: it has to be at most {scenario.n_tasks - 1}"
+            )
         self._most = most
         self.register_buffer("kept", torch.zeros(len(scenario.train.labels), dtype=torch.bool))
         self.register_buffer("counts", torch.zeros(config.rollouts + 1, dtype=torch.int64))  # samples by right answers
@@ -71,12 +82,18 @@ class RIF(Strategy):
     @torch.no_grad()
     def begin_task(self, task: Task) -> None:
         ids = task.ids
+        self.counts.zero_()
+        if not self._filters(task):
+            return
         right = self._right_answers(task, ids)
         keep = (right >= self.options.min_correct) & (right <= self._most)
         self.tasks_without[task.index] = ~keep.any()
         self.kept.zero_()
         self.kept[ids.to(self.kept.device)] = keep | ~keep.any()
         self.counts.copy_(torch.bincount(right, minlength=len(self.counts)))
+
+    def _filters(self, task: Task) -> bool:
+        return task.index >= self.options.unfiltered_tasks
 
     def _right_answers(self, task: Task, ids: Tensor) -> Tensor:
         """How many of the answers that are drawn for samples (n,) are right, int64 (n,)."""
@@ -91,6 +108,8 @@ class RIF(Strategy):
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """Batches of what is kept, in place of those of all."""
+        if not self._filters(task):
+            return plan
         kept = task.ids[self.kept.cpu()[task.ids]]
         return plan._replace(new=task.shuffled_batches(kept, in_order=task.ordered))
 

@@ -131,6 +131,16 @@ def test_groups_without_variance_have_no_gradient(small_trainer, monkeypatch):
             assert gradients["new"].abs().max() == 0
 
 
+@pytest.mark.parametrize(("greedy", "moves"), [(1, False), (0, True)])
+def test_remax_compares_with_the_most_probable_answer(greedy, moves, small_trainer, monkeypatch):
+    """Any baseline has the same expected gradient; where all answers are right, only that of a wrong greedy one leaves any."""
+    strategy, _ = on_a_single_sample(small_trainer, "remax", "strategy.kl=null")
+    logits = torch.zeros(1, 6, dtype=torch.float64)
+    logits[0, greedy] = 0.5
+    gradient = gradient_of(strategy, logits, 1, torch.tensor([1, 1, 1]), monkeypatch)["new"]
+    assert (gradient.abs().max() > 0) == moves
+
+
 def test_kl_estimate_is_never_negative_and_zero_where_policies_agree():
     p, q = torch.meshgrid(*[torch.linspace(-9, -0.01, 40).double()] * 2, indexing="ij")
     kl = grpo.kl_estimate(p, q)

@@ -45,6 +45,46 @@ def test_what_is_kept(options, keeps, small_trainer, monkeypatch):
     assert strategy.notes() == []
 
 
+def test_tasks_at_the_start_may_be_trained_on_in_full(small_trainer):
+    """The same batches as without the filter, and nothing that is said of them."""
+    options = [
+        "strategy.unfiltered_tasks=1",
+        "strategy.rollouts=1",
+        "trainer.epochs=1",
+        "trainer.max_steps_per_task=null",
+    ]
+    trainer, twin = (
+        small_trainer(*RIF_ALONE, *options),
+        small_trainer("strategy=finetune", *options[2:], *STREAM, checkpoint="2"),
+    )
+    for one in (trainer, twin):
+        one.begin_task()
+    assert [step.ids.tolist() for step in trainer.steps] == [step.ids.tolist() for step in twin.steps]
+    assert trainer.learner.strategies[0].measurements() == []
+    trainer.fit_task()
+    trainer.begin_task()
+    assert len(planned(trainer)) < len(trainer._task.ids)
+    assert trainer.learner.strategies[0].measurements()[0].value < 1
+
+
+def test_what_was_kept_of_earlier_tasks_counts_no_more(small_trainer):
+    trainer = small_trainer(*RIF_ALONE, "strategy.min_correct=4", "trainer.epochs=1", "trainer.max_steps_per_task=null")
+    trainer.fit_task()
+    trainer.begin_task()
+    share = len(planned(trainer)) / len(trainer._task.ids)
+    assert trainer.learner.strategies[0].measurements()[0].value == pytest.approx(share)
+
+
+def test_what_is_kept_of_a_stream_in_order_stays_in_order(small_trainer):
+    stream = ["scenario.drift=0.5", "scenario.boundaries=told", "trainer.epochs=1", "trainer.max_steps_per_task=null"]
+    trainer = small_trainer("strategy=rif", "strategy.rollouts=1", *stream)
+    trainer.begin_task()
+    arriving, kept = trainer._task.ids.tolist(), torch.cat([step.ids for step in trainer.steps]).tolist()
+    assert trainer._task.ordered
+    assert 0 < len(kept) < len(arriving)
+    assert kept == [sample for sample in arriving if sample in set(kept)]
+
+
 def test_where_nothing_is_kept_all_is(small_trainer, monkeypatch):
     trainer = small_trainer(*RIF_ALONE, "trainer.epochs=1", "trainer.max_steps_per_task=null")
     strategy = begun(trainer, monkeypatch, [0])
@@ -100,6 +140,8 @@ def test_what_keeps_nothing_is_refused(small_setup):
         small_setup("strategy=rif", "strategy.min_correct=3", "strategy.max_correct=2")
     with pytest.raises(ConfigError, match="more than are drawn"):
         small_setup("strategy=rif", "strategy.max_correct=9")
+    with pytest.raises(ConfigError, match=r"strategy.unfiltered_tasks=5 leaves none of the 5 tasks of split_digits"):
+        small_setup("strategy=rif", "strategy.unfiltered_tasks=5")
 
 
 def test_a_budget_of_computation_is_refused(small_setup):
