@@ -139,7 +139,8 @@ def network_of(config: RunConfig, scenario: Scenario) -> ContinualModel:
         backbone = kind(config.model, scenario.input_shape)
         if reads == "tokens":
             tokenizer = config.data.tokenizer
-            refuse_foreign_tokens(scenario.train.store.samples, backbone.vocabulary, tokenizer, config.model.path)
+            for split in [scenario.train] if scenario.test_locked else [scenario.train, scenario.test]:
+                refuse_foreign_tokens(split.store.samples, backbone.vocabulary, tokenizer, config.model.path)
         if config.model.checkpoint is not None:
             refuse_seen_classes(config.model.checkpoint, scenario)
             load_backbone(backbone, config.model.checkpoint)

@@ -144,6 +144,14 @@ def test_sets_of_trace_with_few_answers_have_classes(traced, tmp_path):
     assert "free text cannot be learned yet, left out are MeetingBank (60 + 6)" in scenario.note
 
 
+def test_sets_of_trace_come_in_its_order_and_others_after_them(traced, write, tmp_path):
+    for name in ("20Minuten", "alone"):
+        for split in ("train", "test"):
+            write(f"TRACE/{name}/{split}.json", [{"prompt": "which", "answer": "this"}])
+    data = SOURCES["trace"](DataConfig(root=str(tmp_path)))
+    assert data.superclass_names == ["C-STANCE", "FOMC", "20Minuten", "alone"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

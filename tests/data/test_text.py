@@ -138,6 +138,16 @@ def test_what_is_of_images_is_refused(options, part, setup_of):
     assert part in str(error.value)
 
 
+def test_a_token_that_only_a_test_text_has_is_counted_as_well(setup_of, clinc):
+    """It had failed at the first evaluation, in torch's words."""
+    file = clinc / "clinc150" / "data_full.json"
+    texts = json.loads(file.read_text("utf-8"))
+    texts["test"][0][0] += "\u07ff"  # bytes DF and BF; the highest of the training texts is the C3 of ü
+    file.write_text(json.dumps(texts), "utf-8")
+    with pytest.raises(ConfigError, match=r"model\.vocabulary=196 is fewer than the 224 tokens"):
+        setup_of("strategy=finetune", "model.vocabulary=196")
+
+
 def test_the_outermost_folder_of_a_package_is_taken(tmp_path, monkeypatch):
     for folder in ("reads_texts/deep/1_pooling", "reads_texts/model"):
         (tmp_path / folder).mkdir(parents=True)

@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import WordLevelTrainer
 
 from clbench.config import DataConfig
 from clbench.data import instruction_sources, sentence_sources, text_sources
 from clbench.data.instruction_sources import TASKS, chosen, clipped, prompt
 from clbench.data.sentence_sources import Sentence, Within, deal_out
 from clbench.errors import DataError
+from clbench.models.answers import answer_tokens
 from clbench.registry import SOURCES
+from clbench.set_up import set_up
+from clbench.testing.small_runs import composed
+from clbench.training.trainer import Trainer
 
 WORDS = st.text(alphabet="ab é'.", max_size=40)
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
@@ -248,6 +256,34 @@ def test_a_small_task_has_no_more_samples_than_it_is_to_have(read, small_tasks, 
     data = read("text_small", length=400)
     assert np.bincount(data.superclass[data.train.labels]).tolist() == [5] * 6
     assert np.bincount(data.superclass[data.test.labels]).tolist() == [3] * 6
+
+
+def test_a_language_model_says_the_answers_of_small_tasks(read, small_tasks, tmp_path):
+    """From the files to the evaluation: answers are one token each of a tokenizer that keeps spaces with words, as GPT-2's."""
+    data = read("text_small", length=400)
+    tokenizer = Tokenizer(WordLevel(unk_token="?"))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        [
+            text + data.answers[label]
+            for split in (data.train, data.test)
+            for text, label in zip(split.texts, split.labels, strict=True)
+        ],
+        WordLevelTrainer(special_tokens=["?"]),
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    setup = set_up(
+        composed("scenario=text_small", "scenario.frozen=null", f"data.root={tmp_path}", f"data.tokenizer={tmp_path}",
+                 "model=causal_lm", "model.frozen=0", "model.head=verbaliser", "data.cache_prefix=false", "strategy=lora",
+                 f"model.vocabulary={1 + max(tokenizer.get_vocab().values())}", "trainer.epochs=null",
+                 "trainer.max_steps_per_task=1", "trainer.batch_size=4", "evaluator.every=0", "evaluator.subset=5",
+                 "device=cpu", "progress=false")
+    )  # fmt: skip
+    assert len(set(answer_tokens(setup.scenario, str(tmp_path)))) == 26
+    trainer = Trainer(setup.config, setup.scenario, setup.learner, setup.inputs, setup.evaluator, tmp_path / "state.pt")
+    trainer.fit()
+    assert len(trainer.tasks) == 6 * 7 / 2
+    assert trainer.tasks.loss.notna().all()
 
 
 # ---- the real ones --------------------------------------------------------------------------------------------------------
