@@ -20,7 +20,8 @@ one that has been trained. The gradient of the KL term as it stands is, in expec
 With ``warm_start`` the first task is trained by cross-entropy, exactly as ``finetune`` does, and π_ref of ``reference=start`` is
 the network after it.
 
-This is a stand-in for a language model's whole answers: one draw is one answer, and there is no format to reward. Differences to
+This is a stand-in for a language model's whole answers: one draw is one answer, and there is no format to reward. With
+``model.head=verbaliser`` the classes are the one-token answers of a language model, and the policy is over these alone. Differences to
 the paper's code: exact label match is the reward; rollouts have no top-p. The supervised twin is ``finetune``, which sees the
 same batches in the same order; ``rif`` filters samples for both.
 

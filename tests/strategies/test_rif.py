@@ -5,6 +5,7 @@ import torch
 
 from clbench.errors import ConfigError
 from clbench.strategies.rif import RIF
+from clbench.training.trainer import Trainer
 
 STREAM = ["scenario.tasks=3", "scenario.frozen=null"]
 RIF_ALONE = ["strategy=rif", *STREAM]
@@ -147,3 +148,32 @@ def test_what_keeps_nothing_is_refused(small_setup):
 def test_a_budget_of_computation_is_refused(small_setup):
     with pytest.raises(ConfigError, match="strategy rif trains on batches of its own"):
         small_setup("strategy=rif", "trainer.budget=1.0", "trainer.epochs=1", "trainer.max_steps_per_task=null")
+
+
+def test_a_language_models_answers_are_its_classes_alone(small_setup, tmp_path):
+    """What it says beside them is neither drawn nor part of the policy: rewards, filter and KL are those of its answers."""
+    pytest.importorskip("transformers")
+    spoken = [
+        "scenario=small_requests",
+        "model.head=verbaliser",
+        "strategy.kl=0.1",
+        "evaluator.kl_from=0",
+        "trainer.lr=0.01",
+    ]
+    plus = ["strategy.plus=[rif]", "+plus.rif.rollouts=300", "+plus.rif.max_correct=300"]
+    setup = small_setup("strategy=grpo", *plus, *spoken, "model=causal_lm", "trainer.max_steps_per_task=3")
+    trainer = Trainer(
+        *(getattr(setup, n) for n in ("config", "scenario", "learner", "inputs", "evaluator")), tmp_path / "s"
+    )
+    trainer.begin_task()
+    filter_ = trainer.learner.strategies[1]
+    samples = trainer._task.samples(trainer._task.ids)
+    with torch.no_grad(), trainer.learner.model.in_evaluation_mode():
+        logits = trainer.learner.model(samples.x)
+    probability = logits[:, :2].softmax(1).gather(1, samples.y[:, None])[:, 0]
+    counts = filter_.counts @ torch.arange(301) / 300 / len(samples.y)
+    assert counts.item() == pytest.approx(probability.mean().item(), abs=0.03)
+    trainer.fit_task()
+    kl = trainer.method[trainer.method.strategy == "evaluator"].value
+    assert len(kl) == 4
+    assert kl.between(1e-6, 10).all()
