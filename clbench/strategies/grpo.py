@@ -21,9 +21,9 @@ With ``warm_start`` the first task is trained by cross-entropy, exactly as ``fin
 the network after it.
 
 This is a stand-in for a language model's whole answers: one draw is one answer, and there is no format to reward. With
-``model.head=verbaliser`` the classes are the one-token answers of a language model, and the policy is over these alone. Differences to
-the paper's code: exact label match is the reward; rollouts have no top-p. The supervised twin is ``finetune``, which sees the
-same batches in the same order; ``rif`` filters samples for both.
+``model.head=verbaliser`` the classes are the one-token answers of a language model, and the policy is over these alone.
+Differences to the paper's code: exact label match is the reward; rollouts have no top-p. The supervised twin is ``finetune``,
+which sees the same batches in the same order; ``rif`` filters samples for both.
 
 Of the recorded loss, ``new`` is minus the mean reward of the drawn answers: the estimator gives the gradient, and its value says
 nothing. Reported after every task, as means over its steps, from the network's probabilities: ``expected_reward`` π(y),
