@@ -66,6 +66,7 @@ def test_a_task_begins_with_the_network_that_the_one_before_has_left(small_train
         ("lora", [], 1),
         ("reglora", ["strategy.lam=0", "strategy.top_fraction=0.1"], 3),
         ("o_lora", ["strategy.lam=0"], 3),
+        ("n_lora", ["strategy.lam=0"], 3),
     ],
 )
 def test_the_same_bit_for_bit(other, without_penalty, n_tasks, small_trainer, learn_tasks):
