@@ -42,12 +42,18 @@ def to_dataclass(config: DictConfig) -> Any:
     Raises:
         ConfigError: a value is missing, out of bounds or not among the choices.
     """
+    for group in ("strategy", "scenario", "model"):
+        if group in config and not dataclasses.is_dataclass(OmegaConf.get_type(config, group)):
+            raise ConfigError(
+                f"the YAML file that {group}= has chosen does not say which options there are: its defaults list has to begin "
+                f"with 'schema/<registered name>@_here_', followed by '_self_', as in conf/{group}/ of clbench"
+            )
     _refuse_unknown(config, "")
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue:  # it names one of them; looking for all takes twice as long as the conversion
         missing = ", ".join(sorted(OmegaConf.missing_keys(config)))
-        raise ConfigError(f"no value for {missing}: set it on the command line") from None
+        raise ConfigError(f"no value for {missing}: set it on the command line, or in the YAML file") from None
 
 
 def _refuse_unknown(config: DictConfig, prefix: str) -> None:

@@ -13,6 +13,7 @@ from clbench.evaluation.connectivity import INTERPOLATED
 from clbench.evaluation.metrics import summarise
 from clbench.evaluation.spoken import summarise_answers
 from clbench.models.weights import weights_hash
+from clbench.records.plug_ins import is_plug_in, plug_in_record
 from clbench.records.run_folder import RunFolder, environment
 from clbench.records.summary import Costs, Summary
 from clbench.registry import MODELS
@@ -33,10 +34,13 @@ def stream_record(setup: Setup) -> dict[str, Any]:
     }
 
 
-def machine_record(device: torch.device) -> dict[str, Any]:
-    """What of ``environment.json`` is the machine's and the command's: versions, device, git state."""
+def machine_record(setup: Setup) -> dict[str, Any]:
+    """What of ``environment.json`` is the machine's, the code's and the command's: versions, device, git state."""
+    device = setup.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return environment(name)
+    return environment(name) | {
+        "plug_ins": {s.name: plug_in_record(type(s)) for s in setup.learner if is_plug_in(type(s))}
+    }
 
 
 def own_record(setup: Setup, fleet: dict[str, Any] | None) -> dict[str, Any]:

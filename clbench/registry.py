@@ -76,9 +76,12 @@ def load_entry_points() -> None:
     One that cannot be imported is named on stderr, and the rest goes on without it.
     """
     for entry in entry_points(group=ENTRY_POINTS):
+        known = [dict(registry._entries) for registry in REGISTRIES]
         try:
             entry.load()
         except (Exception, SystemExit) as error:  # whatever code of the user's raises while it is imported
+            for registry, entries in zip(REGISTRIES, known, strict=True):
+                registry._entries = entries  # whatever it has registered before it broke is left out, too
             first = (str(error).splitlines() or [""])[0]
             _broken[entry.name] = f"{type(error).__name__}: {first}"
             print(
@@ -109,3 +112,4 @@ SOURCES = Registry("data source", "clbench.data")
 SCENARIOS = Registry("scenario kind", "clbench.scenarios")
 MODELS = Registry("model", "clbench.models")
 STRATEGIES = Registry("strategy", "clbench.strategies")
+REGISTRIES = SOURCES, SCENARIOS, MODELS, STRATEGIES

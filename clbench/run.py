@@ -119,7 +119,7 @@ class Run:
             (folder.path / "scenario.json").unlink(missing_ok=True)
         folder.write_text("config.yaml", OmegaConf.to_yaml(self.composed, resolve=True))  # now: resume starts from it
         setup = self.setup = set_up(self.composed)
-        stream, now = stream_record(setup), machine_record(setup.device)
+        stream, now = stream_record(setup), machine_record(setup)
         earlier: list[dict[str, Any]] = []
         if self._goes_on:
             refuse_other_stream(folder.path, folder.read_json("scenario.json"), stream)

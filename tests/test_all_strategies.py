@@ -48,6 +48,11 @@ def test_term_gradients_add_up_to_the_applied_gradient(case):
 
 
 @in_one_setting
+def test_replay_has_a_loss(case):
+    testing.check_replay_has_a_loss(case)
+
+
+@in_one_setting
 def test_real_valued_options_are_buffers(case):
     testing.check_options_are_buffers(case)
 

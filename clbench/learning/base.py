@@ -9,7 +9,7 @@ A strategy overrides only what it needs of
 ``recall``                which samples a memory's slots hold, where only training finds out
 ``stages``                further parts of the task's training: with the head alone, with a plan and a budget of their own, …
 ``outputs``               how a training batch passes through the network; default: through the model as it is
-``data_loss``             loss on the batch's samples; default: cross-entropy on the new ones
+``data_loss``             loss on the batch's samples; default: cross-entropy on all of them, replayed ones with their labels
 ``data_weight``           how much the loss on samples counts beside the strategy's penalty
 ``penalty``               a further loss term (regularisation, distillation)
 ``edit_gradients``        change the gradient before the optimizer sees it (projection, masks)
@@ -29,13 +29,16 @@ What a hook has to work with:
 
 * ``self.options``: the options, checked, as the dataclass ``config`` has them; its fields are made with
   :func:`clbench.options.option`, and what has no default there is in ``conf/strategy/<name>.yaml``;
-* ``self.model``: ``model(x)``, ``model.features(x)``, ``model.head``, and ``model.answer.restrict(logits, task)``, which rules
-  out the classes that are not to be seen, as :meth:`Strategy.cross_entropy` does; what is trained is
-  ``self.flat_parameters()``, (P,);
+* ``self.model``: ``model(x)``, the logits (B, n_classes) of all classes; ``model.features(x)``, ``model.head``, and
+  ``model.answer.restrict(logits, task)``, which rules out the classes that are not to be seen, as
+  :meth:`Strategy.cross_entropy` does; ``model.answer.first_seen``, by label the task from which on it is seen, unless
+  ``model.answer.sees_all``; what is trained is ``self.flat_parameters()``, (P,);
+* in ``__init__``, the scenario: ``scenario.n_tasks``, ``scenario.n_classes``, ``scenario.setting``;
 * ``batch.samples``: images ``x`` (B, C, H, W), labels ``y`` (B,) and ``task`` (B,); see :class:`Batch`;
 * ``task`` in ``begin_task``, ``plan``, ``stages`` and ``end_task``: ``task.index`` (from 0), ``task.ids`` of the samples that
-  arrive, ``task.samples(ids)``, ``task.batches(ids, batch_size)``, and ``task.torch_generator(purpose)``, the source of all
-  random numbers;
+  arrive, ``task.samples(ids)``, ``task.batches(ids, batch_size)``, which yields them as :class:`Samples`, and
+  ``task.torch_generator(purpose)``, the source of all random numbers; gradients are on there, so that what needs none is under
+  ``torch.no_grad()``;
 * :class:`clbench.learning.parts.memory.TaskMemory`, which stores samples of every task at its end;
 * ``self.tasks_seen`` and ``self.tasks_learned``: how many tasks have begun and ended, whole numbers that resuming restores.
 
@@ -250,7 +253,8 @@ class Strategy(nn.Module):
         """Amend the plan of the task.
 
         Called after ``begin_task``, and again when a killed run resumes within the task: it may not change state that it
-        reads.
+        reads. ``replay`` is named by one strategy of a run at most, the one that also has the loss on it (``data_loss``): a
+        second one would overwrite it. A step's new samples may be none, and a column may be missing in tasks that do not use it.
         """
         return plan
 
@@ -281,7 +285,8 @@ class Strategy(nn.Module):
     def data_loss(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Named loss terms on the batch's samples; the trainer minimises the sum of all terms.
 
-        The term called ``new`` is the plasticity term, every other one counts as stability.
+        The term called ``new`` is the plasticity term, every other one counts as stability. A strategy that replays samples for
+        anything but their labels overrides this, with a term ``new`` of ``[: batch.n_new]`` alone.
         """
         return {"new": self.cross_entropy(outputs.logits, batch.samples).mean()}
 

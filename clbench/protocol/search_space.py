@@ -91,6 +91,10 @@ def space_of(composed: DictConfig, shared: dict[str, Any], swept: dict[str, Any]
         name: distribution(name, values) for name, values in sorted(every.items()) if name not in fixed or name in swept
     }
     for name in distributions:
+        if name in OmegaConf.missing_keys(composed):
+            raise ConfigError(
+                f"{name} is to be tuned, and has no value that others start from: give it one in the YAML file"
+            )
         if not name.startswith("plus.") and not _exists(composed, name):
             raise ConfigError(
                 f"{name} is to be tuned, but {composed.strategy.name} on {composed.scenario.name} has no such option"

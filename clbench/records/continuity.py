@@ -90,7 +90,10 @@ def surroundings_before(folder: Path, recorded: dict[str, Any] | None, now: dict
         folder,
         ", ".join(changes),
     )
-    return [*earlier, {name: recorded.get(name) for name in ("clbench", "packages", "device", "git", "command")}]
+    return [
+        *earlier,
+        {name: recorded.get(name) for name in ("clbench", "packages", "plug_ins", "device", "git", "command")},
+    ]
 
 
 def _of_interest(environment: dict[str, Any]) -> tuple[list[str], list[Any]]:
@@ -103,5 +106,9 @@ def _of_interest(environment: dict[str, Any]) -> tuple[list[str], list[Any]]:
         "torch": packages.get("torch"),
         "numpy": packages.get("numpy"),
         "device": environment.get("device"),
+        "strategies of other packages": ", ".join(
+            f"{name} {made['version'] or 'without a version'} (file {(made['sha256'] or 'unknown')[:10]})"
+            for name, made in (environment.get("plug_ins") or {}).items()
+        ),
     }
     return list(values), list(values.values())

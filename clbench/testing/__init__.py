@@ -18,6 +18,7 @@ method's :class:`~clbench.learning.base.Needs` name, that
 * the gradient that the optimizer gets is that of the named loss terms, edited by the hook for that;
 * no step reads a tensor's value on the host, alone or in a fleet, and a member of a fleet is the run that it is alone;
 * with every other strategy, in both orders, it either acts beside it or is refused in a sentence;
+* replayed samples have a loss that the method chose: the default one trains on their labels;
 * options are checked, held as buffers where they are real, and shown by ``python -m clbench describe``.
 
 What fails says in a sentence what is wrong and what usually causes it. Each property is a function as well, to be called without
@@ -28,7 +29,7 @@ pytest: it takes a :class:`Case`, a strategy in a setting with further overrides
 
 ``Case(…).trainer()`` is a run that has not begun, for tests of your own: ``fit()`` trains it, ``advance()`` takes a step after
 ``begin()`` and ``begin_task()``, and its strategy is ``trainer.learner.strategies[0]``. The tests of a method of a few lines
-take about 20 seconds. A test for the equation of the method is not among them: write it first.
+take about half a minute of processor time. A test for the equation of the method is not among them: write it first.
 
 What lies where: ``suite`` has the class, ``properties`` and ``declarations`` the checks, of what a method does and of what it
 says of itself, ``pairs`` those of two strategies together; ``small_runs`` makes the runs, ``stepping`` takes them through a task
@@ -51,6 +52,7 @@ from clbench.testing.properties import (
     check_no_host_reads,
     check_no_host_reads_in_fleet,
     check_prediction_is_per_sample,
+    check_replay_has_a_loss,
     check_resumes,
     check_same_operations_for_any_batch,
     check_task_stays_hidden,
@@ -74,6 +76,7 @@ __all__ = [
     "check_options_are_validated",
     "check_pair",
     "check_prediction_is_per_sample",
+    "check_replay_has_a_loss",
     "check_resumes",
     "check_same_operations_for_any_batch",
     "check_search",

@@ -206,7 +206,13 @@ def try_pair(first: StrategyConfig, second: StrategyConfig) -> Result | ConfigEr
         trainer_of(first, second, **where)
     except ConfigError as error:
         return error
-    return trained(first, second, **where)
+    try:
+        return trained(first, second, **where)
+    except (RuntimeError, IndexError) as error:
+        pair = f"strategy={first.name} strategy.plus=[{second.name}]"
+        raise AssertionError(
+            f"{pair} is accepted, but stops with {type(error).__name__}: {error}; {OVERWRITTEN}"
+        ) from error
 
 
 _alone: dict[str, tuple[StrategyConfig, Tensor]] = {}
@@ -244,10 +250,19 @@ def check_pair(first: StrategyConfig, second: StrategyConfig, adds_nothing: tupl
         check_acts(result, first, second, adds_nothing)
 
 
+OVERWRITTEN = (
+    "usually both strategies set plan.replay, of which the later overwrites the earlier: the strategy that replays overrides "
+    "data_loss too, which one of a run at most may"
+)
+
+
 def check_acts(result: Result, first: StrategyConfig, second: StrategyConfig, adds_nothing: tuple[str, ...]) -> None:
     """The losses are finite, and the predictions other than those of each strategy alone."""
     pair = f"strategy={first.name} strategy.plus=[{second.name}]"
-    require(bool(torch.tensor(result.losses).isfinite().all()), f"losses of {pair} are not finite: {result.losses}")
+    require(
+        bool(torch.tensor(result.losses).isfinite().all()),
+        f"losses of {pair} are not finite: {result.losses}; {OVERWRITTEN}",
+    )
     require(not result.logits.isnan().any(), f"logits of {pair} are NaN")
     where = place_for((first.name, second.name))
     for one, other in ((first, second), (second, first)):

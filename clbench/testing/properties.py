@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from clbench.errors import DamagedRecord
 from clbench.evaluation.evaluator import COLUMNS, as_table
 from clbench.learning.base import Batch, Strategy
 from clbench.registry import STRATEGIES
@@ -100,18 +101,40 @@ def check_resumes(case: Case, folder: Path, kill_at: Sequence[int] = ()) -> None
     whole, stages = whole_run(case)
     begins = [i for i in range(1, len(stages)) if stages[i] != stages[i - 1] and stages[i][0] == stages[-1][0]]
     of_stages = [i + 1 for i in begins if stages[i][1:] != ("main",) and i + 1 < len(stages)]
-    for iteration in kill_at or sorted({*(i for i in KILL_AT if i < len(stages)), *of_stages}):
-        killed = case.trainer(*WATCHED, "record.checkpoint_seconds=0", folder=folder)
-        fit_until(killed, iteration)
-    last = case.trainer(*WATCHED, folder=folder)
-    last.fit()
+    try:
+        for iteration in kill_at or sorted({*(i for i in KILL_AT if i < len(stages)), *of_stages}):
+            killed = case.trainer(*WATCHED, "record.checkpoint_seconds=0", folder=folder)
+            fit_until(killed, iteration)
+        last = case.trainer(*WATCHED, folder=folder)
+        last.fit()
+    except DamagedRecord as error:
+        raise AssertionError(
+            f"a killed run of {case} cannot be resumed: {error}; usually a buffer changes its shape as tasks end, which has to "
+            "have its full size from __init__ on"
+        ) from error
     names = different(state_of(whole), state_of(last))
     sentence = (
         f"a run of {case} that is killed and resumed ends otherwise than one that is not: {', '.join(names)}; usually something "
-        "is kept in an attribute that has to be a buffer, or plan or stages change state, which are called again on resuming"
+        "is kept in an attribute that has to be a buffer, random numbers come from elsewhere than task.torch_generator(purpose), "
+        "or plan or stages change state, which are called again on resuming"
     )
     require(not names, sentence)
     require_same_tables(last, whole, ["curve", "tasks", "training", "method"], sentence)
+
+
+def check_replay_has_a_loss(case: Case) -> None:
+    """Who replays says what is learned of the replayed samples: by default they are trained on, with their labels."""
+    trainer = case.trainer()
+    trainer.begin()
+    trainer.fit_task()
+    trainer.begin_task()
+    cls, plan = type(trainer.learner.strategies[0]), trainer._plan
+    replays = plan.replay_slots is not None or any(map(len, plan.replay or []))
+    require(
+        not replays or cls.data_loss is not Strategy.data_loss or not trainer.learner.learns_by_gradient,
+        f"{case} replays samples and leaves data_loss as it is, which trains on them with their labels, as ER does: override it, "
+        "with a term 'new' of the samples [: batch.n_new] alone, or with this very loss where it is what the method does",
+    )
 
 
 # ---- prediction --------------------------------------------------------------------------------------------------------

@@ -77,6 +77,9 @@ class StrategyTests:
     def test_task_stays_hidden(self, case: Case) -> None:
         properties.check_task_stays_hidden(case)
 
+    def test_replay_has_a_loss(self) -> None:
+        properties.check_replay_has_a_loss(self.one_case)
+
     def test_gradient_is_the_sum_of_the_terms(self, case: Case) -> None:
         properties.check_gradient_is_sum_of_terms(case)
 

@@ -169,16 +169,31 @@ def test_scenario_files_that_come_with_an_entry_point(clb, tmp_path, fresh_plug_
 
 
 def test_a_broken_plug_in_is_named_and_the_rest_works(clb, tmp_path, fresh_plug_ins):
-    (tmp_path / "my_broken.py").write_text("import no_such_module\n")
+    (tmp_path / "my_broken.py").write_text(
+        "from clbench.registry import STRATEGIES\nSTRATEGIES.register('half')(type('Half', (), {}))\nimport no_such_module\n"
+    )
     installed(tmp_path, "my_broken", "my_broken")
     registry.load_entry_points.cache_clear()
     registry.load_entry_points()
     status, out, _ = clb("list", "strategy")
     assert status == 0
     assert "ewc" in out
+    assert "half" not in out  # what it has registered before it broke
     status, _, errors = clb("strategy=my_method", *SMALL[1:])
     assert status == 2
     assert "the plug-in my_broken cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'" in errors
+
+
+def test_a_strategy_file_without_its_schema_is_refused_in_a_sentence(clb, tmp_path, fresh_plug_ins):
+    conf = tmp_path / "my_files" / "conf" / "strategy"
+    conf.mkdir(parents=True)
+    (tmp_path / "my_files" / "__init__.py").write_text("")
+    (conf / "my_l2.yaml").write_text("# An L2 penalty of mine.\nname: l2\nlam: 1.0\n")
+    installed(tmp_path, "my_files", "my_files")
+    registry.plug_in_folders.cache_clear()
+    status, _, errors = clb("strategy=my_l2", *SMALL[1:])
+    assert status == 2
+    assert "its defaults list has to begin with 'schema/<registered name>@_here_'" in errors
 
 
 def test_what_is_slow_to_import_is_imported_where_it_is_needed(tmp_path):

@@ -1,8 +1,10 @@
 """A run that was stopped goes on as it was begun, or a sentence says what has changed. Nothing recorded is lost."""
 
+import hashlib
 import json
 import logging
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from clbench.compose import load_run_config
 from clbench.errors import ConfigError, DamagedRecord, DataError
 from clbench.records.run_folder import RunFolder
+from clbench.registry import STRATEGIES
 from clbench.run import run
 from clbench.testing.small_runs import composed
 
@@ -143,6 +146,25 @@ def test_another_machine_is_said_and_recorded(images, tmp_path, monkeypatch, cap
     assert "device abacus → cpu" in caplog.text
     [earlier] = json.loads(file.read_text())["earlier"]
     assert (earlier["device"], earlier["packages"]["torch"]) == ("abacus", "1.0")
+
+
+def test_another_file_of_a_strategy_is_said_and_recorded(images, tmp_path, monkeypatch, caplog):
+    """The version of a package that is installed for editing stays that of the day it was installed."""
+    module = tmp_path / "my_l2.py"
+    module.write_text("from clbench.strategies.l2 import L2\n\n\nclass Mine(L2):\n    name = 'l2'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(STRATEGIES._entries, "l2", import_module("my_l2").Mine)
+    stopped(config(images, "strategy=l2"), tmp_path / "run", monkeypatch)
+    file = tmp_path / "run" / "environment.json"
+    first = json.loads(file.read_text())["plug_ins"]["l2"]
+    assert first == {"distribution": None, "version": None, "sha256": hashlib.sha256(module.read_bytes()).hexdigest()}
+    module.write_text(module.read_text() + "# another one\n")
+    with caplog.at_level(logging.WARNING):
+        resume(tmp_path / "run")
+    assert (
+        f"strategies of other packages l2 without a version (file {first['sha256'][:10]}) → l2 without" in caplog.text
+    )
+    assert json.loads(file.read_text())["earlier"][0]["plug_ins"] == {"l2": first}
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5])

@@ -124,6 +124,22 @@ class ReadsItsOptions(Careless):
         return self.options.lam * self.flat_parameters().square().mean()
 
 
+class ReplaysForItsPenalty(Careless):
+    """The default loss trains on the replayed samples as well."""
+
+    def plan(self, task, plan):
+        return plan._replace(replay=[torch.arange(4)] * len(plan.new))
+
+
+class LengthensABuffer(Careless):
+    def __init__(self, config, model, scenario):
+        super().__init__(config, model, scenario)
+        self.register_buffer("ends", torch.zeros(0))
+
+    def end_task(self, task):
+        self.ends = torch.cat([self.ends, torch.ones(1)])
+
+
 CLASS, FOUND = "class", AssertionError
 FAULTS = [
     (CountsPredictions, testing.check_undisturbed_by_evaluation, FOUND, "end in different states.* strategies.0.asked;"),
@@ -134,6 +150,7 @@ FAULTS = [
     (ChangesGradientsElsewhere, testing.check_gradient_is_sum_of_terms, FOUND, "is not that of its loss terms"),
     (ReadsTheHost, testing.check_no_host_reads, FOUND, "a step of .* reads a tensor's value on the host"),
     (LoopsOverSamples, testing.check_same_operations_for_any_batch, FOUND, "usually a loop goes over samples"),
+    (ReplaysForItsPenalty, testing.check_replay_has_a_loss, FOUND, "trains on them with their labels, as ER does"),
     (ReadsItsOptions, testing.check_fleet_equals_solo, FOUND, "usually a real-valued option is read from self.options"),
 ]  # fmt: skip
 
@@ -161,6 +178,16 @@ def test_what_does_not_survive_a_kill_is_found(cls, registered, tmp_path):
     """Be it in the last stage of the last task alone."""
     with pytest.raises(AssertionError, match=r"killed and resumed ends otherwise.*has to be a buffer"):
         testing.check_resumes(Case(registered(cls), CLASS), tmp_path)
+
+
+def test_a_buffer_that_changes_its_shape_is_found(registered, tmp_path):
+    with pytest.raises(AssertionError, match=r"cannot be resumed: .* has to have its full size from __init__ on"):
+        testing.check_resumes(Case(registered(LengthensABuffer), CLASS), tmp_path)
+
+
+def test_two_that_overwrite_each_others_replay_are_told_so(registered):
+    with pytest.raises(AssertionError, match=r"usually both strategies set plan\.replay"):
+        testing.check_pair(options_of(registered(ReplaysForItsPenalty)), options_of("scr"))
 
 
 def test_a_run_that_cannot_be_killed_so_late_is_an_error(registered, tmp_path):
