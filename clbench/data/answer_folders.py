@@ -141,8 +141,10 @@ def _source(config: DataConfig, folder: Path, sets: list[DataSet], refused: dict
             (text, start + number) for s, start in zip(sets, starts, strict=False) for text, number in getattr(s, split)
         ]
         splits.append(text_set([text for text, _ in pairs], [number for _, number in pairs], config))
+    train, test = splits
     return SourceData(
-        *splits,
+        train,
+        test,
         [f"{s.name}: {answer}" for s in sets for answer in s.answers],
         (),
         (),

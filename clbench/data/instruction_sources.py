@@ -89,15 +89,16 @@ def text_small(config: DataConfig) -> SourceData:
         test += held_out
         train += chosen(splits[0], N_TRAIN, frozenset(sample.text for sample in held_out))
         names += [f"{task}: {answer}" for answer in spec.answers]
-    sets = [text_set([s.text for s in split], [s.label for s in split], config) for split in (train, test)]
+    first, second = (text_set([s.text for s in split], [s.label for s in split], config) for split in (train, test))
     data = SourceData(
-        *sets,
+        first,
+        second,
         names,
         (),
         (),
         superclass=np.repeat(np.arange(len(TASKS)), [len(spec.answers) for spec in TASKS.values()]),
         superclass_names=list(TASKS),
-        note=note_of_cut(*sets),
+        note=note_of_cut(first, second),
         answers=tuple(f" {answer}" for spec in TASKS.values() for answer in spec.answers),
     )
     return verified("text_small", data, base)

@@ -75,9 +75,9 @@ def sentiment_domains(config: DataConfig) -> SourceData:
     test["mr"] = [sample for sample, (a, b) in pairs if b and not a] + others_test
     for name in ("cr", "mpqa"):
         train[name], test[name] = deal_out(whole[name])
-    data = _source(config, *([sample for name in DOMAINS for sample in split[name]] for split in (train, test)),
-                   ["negative", "positive"], [np.repeat(np.arange(4), [len(split[name]) for name in DOMAINS])
-                                              for split in (train, test)])  # fmt: skip
+    all_train, all_test = ([sample for name in DOMAINS for sample in split[name]] for split in (train, test))
+    domains = [np.repeat(np.arange(4), [len(split[name]) for name in DOMAINS]) for split in (train, test)]
+    data = _source(config, all_train, all_test, ["negative", "positive"], domains)
     return verified("sentiment_domains", data, folder)
 
 
@@ -143,11 +143,11 @@ def _source(
     domains: list[np.ndarray] | None = None,
 ) -> SourceData:
     """The sentences as tokens; ``domains`` gives the domain of each, for both splits."""
-    splits = [
+    first, second = (
         text_set([s.text for s in sentences], [s.label for s in sentences], config, of_domain)
         for sentences, of_domain in zip((train, test), domains or (None, None), strict=True)
-    ]
-    return SourceData(*splits, names, (), (), DOMAINS if domains else [], note=note_of_cut(*splits))
+    )
+    return SourceData(first, second, names, (), (), DOMAINS if domains else [], note=note_of_cut(first, second))
 
 
 def _decoded(line: bytes) -> str:

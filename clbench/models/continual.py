@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from clbench.errors import ConfigError
 from clbench.models.answers import ClassLabels, SpokenLabels
-from clbench.models.heads import VerbaliserHead, make_head
+from clbench.models.heads import CosineHead, VerbaliserHead, make_head
 from clbench.models.hidden_layers import HEAD, HiddenLayer
 from clbench.models.initialisation import drawn_like, initialise
 
@@ -84,7 +84,7 @@ class ContinualModel(nn.Module):
         answers = ClassLabels if answer_tokens is None else SpokenLabels
         self.answer = answers(task_classes, setting, logit_scope, first_seen)
         self.backbone = backbone
-        self.head: nn.Module
+        self.head: nn.Linear | CosineHead | VerbaliserHead
         if answer_tokens is None:
             self.head = make_head(head, int(self.backbone.n_features), self.answer.n_classes, head_scale, head_proxies)
         else:

@@ -98,6 +98,7 @@ class DERExpandable(Strategy):
 
     def _begin_again(self, task: Task) -> Tensor | None:
         self.memory.choose(task, self.model)
+        assert isinstance(self.model.head, nn.Linear | CosineHead), "heads of other kinds do not grow"
         _draw(self.model.head, task.torch_generator("balanced"))
         return self.model.flat_mask(
             {f"head.{n}": torch.ones_like(p) > 0 for n, p in self.model.head.named_parameters()}

@@ -126,7 +126,8 @@ class GRPO(Strategy):
 
     def plan(self, task: Task, plan: Plan) -> Plan:
         """A key for every step, which its draws are a function of; while a rollout lasts, the same batch has the same one."""
-        rng, keys = task.numpy_generator("rollouts"), []
+        rng = task.numpy_generator("rollouts")
+        keys: list[Tensor] = []
         for step, new in enumerate(plan.new):
             goes_on = step % self.options.steps_per_rollout > 0 and new is plan.new[step - 1]
             keys.append(keys[-1] if goes_on else torch.tensor(int(rng.integers(2**62))))

@@ -83,13 +83,15 @@ class InfLoRA(IncLoRA):
         renewed = {}
         for name, layer in self._layers().items():
             U, _ = directions(moments[name], self._free(name), self.options.energy)
-            A = torch.zeros_like(next(iter(layer.adapters.values())).A)
+            A = torch.zeros_like(next(iter(layer.adapters.values())).get_parameter("A"))
             rows = min(len(A), U.shape[1])
             A[:rows] = U[:, :rows].T / math.sqrt(3)
             for part, adapter in layer.adapters.items():
                 # A tensor of its own: members of a fleet may have shared the one before.
                 adapter.A = nn.Parameter(A.clone(), requires_grad=False)
-                renewed[f"backbone.{name}.adapters.{part}.B"] = torch.ones_like(adapter.B, dtype=torch.bool)
+                renewed[f"backbone.{name}.adapters.{part}.B"] = torch.ones_like(
+                    adapter.get_parameter("B"), dtype=torch.bool
+                )
         return self.model.flat_mask(renewed) if task.index else None
 
     def end_task(self, task: Task) -> None:

@@ -75,7 +75,7 @@ class NLoRA(IncLoRA):
     def end_task(self, task: Task) -> None:
         """Note how sparse the task's updates are, then merge them."""
         sizes = [adapter.product().abs() for adapter in self.adapters().values()]
-        small = sum((size < size.max() / 100).sum() for size in sizes)
+        small = torch.stack([(size < size.max() / 100).sum() for size in sizes]).sum()
         self.near_zero.copy_(small / sum(size.numel() for size in sizes))
         super().end_task(task)
 

@@ -128,7 +128,7 @@ def check_replay_has_a_loss(case: Case) -> None:
     trainer.begin()
     trainer.fit_task()
     trainer.begin_task()
-    cls, plan = type(trainer.learner.strategies[0]), trainer._plan
+    cls, plan = STRATEGIES[case.strategy], trainer._plan
     replays = plan.replay_slots is not None or any(map(len, plan.replay or []))
     require(
         not replays or cls.data_loss is not Strategy.data_loss or not trainer.learner.learns_by_gradient,
