@@ -49,6 +49,12 @@ class Registry:
         _import_all(self.package)
         return sorted(self._entries)
 
+    def leave_out(self, names: set[str]) -> None:
+        """Forget what a plug-in has registered before it broke; clbench's own, which it may have imported, stays."""
+        for name in names:
+            if self._entries[name].__module__.partition(".")[0] != "clbench":
+                del self._entries[name]
+
     def __getitem__(self, name: str) -> Any:
         """The entry called ``name``; raises ConfigError with the nearest match and all choices."""
         _import_all(self.package)
@@ -76,12 +82,12 @@ def load_entry_points() -> None:
     One that cannot be imported is named on stderr, and the rest goes on without it.
     """
     for entry in entry_points(group=ENTRY_POINTS):
-        known = [dict(registry._entries) for registry in REGISTRIES]
+        known = [set(registry._entries) for registry in REGISTRIES]
         try:
             entry.load()
         except (Exception, SystemExit) as error:  # whatever code of the user's raises while it is imported
-            for registry, entries in zip(REGISTRIES, known, strict=True):
-                registry._entries = entries  # whatever it has registered before it broke is left out, too
+            for registry, names in zip(REGISTRIES, known, strict=True):
+                registry.leave_out(set(registry._entries) - names)
             first = (str(error).splitlines() or [""])[0]
             _broken[entry.name] = f"{type(error).__name__}: {first}"
             print(

@@ -168,17 +168,23 @@ def test_scenario_files_that_come_with_an_entry_point(clb, tmp_path, fresh_plug_
     assert status == 0, errors
 
 
-def test_a_broken_plug_in_is_named_and_the_rest_works(clb, tmp_path, fresh_plug_ins):
+def test_a_broken_plug_in_is_named_and_the_rest_works(clb, tmp_path, fresh_plug_ins, monkeypatch):
     (tmp_path / "my_broken.py").write_text(
-        "from clbench.registry import STRATEGIES\nSTRATEGIES.register('half')(type('Half', (), {}))\nimport no_such_module\n"
+        "from clbench.registry import STRATEGIES\nfrom clbench.strategies import finetune\nSTRATEGIES.register('half')(type('Half', (), {}))\nimport no_such_module\n"
     )
     installed(tmp_path, "my_broken", "my_broken")
+    registry.STRATEGIES.names()
+    # The plug-in is the first to import finetune.
+    monkeypatch.delitem(registry.STRATEGIES._entries, "finetune")
+    monkeypatch.delitem(sys.modules, "clbench.strategies.finetune")
+    monkeypatch.delattr("clbench.strategies.finetune")
     registry.load_entry_points.cache_clear()
     registry.load_entry_points()
     status, out, _ = clb("list", "strategy")
     assert status == 0
     assert "ewc" in out
     assert "half" not in out  # what it has registered before it broke
+    assert "finetune" in registry.STRATEGIES.names()  # which it has imported, and may have been the first to
     status, _, errors = clb("strategy=my_method", *SMALL[1:])
     assert status == 2
     assert "the plug-in my_broken cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'" in errors

@@ -100,8 +100,8 @@ def refusal(first: str, second: str) -> str | None:
 
 @pytest.mark.parametrize(
     "first",
-    # All take a minute of processor time: a third of them each time, the others with -m slow.
-    [name if i % 3 == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NAMES)],
+    # All take minutes of processor time: a sixth of them each time, the others with -m slow.
+    [name if i % 6 == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NAMES)],
 )
 def test_every_pair(first):
     """Accepted: three tasks of two steps with finite losses, and other predictions than those of either strategy alone."""

@@ -327,7 +327,7 @@ def without_time(study_json: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in study_json.items() if name != "seconds"}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     name=st.sampled_from(sorted(SETTINGS)),
     fuses=st.lists(st.integers(0, 10), min_size=1, max_size=4),
@@ -363,7 +363,7 @@ def test_a_finished_study_is_left_as_it_is(tmp_path, study, options_of, made_run
     assert launch.began == []
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(fuses=st.lists(st.integers(0, 5), min_size=1, max_size=5))
 def test_a_launcher_that_gives_up_any_number_of_times_loses_no_run(
     tmp_path_factory, study, options_of, made_runs, fuses
