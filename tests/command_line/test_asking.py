@@ -170,7 +170,8 @@ def test_scenario_files_that_come_with_an_entry_point(clb, tmp_path, fresh_plug_
 
 def test_a_broken_plug_in_is_named_and_the_rest_works(clb, tmp_path, fresh_plug_ins, monkeypatch):
     (tmp_path / "my_broken.py").write_text(
-        "from clbench.registry import STRATEGIES\nfrom clbench.strategies import finetune\nSTRATEGIES.register('half')(type('Half', (), {}))\nimport no_such_module\n"
+        "from clbench.registry import STRATEGIES\nfrom clbench.strategies import finetune\n"
+        "STRATEGIES.register('half')(type('Half', (), {}))\nimport no_such_module\n"
     )
     installed(tmp_path, "my_broken", "my_broken")
     registry.STRATEGIES.names()
