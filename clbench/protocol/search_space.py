@@ -91,7 +91,7 @@ def space_of(composed: DictConfig, shared: dict[str, Any], swept: dict[str, Any]
         name: distribution(name, values) for name, values in sorted(every.items()) if name not in fixed or name in swept
     }
     for name in distributions:
-        if name in OmegaConf.missing_keys(composed):
+        if _has_no_value(composed, name):
             raise ConfigError(
                 f"{name} is to be tuned, and has no value that others start from: give it one in the YAML file"
             )
@@ -276,6 +276,12 @@ def _exists(composed: DictConfig, name: str) -> bool:
     group, _, option = name.rpartition(".")
     node = OmegaConf.select(composed, group) if group else composed
     return OmegaConf.is_dict(node) and option in node
+
+
+def _has_no_value(composed: DictConfig, name: str) -> bool:
+    group, _, option = name.rpartition(".")
+    node = OmegaConf.select(composed, group) if group else composed
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, option)
 
 
 def _is_list(value: Any) -> bool:

@@ -87,7 +87,7 @@ def test_data_that_have_changed_are_refused_and_the_record_stays(images, tmp_pat
     original = (images / "own" / "c" / "0.png").read_bytes()
     change_one_image(images)
     with pytest.raises(
-        DataError, match=r"have changed since it was begun: task 2 \(c, d\) has \d+ (training|test) images"
+        DataError, match=r"have changed since it was begun: task 2 \(c, d\) has \d+ (training|test) samples"
     ):
         resume(tmp_path / "run")
     after = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}

@@ -65,8 +65,8 @@ def test_ridge_regression_on_features_that_the_adapter_learned_in_the_first_task
         ),
         (["strategy=lora", "model.hidden=[16]"], "lora acts within a vision transformer, which this network is not"),
         (
-            ["strategy=lora", *VIT, "model.frozen=1"],
-            r"model\.frozen=1 has no meaning with strategy=lora, .* leave it at 0",
+            ["strategy=lora", *VIT, "model.frozen=3"],
+            r"model\.frozen leaves no block of the transformer to put adapters into: set it lower",
         ),
         (
             ["strategy=lora", *VIT, "model.trained=attention"],
