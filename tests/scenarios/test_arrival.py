@@ -229,7 +229,8 @@ def test_what_is_counted_by_class_is_not_taken_from_the_tasks_by_an_adaptive_eva
 @pytest.mark.parametrize("stream", [["scenario.drift=0.5", "strategy=er", "strategy.memory_size=20"],
                                     ["scenario.boundaries=300", "strategy=ewc"]])  # fmt: skip
 def test_a_fleet_in_such_a_stream_is_its_runs_alone(small_trainer, stream):
-    domains = ["scenario=permuted_mnist", "scenario.source=digits", "scenario.frozen=null", "scenario.n_tasks=3", *ONCE]
+    domains = ["scenario=permuted_mnist", "scenario.source=digits", "scenario.frozen=null", "scenario.n_tasks=3", *ONCE,
+               "trainer.batch_size=50"]  # fmt: skip
     alone = [small_trainer(*domains, *stream, f"seed={seed}", checkpoint=f"alone {seed}") for seed in (0, 1)]
     members = [small_trainer(*domains, *stream, f"seed={seed}", checkpoint=f"fleet {seed}") for seed in (0, 1)]
     for trainer in alone:

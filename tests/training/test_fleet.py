@@ -48,7 +48,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize(
+    "case",
+    [c if c not in ("adamw", "adagrad", "schedule") else pytest.param(c, marks=pytest.mark.slow) for c in SETTINGS],
+)
 def test_with_batch_norm_and(case, small_trainer):
     """Two seeds and two class orders of a ResNet, under every option of the loop."""
     common = ["strategy=er", "strategy.memory_size=40", *RESNET, *SETTINGS[case]]

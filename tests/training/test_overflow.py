@@ -56,7 +56,10 @@ class Watched:
         precision._scaler.scale, precision.step = scaled, watched
 
 
-@pytest.mark.parametrize("name", STRATEGIES.names())
+@pytest.mark.parametrize(
+    "name",
+    [n if i % 3 == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(STRATEGIES.names())],
+)
 def test_a_tasks_first_step_overflows(name, small_trainer, monkeypatch):
     """It leaves the weights as they are, and the next one is the first step of SGD that is not fused."""
     trainer = small_trainer(*options(name))
