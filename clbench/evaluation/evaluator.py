@@ -324,7 +324,7 @@ class ContinualEvaluator:
     @property
     def answers(self) -> pd.DataFrame:
         """The table with the columns :data:`ANSWER_COLUMNS`, of an evaluator that :attr:`hears_answers`."""
-        return as_table(self.flush()[:, [0, 1, 2, 3, 7, 8, 6]], ANSWER_COLUMNS)
+        return as_table(self.flush(), [*CURVE_COLUMNS, "exact", "valid"])[ANSWER_COLUMNS]
 
     @property
     def seen(self) -> pd.DataFrame:

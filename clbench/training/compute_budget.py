@@ -8,7 +8,7 @@ task's plan, in which memories hold what they hold at the task's end. Sums over 
 cost little beside the products. c is measured when a task begins; all state is put back, so that nothing is changed by it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,22 +22,32 @@ from clbench.scenarios.scenario import Samples
 
 def relative_cost(learner: Learner, batch: Batch) -> float:
     """c of a step on ``batch``; the learner is as it was afterwards."""
-    own = list(learner.model.trained().values()) or list(
-        learner.model.parameters()
-    )  # all where another network makes them
-    are_trained = [p.requires_grad for p in own]
     with _unchanged(learner):
         with FlopCounterMode(display=False) as whole:
             _step(learner, batch)
-        with FlopCounterMode(display=False) as plain, torch.enable_grad():
-            for p in own:
-                p.requires_grad_()
+        with _trained_by_finetuning(learner) as own, FlopCounterMode(display=False) as plain, torch.enable_grad():
             new = Samples(*(part[: batch.n_new] for part in batch.samples))
             loss = learner.model.answer.losses(learner.model(new.x), new).mean()
             _gradients(loss, own)
-    for p, is_trained in zip(own, are_trained, strict=True):
-        p.requires_grad_(is_trained)
     return whole.get_total_flops() / plain.get_total_flops()
+
+
+@contextmanager
+def _trained_by_finetuning(learner: Learner) -> Iterator[Sequence[Tensor]]:
+    """The network's trained parameters; all of them where none is, because another network makes them."""
+    model = learner.model
+    trained = list(model.trained().values())
+    if trained:
+        yield trained
+        return
+    parameters = list(model.parameters())
+    for p in parameters:
+        p.requires_grad_()
+    try:
+        yield parameters
+    finally:
+        for p in parameters:
+            p.requires_grad_(False)
 
 
 def _step(learner: Learner, batch: Batch) -> None:
@@ -57,8 +67,11 @@ def _step(learner: Learner, batch: Batch) -> None:
             learner.after_step(1, batch._replace(gradient=gradient, outputs=outputs))
 
 
-def _gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """By backward: in torch.autograd.grad the counter cannot follow networks whose weights another network makes."""
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each parameter, of its shape.
+
+    By backward: in torch.autograd.grad the counter cannot follow networks whose weights another network makes.
+    """
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None

@@ -581,6 +581,7 @@ class Trainer:
                 "policy_shift": self.policy_shift.state_dict(),
                 "measurements": list(self._measurements),
                 "batches_per_update": dict(self.batches_per_update),
+                "step_cost": self.step_cost,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "seconds": self.seconds,
@@ -640,6 +641,7 @@ class Trainer:
             self.policy_shift.load_state_dict(state["policy_shift"])
         self._measurements = [tuple(row) for row in state.get("measurements", [])]  # none in older checkpoints
         self.batches_per_update = state.get("batches_per_update", {})  # not in older checkpoints
+        self.step_cost = state.get("step_cost")
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

@@ -84,6 +84,9 @@ def test_the_cost_of_a_step_is_recorded_where_it_is_asked_for(small_trainer):
     assert (plain.step_cost, counted.step_cost) == (None, pytest.approx(2))
     assert counted.curve.equals(plain.curve)
     assert not counted.batches_per_update
+    killed_before_its_summary = small_trainer(*er, "record.step_cost=true", checkpoint="counted")
+    killed_before_its_summary.fit()  # nothing is left to do
+    assert killed_before_its_summary.step_cost == pytest.approx(2)
 
 
 def test_a_method_that_costs_more_misses_batches(small_trainer):
